@@ -1,0 +1,1 @@
+//! Decisions of the build grid. Pure: events and a time in, actions out.

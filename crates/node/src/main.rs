@@ -1,0 +1,3 @@
+//! The shoal program.
+
+fn main() {}

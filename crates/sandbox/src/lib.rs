@@ -1,0 +1,1 @@
+//! Runs one builder process in Linux namespaces.

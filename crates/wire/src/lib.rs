@@ -1,0 +1,3 @@
+//! Bytes to values and back. Pure: no I/O, no async runtime, no clock.
+
+pub mod nix;

@@ -1,0 +1,1 @@
+//! What the Nix world fixes: formats and protocols.

@@ -1,0 +1,1 @@
+//! End-to-end tests: real Nix clients against real nodes.
