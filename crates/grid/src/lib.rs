@@ -1,1 +1,8 @@
 //! Decisions of the build grid. Pure: events and a time in, actions out.
+//!
+//! Nothing here does I/O, reads a clock or draws randomness of its own. The node feeds events in and carries
+//! the actions out; tests do the same from seeds.
+
+pub mod can_run;
+pub mod critical_path;
+pub mod schedule;
