@@ -1,3 +1,7 @@
 //! The shoal program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    shoal_node::cli::main()
+}

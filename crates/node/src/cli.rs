@@ -1,0 +1,98 @@
+//! The command line. Help, man page and completions all come from the types here and the table of configuration keys.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::flags::DataDirFlag;
+use crate::config::{self, ConfigFlags, Loaded};
+
+mod check_config;
+mod exit;
+mod manual;
+mod output;
+
+pub use exit::{Exit, Failure};
+
+type Outcome = anyhow::Result<()>;
+
+/// A build grid for Nix: one program that is a store, a cache and a builder.
+#[derive(Parser)]
+#[command(name = "shoal", version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args)]
+pub struct Global {
+    /// Read this configuration file instead of /etc/shoal/config.toml
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Node")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub data_dir: DataDirFlag,
+    /// Say more; twice for even more
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Node")]
+    pub verbose: u8,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Check the configuration and show every setting with its origin
+    CheckConfig(check_config::CheckConfig),
+    /// Print a shell's completions
+    Completions(manual::Completions),
+    /// Print the manual page
+    Man,
+}
+
+/// Whether a command that reads prints for people or for programs.
+#[derive(Args, Clone, Copy)]
+pub struct ReadArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Global {
+    /// The configuration with `flags` on top.
+    pub fn load(&self, flags: ConfigFlags) -> anyhow::Result<Loaded> {
+        let flags = flags.and(&self.data_dir);
+        config::load(self.config.as_deref(), text_environment(), &flags).map_err(|errors| {
+            let list = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+            Failure::new(Exit::Config, list).into()
+        })
+    }
+}
+
+/// Variables that are text; none of ours can be anything else.
+fn text_environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    exit::report(run(&cli))
+}
+
+fn run(cli: &Cli) -> Outcome {
+    match &cli.command {
+        Command::CheckConfig(command) => command.run(&cli.global),
+        Command::Completions(command) => command.run(Cli::command()),
+        Command::Man => manual::man(Cli::command()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

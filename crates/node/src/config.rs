@@ -1,0 +1,124 @@
+//! What a node is told: defaults, then a TOML file, then `SHOAL_*` variables, then flags; the later one wins.
+//!
+//! [`key::KEYS`] is the one list of keys. Flags, file and environment are all read through it, so a key has the same
+//! name, values and help everywhere.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub mod detect;
+pub mod flags;
+pub mod key;
+pub mod load;
+pub mod nearest;
+pub mod units;
+
+pub use flags::ConfigFlags;
+pub use load::{ConfigError, Loaded, Origin, load};
+
+use units::{Quota, duration_text, optional_duration_text};
+
+/// The file that is read when none is named; it may be absent.
+pub const DEFAULT_FILE: &str = "/etc/shoal/config.toml";
+
+/// A node's settings. Field `a_b` is key `a-b`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub name: String,
+    /// `None`: no ssh door.
+    pub ssh: Option<SocketAddr>,
+    pub socket: PathBuf,
+    pub authorized_keys: PathBuf,
+    pub no_build: bool,
+    /// Builds that run at once, at least 1.
+    pub max_jobs: u32,
+    /// `NIX_BUILD_CORES` of a build whose client names none, at least 1.
+    pub cores: u32,
+    pub system: Vec<String>,
+    pub feature: Vec<String>,
+    #[serde(serialize_with = "optional_duration_text")]
+    pub timeout: Option<Duration>,
+    #[serde(serialize_with = "optional_duration_text")]
+    pub max_silent_time: Option<Duration>,
+    /// Bytes.
+    pub max_build_log_size: Option<u64>,
+    pub keep_failed: bool,
+    pub keep_going: bool,
+    /// A static shell, seen by builders as `/bin/sh`.
+    pub sandbox_shell: Option<PathBuf>,
+    /// `name:base64`.
+    pub trusted_public_key: Vec<String>,
+    pub require_sigs: bool,
+    /// Empty: the key that the node made for itself.
+    pub secret_key_file: Vec<PathBuf>,
+    pub store_quota: Quota,
+    #[serde(serialize_with = "duration_text")]
+    pub drain_timeout: Duration,
+    pub log: Log,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`; or a list of `part=level`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    Text,
+    Json,
+}
+
+impl Config {
+    /// What holds when nobody says anything, on this machine and for this user.
+    pub fn detected() -> Self {
+        let cpus = detect::cpus();
+        Config {
+            data_dir: detect::data_dir(),
+            name: detect::host_name(),
+            ssh: Some(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 2222))),
+            socket: PathBuf::new(),
+            authorized_keys: PathBuf::new(),
+            no_build: false,
+            max_jobs: cpus,
+            cores: cpus,
+            system: detect::systems(),
+            feature: detect::features(),
+            timeout: None,
+            max_silent_time: None,
+            max_build_log_size: Some(1 << 30),
+            keep_failed: false,
+            keep_going: false,
+            sandbox_shell: detect::sandbox_shell(),
+            trusted_public_key: Vec::new(),
+            require_sigs: true,
+            secret_key_file: Vec::new(),
+            store_quota: Quota::Share(80),
+            drain_timeout: Duration::from_secs(600),
+            log: Log { level: "info".into(), format: LogFormat::Auto },
+        }
+    }
+
+    /// Paths that hang on the data directory, once it is known; relative ones start where the command was given.
+    fn settle(&mut self) {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let or_inside = |path: &Path, dir: &Path, name: &str| {
+            if path.as_os_str().is_empty() { dir.join(name) } else { absolute(path) }
+        };
+        self.data_dir = absolute(&self.data_dir);
+        self.socket = or_inside(&self.socket, &self.data_dir, "daemon.sock");
+        self.authorized_keys = or_inside(&self.authorized_keys, &self.data_dir, "authorized_keys");
+        self.secret_key_file = self.secret_key_file.iter().map(|path| absolute(path)).collect();
+        self.sandbox_shell = self.sandbox_shell.as_deref().map(absolute);
+    }
+}

@@ -1,0 +1,307 @@
+//! The list of keys. A key added here exists as a flag, in the file, in the environment and in the help.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use super::units::{Quota, parse_duration, parse_optional_duration, parse_optional_size};
+use super::{Config, LogFormat};
+
+pub struct Key {
+    /// The file's table that holds it; empty at the top level.
+    pub section: &'static str,
+    /// The flag without its dashes: the section, where there is one, then the name.
+    pub flag: &'static str,
+    /// What holds when nobody says anything, in words.
+    pub default: &'static str,
+    pub help: &'static str,
+    pub set: Set,
+}
+
+type SetOne = fn(&mut Config, &str) -> Result<(), String>;
+type SetMany = fn(&mut Config, Vec<String>) -> Result<(), String>;
+
+/// How a key's text becomes a setting; the string names the value in the help.
+pub enum Set {
+    Switch(fn(&mut Config, bool)),
+    One(&'static str, SetOne),
+    Many(&'static str, SetMany),
+}
+
+const fn key(flag: &'static str, default: &'static str, set: Set, help: &'static str) -> Key {
+    Key { section: "", flag, default, help, set }
+}
+
+pub const KEYS: &[Key] = &[
+    key(
+        "data-dir",
+        "$STATE_DIRECTORY, /var/lib/shoal as root, else $XDG_STATE_HOME/shoal",
+        Set::One("DIR", |c, v| path(v).map(|p| c.data_dir = p)),
+        "Everything the node keeps",
+    ),
+    key("name", "host name", Set::One("NAME", |c, v| name(v).map(|n| c.name = n)), "The node's name, shown to people"),
+    key(
+        "ssh",
+        "[::]:2222",
+        Set::One("ADDR", |c, v| listen(v).map(|a| c.ssh = a)),
+        "Where ssh-ng:// and ssh:// are served, port 0 for any free one; or none",
+    ),
+    key(
+        "socket",
+        "<data-dir>/daemon.sock",
+        Set::One("PATH", |c, v| path(v).map(|p| c.socket = p)),
+        "Unix socket that speaks Nix's daemon protocol",
+    ),
+    key(
+        "authorized-keys",
+        "<data-dir>/authorized_keys",
+        Set::One("FILE", |c, v| path(v).map(|p| c.authorized_keys = p)),
+        "SSH keys that may use the node; read again when it changes",
+    ),
+    key("no-build", "false", Set::Switch(|c, v| c.no_build = v), "Serve the store, build nothing"),
+    key(
+        "max-jobs",
+        "one for each CPU",
+        Set::One("N", |c, v| positive(v).map(|n| c.max_jobs = n)),
+        "Builds that run at once",
+    ),
+    key(
+        "cores",
+        "all CPUs",
+        Set::One("N", |c, v| positive(v).map(|n| c.cores = n)),
+        "CPUs that one build is told it may use (NIX_BUILD_CORES)",
+    ),
+    key(
+        "system",
+        "this machine's",
+        Set::Many("SYSTEM", |c, v| words(v).map(|v| c.system = v)),
+        "System that this node builds for, like x86_64-linux",
+    ),
+    key(
+        "feature",
+        "benchmark, big-parallel, ca-derivations, nixos-test; kvm where usable",
+        Set::Many("FEATURE", |c, v| words(v).map(|v| c.feature = v)),
+        "System feature that this node offers to builds",
+    ),
+    key(
+        "timeout",
+        "none",
+        Set::One("TIME", |c, v| parse_optional_duration(v).map(|t| c.timeout = t)),
+        "Longest a build may run, unless its client says otherwise",
+    ),
+    key(
+        "max-silent-time",
+        "none",
+        Set::One("TIME", |c, v| parse_optional_duration(v).map(|t| c.max_silent_time = t)),
+        "Longest a build may print nothing, unless its client says otherwise",
+    ),
+    key(
+        "max-build-log-size",
+        "1GiB",
+        Set::One("SIZE", |c, v| parse_optional_size(v).map(|s| c.max_build_log_size = s)),
+        "A build that prints more is ended; or none",
+    ),
+    key("keep-failed", "false", Set::Switch(|c, v| c.keep_failed = v), "Keep the directories of failed builds"),
+    key(
+        "keep-going",
+        "false",
+        Set::Switch(|c, v| c.keep_going = v),
+        "After a failure go on with what does not depend on it, unless the client says otherwise",
+    ),
+    key(
+        "sandbox-shell",
+        "the first static busybox of this machine",
+        Set::One("FILE", |c, v| optional_path(v).map(|p| c.sandbox_shell = p)),
+        "Static shell that builds see as /bin/sh; or none",
+    ),
+    key(
+        "trusted-public-key",
+        "none",
+        Set::Many("NAME:KEY", |c, v| public_keys(v).map(|v| c.trusted_public_key = v)),
+        "Signing key whose store paths any client may upload",
+    ),
+    key(
+        "require-sigs",
+        "true",
+        Set::Switch(|c, v| c.require_sigs = v),
+        "Refuse unsigned paths from clients that are not trusted",
+    ),
+    key(
+        "secret-key-file",
+        "<data-dir>/keys/signing-key, made on first start",
+        Set::Many("FILE", |c, v| v.iter().map(|f| path(f)).collect::<Result<_, _>>().map(|v| c.secret_key_file = v)),
+        "Key that signs what is built here",
+    ),
+    key(
+        "store-quota",
+        "80%",
+        Set::One("SIZE", |c, v| Quota::parse(v).map(|q| c.store_quota = q)),
+        "Disk the store may fill, in bytes or as a share of the file system",
+    ),
+    key(
+        "drain-timeout",
+        "10m",
+        Set::One("TIME", |c, v| parse_duration(v).map(|t| c.drain_timeout = t)),
+        "How long a node that was told to stop waits for running builds",
+    ),
+    Key {
+        section: "log",
+        ..key(
+            "log-level",
+            "info",
+            Set::One("LEVEL", |c, v| level(v).map(|l| c.log.level = l)),
+            "error, warn, info, debug or trace; or a list like info,shoal_store=debug",
+        )
+    },
+    Key {
+        section: "log",
+        ..key(
+            "log-format",
+            "auto",
+            Set::One("FORMAT", |c, v| format(v).map(|f| c.log.format = f)),
+            "text, json, or auto: text on a terminal and JSON otherwise",
+        )
+    },
+];
+
+impl Key {
+    /// The name inside its section of the file.
+    pub fn name(&self) -> &'static str {
+        let section = self.flag.strip_prefix(self.section).unwrap_or(self.flag);
+        section.strip_prefix('-').unwrap_or(section)
+    }
+
+    /// The name with its section, as messages show it.
+    pub fn path(&self) -> String {
+        if self.section.is_empty() { self.flag.into() } else { format!("{}.{}", self.section, self.name()) }
+    }
+
+    pub fn variable(&self) -> String {
+        let upper = |text: &str| text.replace('-', "_").to_uppercase();
+        let section = if self.section.is_empty() { String::new() } else { format!("{}__", upper(self.section)) };
+        format!("SHOAL_{section}{}", upper(self.name()))
+    }
+
+    /// Sets the key from texts: one for a flag or a scalar, any number for a list.
+    pub fn apply(&self, config: &mut Config, texts: Vec<String>) -> Result<(), String> {
+        let last = || texts.last().map(String::as_str).unwrap_or_default();
+        match self.set {
+            Set::Switch(set) => switch(last()).map(|value| set(config, value)),
+            Set::One(_, set) => set(config, last()),
+            Set::Many(_, set) => set(config, texts),
+        }
+    }
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err(format!("'{text}' is neither true nor false")),
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("an empty path".into()) } else { Ok(PathBuf::from(text)) }
+}
+
+fn optional_path(text: &str) -> Result<Option<PathBuf>, String> {
+    if text == "none" { Ok(None) } else { path(text).map(Some) }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match text {
+        "" => Err("an empty name".into()),
+        text if text.len() <= 64 && text.chars().all(fits) => Ok(text.into()),
+        _ => Err(format!("'{text}' is not a name: up to 64 letters, digits, '-', '_' and '.'")),
+    }
+}
+
+fn positive(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number @ 1..) => Ok(number),
+        _ => Err(format!("'{text}' is not a number of at least 1")),
+    }
+}
+
+/// `ADDR:PORT`, `:PORT` for every address, or `none`.
+fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
+    let bad = || format!("'{text}' is not an address to listen on; write it like [::]:2222, 127.0.0.1:0 or none");
+    match text {
+        "none" => Ok(None),
+        _ => match text.strip_prefix(':') {
+            Some(port) => port.parse().map(|port| Some((Ipv6Addr::UNSPECIFIED, port).into())).map_err(|_| bad()),
+            None => text.parse().map(Some).map_err(|_| bad()),
+        },
+    }
+}
+
+fn words(values: Vec<String>) -> Result<Vec<String>, String> {
+    match values.iter().find(|v| v.is_empty() || v.contains(char::is_whitespace)) {
+        Some(bad) => Err(format!("'{bad}' is not one word")),
+        None => Ok(values),
+    }
+}
+
+fn public_keys(values: Vec<String>) -> Result<Vec<String>, String> {
+    let fits = |v: &String| v.split_once(':').is_some_and(|(name, key)| !name.is_empty() && key.len() == 44);
+    match values.iter().find(|v| !fits(v)) {
+        Some(bad) => Err(format!("'{bad}' is not a public key in the form name:base64")),
+        None => Ok(values),
+    }
+}
+
+fn level(text: &str) -> Result<String, String> {
+    match text.parse::<tracing_subscriber::filter::Targets>() {
+        Ok(_) if !text.is_empty() => Ok(text.into()),
+        _ => Err(format!("'{text}' is not a log level")),
+    }
+}
+
+fn format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "auto" => Ok(LogFormat::Auto),
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("'{text}' is not a log format: text, json or auto")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every key reaches a field of the configuration, and every field has its key.
+    #[test]
+    fn keys_and_fields_are_the_same() {
+        let json = serde_json::to_value(Config::detected()).unwrap();
+        let mut fields = Vec::new();
+        for (name, value) in json.as_object().unwrap() {
+            match value.as_object() {
+                Some(section) => fields.extend(section.keys().map(|inner| format!("{name}.{inner}"))),
+                None => fields.push(name.clone()),
+            }
+        }
+        let mut keys: Vec<String> = KEYS.iter().map(Key::path).collect();
+        fields.sort();
+        keys.sort();
+        assert_eq!(fields, keys);
+    }
+
+    #[test]
+    fn a_section_is_a_prefix_of_the_flag() {
+        for key in KEYS.iter().filter(|key| !key.section.is_empty()) {
+            assert_eq!(key.flag, format!("{}-{}", key.section, key.name()));
+        }
+        let level = KEYS.iter().find(|key| key.flag == "log-level").unwrap();
+        assert_eq!((level.path().as_str(), level.variable().as_str()), ("log.level", "SHOAL_LOG__LEVEL"));
+    }
+
+    #[test]
+    fn listening_addresses() {
+        assert_eq!(listen(":0").unwrap().unwrap().to_string(), "[::]:0");
+        assert_eq!(listen("127.0.0.1:22").unwrap().unwrap().to_string(), "127.0.0.1:22");
+        assert_eq!(listen("none"), Ok(None));
+        assert!(listen("localhost").is_err() && listen("22").is_err());
+    }
+}
