@@ -1,0 +1,41 @@
+//! The names in a build's scratch directory.
+
+use std::path::{Path, PathBuf};
+
+/// The layout of a scratch directory. Only [`Scratch::output`], [`Scratch::build_dir`] and [`Scratch::log`]
+/// are of interest outside of this crate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Scratch(path.into())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Where the builder's `<store dir>/<name>` lies on the host, after the build.
+    pub fn output(&self, name: &str) -> PathBuf {
+        self.store().join(name)
+    }
+
+    /// The builder's `build_dir`.
+    pub fn build_dir(&self) -> PathBuf {
+        self.0.join("build")
+    }
+
+    /// Everything the builder wrote to its stdout and stderr, as it came.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.0.join("upper/store")
+    }
+
+    pub(crate) fn exit(&self) -> PathBuf {
+        self.0.join("exit")
+    }
+}
