@@ -1,0 +1,3 @@
+//! What only nodes speak.
+
+pub mod manifest;
