@@ -9,9 +9,15 @@ use crate::config::flags::DataDirFlag;
 use crate::config::{self, ConfigFlags, Loaded};
 
 mod check_config;
+mod client;
+mod doctor;
 mod exit;
+mod key;
 mod manual;
 mod output;
+mod paths;
+mod status;
+mod use_node;
 
 pub use exit::{Exit, Failure};
 
@@ -41,6 +47,26 @@ pub struct Global {
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Show what a running node is doing
+    Status(status::Status),
+    /// List the store paths of a running node
+    Paths(paths::Paths),
+    /// List running builds
+    Builds(status::Builds),
+    /// Print the log of a build
+    Log(paths::Log),
+    /// Delete store paths that nothing keeps
+    Gc(paths::Gc),
+    /// Show or install the lines that point a machine's Nix at this node
+    Use(use_node::Use),
+    /// Say who may use this node over ssh
+    #[command(subcommand)]
+    Client(client::Client),
+    /// Make and show signing keys
+    #[command(subcommand)]
+    Key(key::Key),
+    /// Check the machine and say how to fix what is wrong
+    Doctor(doctor::Doctor),
     /// Check the configuration and show every setting with its origin
     CheckConfig(check_config::CheckConfig),
     /// Print a shell's completions
@@ -81,6 +107,15 @@ pub fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Outcome {
     match &cli.command {
+        Command::Status(command) => command.run(&cli.global),
+        Command::Paths(command) => command.run(&cli.global),
+        Command::Builds(command) => command.run(&cli.global),
+        Command::Log(command) => command.run(&cli.global),
+        Command::Gc(command) => command.run(&cli.global),
+        Command::Use(command) => command.run(&cli.global),
+        Command::Client(command) => command.run(&cli.global),
+        Command::Key(command) => command.run(&cli.global),
+        Command::Doctor(command) => command.run(&cli.global),
         Command::CheckConfig(command) => command.run(&cli.global),
         Command::Completions(command) => command.run(Cli::command()),
         Command::Man => manual::man(Cli::command()),

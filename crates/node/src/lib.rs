@@ -1,5 +1,13 @@
 //! A node: front doors, builds and the command line. It wires; what can be decided without I/O is decided elsewhere.
 
 pub mod cli;
+pub mod client_setup;
+pub mod clients;
 pub mod config;
+pub mod control;
+pub mod doctor;
 pub mod door;
+pub mod files;
+pub mod keys;
+pub mod logging;
+pub mod serve;

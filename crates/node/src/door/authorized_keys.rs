@@ -220,6 +220,17 @@ fn parse(text: &str) -> (Keys, Vec<Complaint>) {
     (keys, complaints)
 }
 
+/// The key of one line and what it is allowed; `None` for a blank, a comment and a key that is left out on purpose.
+pub fn read_line(line: &str) -> Result<Option<(PublicKey, Grant)>, String> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(None);
+    }
+    let Some((wire, grant)) = parse_line(line, &mut |_| {})? else { return Ok(None) };
+    let key = PublicKey::from_bytes(&wire).map_err(|error| error.to_string())?;
+    Ok(Some((key, grant)))
+}
+
 /// `Ok(None)` for a key that was left out on purpose, after saying why.
 fn parse_line(line: &str, complain: &mut dyn FnMut(String)) -> Result<Option<(Vec<u8>, Grant)>, String> {
     let (options, rest) = line::split_options(line).ok_or("a quote in the options is not closed; line ignored")?;

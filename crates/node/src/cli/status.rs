@@ -1,0 +1,81 @@
+//! `shoal status` and `shoal builds`: what a node is doing.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{Global, Outcome, ReadArgs, output};
+use crate::config::ConfigFlags;
+use crate::config::units::{show_duration, size_text};
+use crate::control::{Request, client};
+
+#[derive(Args)]
+pub struct Status {
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+#[derive(Args)]
+pub struct Builds {
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+impl Status {
+    pub fn run(&self, global: &Global) -> Outcome {
+        let config = global.load(ConfigFlags::default())?.config;
+        let status = client::ask_one(&config.data_dir, &Request::Status)?;
+        if self.read.json {
+            return Ok(output::json(&status)?);
+        }
+        let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str).unwrap_or("none").to_string();
+        let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+        let up = show_duration(Duration::from_secs(number("/uptime_seconds")));
+        let draining = if status.pointer("/builds/draining") == Some(&Value::Bool(true)) { ", draining" } else { "" };
+        let rows = [
+            ("node", format!("{} ({})", text("/name"), text("/node_id"))),
+            ("version", format!("{}, up {up}, pid {}{draining}", text("/version"), number("/pid"))),
+            ("ssh", text("/ssh")),
+            ("socket", text("/socket")),
+            ("store", format!("{} paths, {} on disk", number("/store/paths"), size_text(number("/store/disk_bytes")))),
+            ("clients", number("/sessions").to_string()),
+            (
+                "builds",
+                format!(
+                    "{} of {} running, {} waiting",
+                    status.pointer("/builds/running").and_then(Value::as_array).map_or(0, Vec::len),
+                    number("/builds/max_jobs"),
+                    number("/builds/waiting")
+                ),
+            ),
+        ];
+        Ok(output::table(&rows.map(|(name, value)| vec![name.to_string(), value]))?)
+    }
+}
+
+impl Builds {
+    pub fn run(&self, global: &Global) -> Outcome {
+        let config = global.load(ConfigFlags::default())?.config;
+        let mut builds = Vec::new();
+        client::ask(&config.data_dir, &Request::Builds, |item| {
+            builds.push(item);
+            Ok(())
+        })?;
+        if self.read.json {
+            return Ok(output::json(&builds)?);
+        }
+        let cell = |build: &Value, name: &str| match &build[name] {
+            Value::String(text) => text.clone(),
+            Value::Number(number) if name == "seconds" => {
+                show_duration(Duration::from_secs(number.as_u64().unwrap_or(0)))
+            }
+            other => other.to_string(),
+        };
+        let rows: Vec<_> = builds
+            .iter()
+            .map(|build| ["state", "seconds", "drv_path"].map(|name| cell(build, name)).to_vec())
+            .collect();
+        Ok(output::table(&rows)?)
+    }
+}

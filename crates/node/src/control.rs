@@ -1,0 +1,42 @@
+//! How commands talk to a running node: JSON lines over `<data-dir>/control.sock`.
+//!
+//! A client sends one [`Request`] a connection; the node answers with any number of [`Reply::Item`]s and one
+//! [`Reply::End`] or [`Reply::Error`]. Who may open the socket may do all of it: its directory is the node's own.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub mod client;
+
+/// A line longer than this is not read: no request or item comes near it.
+const LINE_BYTES_MAX: u64 = 16 << 20;
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// One item: the node, its store and its builds in numbers.
+    Status,
+    /// An item for each path, or for each of the named ones.
+    Paths { paths: Vec<String> },
+    /// An item for each running and recent build.
+    Builds,
+    /// Items are pieces of the log, base64. `path`: a derivation or an output.
+    Log { path: String },
+    /// One item: what was freed, or would be.
+    Gc { dry_run: bool, max_freed: Option<u64> },
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    Item(Value),
+    End,
+    /// The request failed; the text is for people.
+    Error(String),
+}
+
+pub fn socket(data_dir: &Path) -> PathBuf {
+    data_dir.join("control.sock")
+}

@@ -1,0 +1,98 @@
+//! The node's own keys, in `<data-dir>/keys`: made on first start, never replaced.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use shoal_wire::nix::base64::encode_hex;
+use shoal_wire::nix::signature::SecretKey;
+
+use crate::config::Config;
+use crate::files;
+
+/// Says who the node is to other nodes.
+const NODE_KEY: &str = "node-key";
+/// Signs what the node builds, in Nix's format.
+const SIGNING_KEY: &str = "signing-key";
+/// A key file is one short line.
+const KEY_FILE_BYTES_MAX: u64 = 4096;
+
+pub fn directory(data_dir: &Path) -> PathBuf {
+    data_dir.join("keys")
+}
+
+/// The node's identity: the public half of its node key, in hexadecimal.
+pub fn node_id(data_dir: &Path) -> Result<String> {
+    let key = read_or_make(&directory(data_dir).join(NODE_KEY), "node")?;
+    Ok(encode_hex(key.public().bytes()))
+}
+
+/// The keys that sign what is built here: those of the configuration, else the node's own, which is made if absent.
+pub fn signing_keys(config: &Config) -> Result<Vec<SecretKey>> {
+    if !config.secret_key_file.is_empty() {
+        return config.secret_key_file.iter().map(|path| read(path)).collect();
+    }
+    let path = directory(&config.data_dir).join(SIGNING_KEY);
+    Ok(vec![read_or_make(&path, &format!("{}-1", config.name))?])
+}
+
+/// The files [`signing_keys`] reads.
+pub fn signing_key_files(config: &Config) -> Vec<PathBuf> {
+    match config.secret_key_file.is_empty() {
+        true => vec![directory(&config.data_dir).join(SIGNING_KEY)],
+        false => config.secret_key_file.clone(),
+    }
+}
+
+/// A secret key in Nix's form, `name:base64`.
+pub fn read(path: &Path) -> Result<SecretKey> {
+    let text = fs::metadata(path).and_then(|meta| match meta.len() {
+        len if len > KEY_FILE_BYTES_MAX => Err(io::Error::other("too large for a key")),
+        _ => fs::read_to_string(path),
+    });
+    let text = text.with_context(|| format!("cannot read the key {}", path.display()))?;
+    text.parse().with_context(|| format!("{} holds no secret key", path.display()))
+}
+
+/// Writes a new key to `path`, which must not exist.
+pub fn make(path: &Path, name: &str) -> Result<SecretKey> {
+    anyhow::ensure!(!path.exists(), "{} exists already", path.display());
+    let key = SecretKey::generate(name)?;
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    files::replace(path, files::SECRET, format!("{}\n", key.to_secret_text()).as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(key)
+}
+
+fn read_or_make(path: &Path, name: &str) -> Result<SecretKey> {
+    if path.exists() { read(path) } else { make(path, name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::detected();
+        config.data_dir = dir.path().into();
+        config.name = "here".into();
+        let first = signing_keys(&config).unwrap()[0].public();
+        assert_eq!(first.name(), "here-1");
+        assert_eq!(signing_keys(&config).unwrap()[0].public(), first);
+        assert_eq!(node_id(dir.path()).unwrap(), node_id(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_broken_key_is_an_error_that_names_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k");
+        fs::write(&path, "no key").unwrap();
+        assert!(format!("{:#}", read(&path).err().unwrap()).contains(path.to_str().unwrap()));
+        assert!(make(&path, "x").is_err(), "an existing file is never replaced");
+    }
+}
