@@ -9,6 +9,7 @@ mod print;
 
 pub use parse::{AtermError, parse};
 pub use print::print;
+pub(crate) use print::print_parts;
 
 /// Bytes of a `.drv` that are read at most. The largest real ones are a few megabytes.
 pub const ATERM_LEN_MAX: usize = 64 << 20;
