@@ -30,7 +30,10 @@ impl<R: BufRead, S: NarSink<Error: Into<io::Error>>> NarReader<R, S> {
     /// Reads what is left of the NAR, and gives back the sink.
     pub fn finish(mut self) -> io::Result<S> {
         while !self.parser.is_done() {
-            self.step(usize::MAX, |_| ())?;
+            match self.step(usize::MAX, |_| ()) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
         }
         Ok(self.sink)
     }

@@ -18,6 +18,8 @@ const NIX_VERSION_SINCE: u8 = 33;
 
 /// Most features that a peer may name; Nix knows five.
 const FEATURES_MAX: u64 = 256;
+/// Messages before the first request that a client keeps; servers have a few warnings at most.
+const MESSAGES_MAX: usize = 256;
 
 number_enum! {
     /// Whether the server trusts the client. Clients choose by it how they send builds.
@@ -132,7 +134,7 @@ pub fn connect<R: Read, W: Write>(
         match r.get()? {
             StderrMessage::Last => return Ok(ServerInfo { nix_version, trust, messages }),
             StderrMessage::Error(error) => return Err(HandshakeError::Refused(error)),
-            message if messages.len() < FEATURES_MAX as usize => messages.push(message),
+            message if messages.len() < MESSAGES_MAX => messages.push(message),
             _ => {}
         }
     }

@@ -30,6 +30,45 @@ impl UnkeyedPathInfo {
         let Self { deriver, nar_hash, references, registration_time, nar_size, ultimate, signatures, ca } = self;
         PathInfo { path, deriver, nar_hash, nar_size, references, registration_time, ultimate, signatures, ca }
     }
+
+    /// `trust_fields` says whether `ultimate`, signatures and content address are there.
+    pub(crate) fn read_fields<R: Read>(r: &mut Reader<R>, trust_fields: bool) -> Result<Self, ProtoError> {
+        let deriver = r.get()?;
+        let nar_hash = r.token("NAR hash", |text, _| Hash::parse(text, HashAlgo::Sha256))?;
+        let nar_hash = nar_hash.as_sha256().ok_or_else(|| ProtoError::invalid("NAR hash", nar_hash))?;
+        let (references, registration_time, nar_size) = (r.get()?, r.get()?, r.get()?);
+        let mut info = UnkeyedPathInfo {
+            deriver,
+            nar_hash,
+            references,
+            registration_time,
+            nar_size,
+            ultimate: false,
+            signatures: BTreeSet::new(),
+            ca: None,
+        };
+        if trust_fields {
+            info.ultimate = r.get()?;
+            Signatures(info.signatures) = r.get()?;
+            info.ca = r.get()?;
+        }
+        Ok(info)
+    }
+
+    /// Writes what [`Self::read_fields`] reads. The NAR hash is base 16 without prefix.
+    pub(crate) fn write_fields<W: Write>(&self, w: &mut Writer<W>, trust_fields: bool) -> io::Result<()> {
+        w.put(&self.deriver)?;
+        w.string(&Hash::sha256(self.nar_hash).to_base16())?;
+        w.put(&self.references)?;
+        w.u64(self.registration_time)?;
+        w.u64(self.nar_size)?;
+        if trust_fields {
+            w.bool(self.ultimate)?;
+            write_signatures(&self.signatures, w)?;
+            w.put(&self.ca)?;
+        }
+        Ok(())
+    }
 }
 
 impl From<PathInfo> for UnkeyedPathInfo {
@@ -42,39 +81,13 @@ impl From<PathInfo> for UnkeyedPathInfo {
 
 impl Codec for UnkeyedPathInfo {
     fn read<R: Read>(r: &mut Reader<R>) -> Result<Self, ProtoError> {
-        let deriver = r.get()?;
-        let nar_hash = read_nar_hash(r)?;
-        let (references, registration_time, nar_size) = (r.get()?, r.get()?, r.get()?);
-        let mut info = UnkeyedPathInfo {
-            deriver,
-            nar_hash,
-            references,
-            registration_time,
-            nar_size,
-            ultimate: false,
-            signatures: BTreeSet::new(),
-            ca: None,
-        };
-        if r.dialect().minor >= TRUST_FIELDS_SINCE {
-            info.ultimate = r.get()?;
-            Signatures(info.signatures) = r.get()?;
-            info.ca = r.get()?;
-        }
-        Ok(info)
+        let trust_fields = r.dialect().minor >= TRUST_FIELDS_SINCE;
+        Self::read_fields(r, trust_fields)
     }
 
     fn write<W: Write>(&self, w: &mut Writer<W>) -> io::Result<()> {
-        w.put(&self.deriver)?;
-        w.string(&Hash::sha256(self.nar_hash).to_base16())?;
-        w.put(&self.references)?;
-        w.u64(self.registration_time)?;
-        w.u64(self.nar_size)?;
-        if w.dialect().minor >= TRUST_FIELDS_SINCE {
-            w.bool(self.ultimate)?;
-            write_signatures(&self.signatures, w)?;
-            w.put(&self.ca)?;
-        }
-        Ok(())
+        let trust_fields = w.dialect().minor >= TRUST_FIELDS_SINCE;
+        self.write_fields(w, trust_fields)
     }
 }
 
@@ -104,10 +117,4 @@ impl Codec for PathInfo {
         w.put(&self.path)?;
         w.put(&UnkeyedPathInfo::from(self.clone()))
     }
-}
-
-/// SHA-256 in base 16 without prefix; other spellings are understood.
-pub(crate) fn read_nar_hash<R: Read>(r: &mut Reader<R>) -> Result<[u8; 32], ProtoError> {
-    let hash = r.token("NAR hash", |text, _| Hash::parse(text, HashAlgo::Sha256))?;
-    hash.as_sha256().ok_or_else(|| ProtoError::invalid("NAR hash", hash))
 }
