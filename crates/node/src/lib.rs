@@ -1,5 +1,6 @@
 //! A node: front doors, builds and the command line. It wires; what can be decided without I/O is decided elsewhere.
 
+pub mod builtin;
 pub mod cli;
 pub mod client_setup;
 pub mod clients;
