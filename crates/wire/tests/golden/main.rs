@@ -1,0 +1,11 @@
+//! The crate against recorded data: Nix's own golden files, a real package graph, and known vectors.
+
+mod corpus;
+mod nar;
+mod nar_trees;
+mod nix_derivation;
+mod nix_names;
+mod properties;
+mod references;
+mod shared;
+mod vectors;

@@ -1,0 +1,1 @@
+//! Whatever the value: what is written is read back, and only that.
