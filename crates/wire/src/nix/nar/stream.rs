@@ -30,10 +30,7 @@ impl<R: BufRead, S: NarSink<Error: Into<io::Error>>> NarReader<R, S> {
     /// Reads what is left of the NAR, and gives back the sink.
     pub fn finish(mut self) -> io::Result<S> {
         while !self.parser.is_done() {
-            match self.step(usize::MAX, |_| ()) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
+            self.step(usize::MAX, |_| ())?;
         }
         Ok(self.sink)
     }
@@ -42,6 +39,11 @@ impl<R: BufRead, S: NarSink<Error: Into<io::Error>>> NarReader<R, S> {
     fn step(&mut self, max: usize, copy: impl FnOnce(&[u8])) -> io::Result<usize> {
         if self.parser.is_done() || max == 0 {
             return Ok(0);
+        }
+        while let Err(error) = self.reader.fill_buf() {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
         }
         let buffer = self.reader.fill_buf()?;
         let buffer = &buffer[..buffer.len().min(max)];

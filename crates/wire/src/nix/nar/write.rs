@@ -20,8 +20,13 @@ pub struct NarWriter<W: Write> {
 }
 
 impl<W: Write> NarWriter<W> {
+    /// Writes whatever some Nix release can read.
     pub fn new(writer: W) -> Self {
-        NarWriter { writer, limits: NarLimits::ANY_RELEASE, offset: 0, open: Vec::new(), file: None, begun: false }
+        NarWriter::with_limits(writer, NarLimits::ANY_RELEASE)
+    }
+
+    pub fn with_limits(writer: W, limits: NarLimits) -> Self {
+        NarWriter { writer, limits, offset: 0, open: Vec::new(), file: None, begun: false }
     }
 
     /// Bytes written so far.
