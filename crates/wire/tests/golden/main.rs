@@ -1,10 +1,12 @@
 //! The crate against recorded data: Nix's own golden files, a real package graph, and known vectors.
 
+mod captures;
 mod corpus;
 mod nar;
 mod nar_trees;
 mod nix_derivation;
 mod nix_names;
+mod nix_structured;
 mod properties;
 mod references;
 mod shared;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use shoal_wire::nix::content_address::{CaMethod, ContentAddress};
 use shoal_wire::nix::derivation::{BasicDerivation, Derivation, DerivedOutputs, Output};
+use shoal_wire::nix::derived_path::{Separator, SingleDerivedPath};
 use shoal_wire::nix::hash::{Hash, HashAlgo, sha256};
 use shoal_wire::nix::hash_modulo::HashModulo;
 use shoal_wire::nix::invariants::{check_added, check_outputs};
@@ -88,6 +89,16 @@ fn placeholders() {
     let upstream = |output| placeholder::upstream(&drv, output);
     assert_eq!(upstream("out"), "/10md8vs01x8ahdfghk3ry8r7k1fbhqmxhf3bx2mlz5vfmkwbzmwy");
     assert_eq!(upstream("dev"), "/0d9j3mqvdvhd505yag3adv61vsc5glbs4qxc80ycmakpfjmyp1c3");
+    let derived = |text: &str| {
+        let path = SingleDerivedPath::parse(&dir(), text, Separator::Wire).expect("path");
+        placeholder::derived(&path)
+    };
+    let foo = "/nix/store/g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-foo";
+    let known = derived(&format!("{foo}.drv!out"));
+    assert_eq!(known.as_deref(), Some("/0c6rn30q4frawknapgwq386zq358m8r6msvywcvc89n6m5p2dgbz"));
+    let dynamic = derived(&format!("{foo}.drv.drv!out!out"));
+    assert_eq!(dynamic.as_deref(), Some("/0gn6agqxjyyalf0dpihgyf49xq5hqxgw100f0wydnj6yqrhqsb3w"));
+    assert_eq!(derived(foo), None);
 }
 
 const SIMPLE: &str = "i5xvchlm36jash0k9ndh3vya563ls965-simple";
