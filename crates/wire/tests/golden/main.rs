@@ -8,6 +8,7 @@ mod nix_derivation;
 mod nix_names;
 mod nix_structured;
 mod properties;
+mod protocol_values;
 mod references;
 mod shared;
 mod vectors;
