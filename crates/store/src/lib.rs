@@ -1,1 +1,48 @@
 //! The chunk store on disk.
+//!
+//! A NAR that comes in ([`Store::ingest`]) is cut into chunks ([`chunker`]), each named by its BLAKE3 and kept once, as
+//! a zstd frame in an append-only segment. Its manifest lists them. [`Store::commit`] makes the bytes
+//! durable and then the path visible, with everything that is known of it, in one transaction of the
+//! index. [`Store::export`] gives the NAR back, every byte verified. Nothing here knows of Nix's
+//! protocols or of other nodes.
+
+pub mod chunker;
+mod chunks;
+mod commit;
+mod error;
+mod export;
+mod files;
+mod frame;
+mod gc;
+mod hashing;
+mod index;
+mod ingest;
+mod leases;
+mod logs;
+mod manifests;
+mod open;
+mod options;
+mod paths;
+mod pins;
+mod place;
+mod realisations;
+mod roots;
+mod segment;
+mod stats;
+mod store;
+mod unpack;
+mod verify;
+
+pub use error::{CommitError, Damage, Defect, Error, GcError, IngestError, Object, OpenError, Result};
+pub use export::{Export, Frames};
+pub use frame::FrameError;
+pub use gc::{GcAction, GcReport, GcRequest};
+pub use ingest::{Ingest, Ingested};
+pub use leases::TempRoots;
+pub use logs::{Log, LogWriter};
+pub use options::Options;
+pub use place::{Place, SegmentId};
+pub use roots::Root;
+pub use stats::Stats;
+pub use store::Store;
+pub use verify::VerifyReport;

@@ -1,0 +1,139 @@
+//! One chunk as one zstd frame that states its content size.
+//!
+//! What does not compress is laid into raw blocks, so that every stored frame is a valid zstd
+//! frame whatever the chunk holds and reading it back costs a copy. Format: RFC 8878.
+
+use crate::chunker;
+use std::io;
+use thiserror::Error;
+
+/// Longest frame of one chunk: what zstd may make of incompressible input, and our raw blocks
+/// stay below it.
+pub const FRAME_LEN_MAX: usize = chunker::MAX + (chunker::MAX >> 7) + 512;
+
+/// A frame is kept compressed if it is smaller than its chunk by at least one part in this many.
+/// Below that, reading raw blocks is worth more than the bytes.
+const GAIN_MIN: usize = 32;
+
+const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+/// Single segment, a content size of 4 bytes, no dictionary, no checksum.
+const DESCRIPTOR: u8 = 0b1010_0000;
+/// The longest block that the format allows.
+const BLOCK_LEN_MAX: usize = 128 << 10;
+
+/// Why bytes are not the frame of one chunk.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum FrameError {
+    #[error("the frame states no content size")]
+    NoContentSize,
+    #[error("the frame holds {actual} bytes instead of {expected}")]
+    Length { expected: usize, actual: u64 },
+    #[error("the frame does not decompress: {0}")]
+    Codec(String),
+}
+
+/// Compresses chunks at one level; keeps its work space between them.
+pub struct Encoder {
+    zstd: zstd::bulk::Compressor<'static>,
+    level: i32,
+    scratch: Vec<u8>,
+}
+
+impl Encoder {
+    pub fn new(level: i32) -> io::Result<Self> {
+        let zstd = zstd::bulk::Compressor::new(level)?;
+        Ok(Encoder { zstd, level, scratch: Vec::new() })
+    }
+
+    pub fn set_level(&mut self, level: i32) -> io::Result<()> {
+        if level != self.level {
+            self.zstd.set_compression_level(level)?;
+            self.level = level;
+        }
+        Ok(())
+    }
+
+    /// Appends the frame of `chunk` (at most [`chunker::MAX`] bytes) to `out`; returns its length.
+    pub fn encode(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> io::Result<usize> {
+        let start = out.len();
+        if looks_random(chunk) {
+            push_raw(chunk, out);
+            return Ok(out.len() - start);
+        }
+        self.scratch.clear();
+        self.scratch.reserve(FRAME_LEN_MAX);
+        let len = self.zstd.compress_to_buffer(chunk, &mut self.scratch)?;
+        match len + chunk.len() / GAIN_MIN < chunk.len() {
+            true => out.extend_from_slice(&self.scratch),
+            false => push_raw(chunk, out),
+        }
+        Ok(out.len() - start)
+    }
+}
+
+/// Decompresses chunks; keeps its work space between them.
+pub struct Decoder {
+    zstd: zstd::bulk::Decompressor<'static>,
+}
+
+impl Decoder {
+    pub fn new() -> io::Result<Self> {
+        let zstd = zstd::bulk::Decompressor::new()?;
+        Ok(Decoder { zstd })
+    }
+
+    /// Replaces `out` by the `len` bytes of the chunk in `frame`.
+    pub fn decode(&mut self, frame: &[u8], len: usize, out: &mut Vec<u8>) -> Result<(), FrameError> {
+        match zstd::zstd_safe::get_frame_content_size(frame) {
+            Ok(Some(size)) if size == len as u64 => {}
+            Ok(Some(actual)) => return Err(FrameError::Length { expected: len, actual }),
+            _ => return Err(FrameError::NoContentSize),
+        }
+        out.clear();
+        out.reserve(len);
+        let actual =
+            self.zstd.decompress_to_buffer(frame, out).map_err(|error| FrameError::Codec(error.to_string()))?;
+        match actual == len {
+            true => Ok(()),
+            false => Err(FrameError::Length { expected: len, actual: actual as u64 }),
+        }
+    }
+}
+
+/// A frame of raw blocks.
+fn push_raw(chunk: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&ZSTD_MAGIC);
+    out.push(DESCRIPTOR);
+    out.extend_from_slice(&(chunk.len() as u32).to_le_bytes());
+    let last = chunk.len().saturating_sub(1) / BLOCK_LEN_MAX;
+    for (i, block) in chunk.chunks(BLOCK_LEN_MAX).enumerate() {
+        let header = (block.len() as u32) << 3 | u32::from(i == last);
+        out.extend_from_slice(&header.to_le_bytes()[..3]);
+        out.extend_from_slice(block);
+    }
+}
+
+/// Bytes looked at to tell whether a chunk is worth compressing, in this many places.
+const SAMPLE_LEN: usize = 512;
+const SAMPLES: usize = 8;
+
+/// Whether a sample of the chunk has the byte statistics of noise: then it is compressed or
+/// encrypted already, and zstd would look at all of it only to give up.
+fn looks_random(chunk: &[u8]) -> bool {
+    if chunk.len() < SAMPLES * SAMPLE_LEN * 2 {
+        return false;
+    }
+    let mut counts = [0u32; 256];
+    let stride = (chunk.len() - SAMPLE_LEN) / (SAMPLES - 1);
+    for sample in 0..SAMPLES {
+        for &byte in &chunk[sample * stride..][..SAMPLE_LEN] {
+            counts[usize::from(byte)] += 1;
+        }
+    }
+    // For n uniform bytes the sum of squared counts is n + n(n-1)/256 on average, and its standard
+    // deviation n * sqrt(2/256). Six of them above the mean is not noise.
+    let n = (SAMPLES * SAMPLE_LEN) as f64;
+    let squares: u64 = counts.iter().map(|&c| u64::from(c) * u64::from(c)).sum();
+    let mean = n + n * (n - 1.0) / 256.0;
+    (squares as f64) < mean + 6.0 * n * (2.0f64 / 256.0).sqrt()
+}

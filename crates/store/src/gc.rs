@@ -1,0 +1,136 @@
+//! Garbage collection: mark from the roots, then sweep, beside everything else.
+//!
+//! The graph of paths is marked on a snapshot. What was found dead is deleted in small transactions
+//! that ask again what may have changed since: leases ([`crate::leases`]), roots, referrers. A path's
+//! chunks are counted down by the manifests that go; those that reach nothing, and were not wanted by
+//! any ingest since the collection began ([`crate::pins`]), are swept. A segment without live records
+//! is deleted.
+
+mod chunks;
+mod graph;
+mod paths;
+mod segments;
+
+use crate::error::{GcError, Result};
+use crate::leases::Leases;
+use crate::pins::Pins;
+use crate::roots::forget_stale_links;
+use crate::store::Store;
+use chunks::ChunkCounts;
+use graph::Graph;
+use shoal_wire::nix::store_path::StorePath;
+use std::sync::PoisonError;
+
+/// Paths deleted in one transaction: other writers wait for it, some milliseconds.
+const PATHS_BATCH: usize = 64;
+
+/// What to collect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GcAction {
+    /// Delete nothing, list what roots reach.
+    ReturnLive,
+    /// Delete nothing, list what roots do not reach.
+    ReturnDead,
+    /// Delete what roots do not reach; with paths, only those of it and what refers to them.
+    DeleteDead,
+    /// Delete exactly these paths; [`GcError::Alive`] if one is reached by a root or referred to by
+    /// a path that is not among them.
+    DeleteSpecific,
+}
+
+#[derive(Debug, Clone)]
+pub struct GcRequest {
+    pub action: GcAction,
+    pub paths: Vec<StorePath>,
+    /// Stored bytes after which no further path is deleted.
+    pub max_freed: u64,
+    /// Whether a live path keeps the derivation that it names as its deriver.
+    pub keep_derivations: bool,
+}
+
+impl GcRequest {
+    /// Without paths or limit, derivations kept: Nix's defaults.
+    pub fn new(action: GcAction) -> Self {
+        GcRequest { action, paths: Vec::new(), max_freed: u64::MAX, keep_derivations: true }
+    }
+}
+
+/// What was collected, or would be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    pub paths: Vec<StorePath>,
+    /// Stored bytes that nothing refers to any more.
+    pub freed: u64,
+    /// Bytes given back to the file system.
+    pub deleted: u64,
+}
+
+impl Store {
+    /// Collects garbage. One collection runs at a time; a second waits.
+    pub fn collect(&self, request: &GcRequest) -> Result<GcReport, GcError> {
+        let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _watch = Watch::begin(&self.pins, &self.leases);
+        let graph = Graph::read(self)?;
+        let live = graph.live(self, request.keep_derivations)?;
+        let doomed = match request.action {
+            GcAction::ReturnLive => return Ok(listed(graph.paths_where(|path| live[path]))),
+            GcAction::ReturnDead => return Ok(listed(graph.paths_where(|path| !live[path]))),
+            GcAction::DeleteDead => graph.dead(&live, &request.paths),
+            GcAction::DeleteSpecific => graph.deletable(&live, &request.paths, request.keep_derivations)?,
+        };
+        if request.action == GcAction::DeleteDead {
+            forget_stale_links(self)?;
+        }
+        Ok(self.sweep(request, graph, doomed)?)
+    }
+
+    fn sweep(&self, request: &GcRequest, graph: Graph, doomed: Vec<usize>) -> Result<GcReport> {
+        let mut counts = ChunkCounts::read(self)?;
+        let mut users = graph.manifest_users();
+        let mut report = GcReport::default();
+        let mut derivation_gone = false;
+        for batch in graph.referrers_first(&doomed).chunks(PATHS_BATCH) {
+            if report.freed >= request.max_freed {
+                break;
+            }
+            let batch: Vec<StorePath> = batch.iter().map(|&path| graph.path(path).clone()).collect();
+            let gone = paths::delete(self, &batch, &mut users)?;
+            let unused = counts.release(&gone.manifests);
+            report.freed += chunks::sweep(self, &unused)?;
+            derivation_gone |= gone.paths.iter().any(StorePath::is_derivation);
+            report.paths.extend(gone.paths);
+        }
+        if request.action == GcAction::DeleteDead && report.freed < request.max_freed {
+            report.freed += chunks::sweep_unused(self, &counts)?;
+        }
+        if derivation_gone {
+            paths::forget_derivers(self)?;
+        }
+        report.deleted = segments::delete_dead(self)?;
+        Ok(report)
+    }
+}
+
+fn listed(paths: Vec<StorePath>) -> GcReport {
+    GcReport { paths, ..GcReport::default() }
+}
+
+/// Makes ingests leave word of what they want while a collection runs.
+struct Watch<'a> {
+    pins: &'a Pins,
+    leases: &'a Leases,
+}
+
+impl<'a> Watch<'a> {
+    fn begin(pins: &'a Pins, leases: &'a Leases) -> Self {
+        pins.begin_collection();
+        Watch { pins, leases }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.pins.end_collection();
+        self.leases.end_deletion();
+    }
+}

@@ -1,0 +1,83 @@
+//! The index: which paths are valid, what they hold, and where their chunks lie. One redb file.
+//!
+//! Reads see one committed state. Writes go through [`group`]: concurrent ones share a sync of the
+//! segments and a transaction. redb refuses everything after a failed write (a full disk), so the
+//! database is then opened anew.
+
+pub mod group;
+pub mod path_record;
+pub mod tables;
+
+use crate::error::{Error, Result};
+use redb::{Database, Durability, ReadTransaction, WriteTransaction};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+pub struct Index {
+    path: PathBuf,
+    cache_bytes: usize,
+    /// `None` between a failed write and a successful attempt to open it anew.
+    database: RwLock<Option<Database>>,
+}
+
+impl Index {
+    /// Opens the index, or creates it with all its tables.
+    pub fn open(path: &Path, cache_bytes: usize) -> Result<Self> {
+        let database = open(path, cache_bytes)?;
+        let index = Index { path: path.to_owned(), cache_bytes, database: RwLock::new(Some(database)) };
+        let missing = index.read(|txn| tables::missing_any(txn))?;
+        if missing {
+            index.transact(|txn| tables::create_all(txn))?;
+        }
+        Ok(index)
+    }
+
+    /// Runs `f` on the last committed state.
+    pub fn read<T>(&self, f: impl FnOnce(&ReadTransaction) -> Result<T>) -> Result<T> {
+        let database = self.database();
+        let database = database.as_ref().ok_or_else(closed)?;
+        f(&redb::ReadableDatabase::begin_read(database)?)
+    }
+
+    /// Runs `f` in a transaction of its own and makes it durable. Nothing of it remains on error.
+    pub fn transact<T>(&self, f: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {
+        if self.database().is_none() {
+            self.reopen()?;
+        }
+        let outcome = self.try_transact(f);
+        if let Err(Error::Index(_)) = &outcome {
+            // The first error says what happened; a second one comes up at the next attempt.
+            let _ = self.reopen();
+        }
+        outcome
+    }
+
+    fn try_transact<T>(&self, f: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {
+        let database = self.database();
+        let mut txn = database.as_ref().ok_or_else(closed)?.begin_write()?;
+        // Immediate cannot be refused: nothing here makes savepoints.
+        let _ = txn.set_durability(Durability::Immediate);
+        let value = f(&txn)?;
+        txn.commit()?;
+        Ok(value)
+    }
+
+    fn reopen(&self) -> Result<()> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        drop(database.take());
+        *database = Some(open(&self.path, self.cache_bytes)?);
+        Ok(())
+    }
+
+    fn database(&self) -> RwLockReadGuard<'_, Option<Database>> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open(path: &Path, cache_bytes: usize) -> Result<Database> {
+    Ok(Database::builder().set_cache_size(cache_bytes).create(path)?)
+}
+
+fn closed() -> Error {
+    redb::DatabaseError::from(redb::StorageError::DatabaseClosed).into()
+}

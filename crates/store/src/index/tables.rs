@@ -1,0 +1,83 @@
+//! The tables. Integers are little-endian; "hash part" is the 20 bytes that a store path's first 32
+//! digits encode.
+
+use crate::error::Result;
+use redb::{ReadTransaction, TableDefinition, TableHandle, WriteTransaction};
+
+/// BLAKE3 of a chunk -> [`crate::place::Place`].
+pub const CHUNKS: TableDefinition<&[u8; 32], &[u8; 16]> = TableDefinition::new("chunks");
+/// Content root -> one zstd frame of the manifest's encoding.
+pub const MANIFESTS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("manifests");
+/// Base name of a valid path -> [`super::path_record`].
+pub const PATHS: TableDefinition<&str, &[u8]> = TableDefinition::new("paths");
+/// Hash part of a referenced path, hash part of the path that refers to it.
+pub const REFERRERS: TableDefinition<&[u8; 40], ()> = TableDefinition::new("referrers");
+/// Hash part of an output, hash part of a derivation that has it.
+pub const DERIVERS: TableDefinition<&[u8; 40], ()> = TableDefinition::new("derivers");
+/// Name of a permanent root -> base name.
+pub const ROOTS: TableDefinition<&str, &str> = TableDefinition::new("roots");
+/// Absolute path of a symlink that roots what it points at.
+pub const LINKS: TableDefinition<&[u8], ()> = TableDefinition::new("links");
+/// Key (see [`crate::realisations`]) -> JSON as Nix writes it.
+pub const REALISATIONS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("realisations");
+/// Hash part of a realisation's path, followed by the realisation's key.
+pub const REALISED: TableDefinition<&[u8], ()> = TableDefinition::new("realised");
+/// Segment -> committed length, live record bytes, live records; each u64.
+pub const SEGMENTS: TableDefinition<u32, &[u8; 24]> = TableDefinition::new("segments");
+
+macro_rules! each_table {
+    ($txn:expr, $($table:ident),*) => {{ $( $txn.open_table($table)?; )* }};
+}
+
+/// Creates what is not there.
+pub fn create_all(txn: &WriteTransaction) -> Result<()> {
+    each_table!(txn, CHUNKS, MANIFESTS, PATHS, REFERRERS, DERIVERS, ROOTS, LINKS, REALISATIONS, REALISED, SEGMENTS);
+    Ok(())
+}
+
+/// Whether [`create_all`] has not run on this database.
+pub fn missing_any(txn: &ReadTransaction) -> Result<bool> {
+    let names: Vec<String> = txn.list_tables()?.map(|table| table.name().to_owned()).collect();
+    let all = [
+        CHUNKS.name(),
+        MANIFESTS.name(),
+        PATHS.name(),
+        REFERRERS.name(),
+        DERIVERS.name(),
+        ROOTS.name(),
+        LINKS.name(),
+        REALISATIONS.name(),
+        REALISED.name(),
+        SEGMENTS.name(),
+    ];
+    Ok(all.iter().any(|name| !names.iter().any(|n| n == name)))
+}
+
+/// A row of [`SEGMENTS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SegmentRow {
+    /// Bytes that a crash cannot take back.
+    pub committed: u64,
+    /// Header and frame bytes of records that the index points at.
+    pub live_bytes: u64,
+    pub live_records: u64,
+}
+
+impl SegmentRow {
+    pub fn encode(&self) -> [u8; 24] {
+        let mut out = [0; 24];
+        out[..8].copy_from_slice(&self.committed.to_le_bytes());
+        out[8..16].copy_from_slice(&self.live_bytes.to_le_bytes());
+        out[16..].copy_from_slice(&self.live_records.to_le_bytes());
+        out
+    }
+
+    pub fn decode(bytes: &[u8; 24]) -> Self {
+        let [committed, live_bytes, live_records] = [0, 8, 16].map(|at| {
+            let mut field = [0; 8];
+            field.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(field)
+        });
+        SegmentRow { committed, live_bytes, live_records }
+    }
+}

@@ -1,0 +1,41 @@
+//! How a store is opened.
+
+use shoal_wire::nix::nar::NarLimits;
+use shoal_wire::nix::store_path::StoreDir;
+
+/// Settings of a store. None of them is part of the format.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The directory that store paths are below: links that root a path point there.
+    pub store_dir: StoreDir,
+    /// What NARs are refused beside malformed ones.
+    pub nar_limits: NarLimits,
+    /// Memory for index pages; the kernel caches the rest.
+    pub index_cache_bytes: usize,
+    /// Size at which a segment is closed; between 4 MiB and 1 GiB.
+    pub segment_bytes: u64,
+    /// Free space that chunks do not take, so that the index can still grow to delete things.
+    pub reserve_bytes: u64,
+    /// zstd level of chunks as they come in.
+    pub level: i32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            store_dir: StoreDir::default(),
+            nar_limits: NarLimits::default(),
+            index_cache_bytes: 8 << 20,
+            segment_bytes: 256 << 20,
+            reserve_bytes: 64 << 20,
+            level: 1,
+        }
+    }
+}
+
+impl Options {
+    /// The segment size within the bounds that offsets and batches need.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.segment_bytes.clamp(4 << 20, 1 << 30)
+    }
+}

@@ -1,0 +1,221 @@
+//! Chunks that are wanted by something not yet committed.
+//!
+//! An ingest pins every chunk of its NAR from the moment it names it until it is committed or
+//! dropped. Invariants:
+//! - a pinned chunk that the index knows is not swept;
+//! - a chunk chosen for sweeping is `dying` until the sweep's transaction has ended, and who pins it
+//!   meanwhile stores it again instead of trusting the index;
+//! - while a collection runs, every chunk that was pinned since it began is `touched`, and the
+//!   collection leaves it alone: the manifest that wants it may be newer than what was marked.
+//!
+//! Manifests, which have a BLAKE3 name too, are pinned the same way.
+
+use crate::error::Result;
+use crate::place::{Place, SegmentId};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+type Hash = [u8; 32];
+
+#[derive(Default)]
+pub struct Pins {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    pinned: HashMap<Hash, Pin>,
+    dying: HashSet<Hash>,
+    touched: Option<HashSet<u64>>,
+}
+
+struct Pin {
+    count: u32,
+    home: Home,
+}
+
+/// Where a pinned chunk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Home {
+    /// Nobody has looked yet.
+    Unknown,
+    /// Neither in the index nor in a segment.
+    Absent,
+    /// In a segment, to be published with the first commit that wants it.
+    Written(Place),
+    Indexed,
+}
+
+impl State {
+    fn touch(&mut self, hash: &Hash) {
+        if let Some(touched) = &mut self.touched {
+            touched.insert(prefix(hash));
+        }
+    }
+
+    fn is_free(&self, hash: &Hash) -> bool {
+        let touched = self.touched.as_ref().is_some_and(|touched| touched.contains(&prefix(hash)));
+        !touched && !self.pinned.contains_key(hash)
+    }
+}
+
+impl Pins {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of `hashes`, those that are still to be written. Asked under the appender's lock, so the
+    /// answer holds until the caller has written them.
+    pub fn absent(&self, hashes: impl Iterator<Item = Hash>) -> Vec<bool> {
+        let state = self.state();
+        let absent = |hash| state.pinned.get(&hash).is_none_or(|pin| matches!(pin.home, Home::Unknown | Home::Absent));
+        hashes.map(absent).collect()
+    }
+
+    pub fn written(&self, records: impl Iterator<Item = (Hash, Place)>) {
+        let mut state = self.state();
+        for (hash, place) in records {
+            if let Some(pin) = state.pinned.get_mut(&hash) {
+                pin.home = Home::Written(place);
+            }
+        }
+    }
+
+    /// Starts to remember what is pinned.
+    pub fn begin_collection(&self) {
+        let mut state = self.state();
+        state.touched = Some(state.pinned.keys().map(prefix).collect());
+    }
+
+    pub fn end_collection(&self) {
+        let mut state = self.state();
+        state.touched = None;
+        state.dying.clear();
+    }
+
+    /// Chooses from `candidates` what may be swept; it is dying from now on.
+    pub fn begin_sweep(&self, candidates: &[Hash]) -> Vec<Hash> {
+        let mut state = self.state();
+        let chosen: Vec<Hash> = candidates.iter().filter(|hash| state.is_free(hash)).copied().collect();
+        state.dying = chosen.iter().copied().collect();
+        chosen
+    }
+
+    /// The sweep's transaction has ended, one way or the other.
+    pub fn end_sweep(&self) {
+        self.state().dying.clear();
+    }
+
+    /// Whether nothing wants what `hash` names, nor did since the collection began.
+    pub fn is_free(&self, hash: &Hash) -> bool {
+        self.state().is_free(hash)
+    }
+
+    /// Segments with records that the index does not know yet.
+    pub fn unpublished_segments(&self) -> HashSet<SegmentId> {
+        let state = self.state();
+        let segment = |pin: &Pin| match pin.home {
+            Home::Written(place) => Some(place.segment),
+            _ => None,
+        };
+        state.pinned.values().filter_map(segment).collect()
+    }
+
+    /// Chunks pinned now.
+    pub fn count(&self) -> usize {
+        self.state().pinned.len()
+    }
+}
+
+/// The pins of one ingest; lets go of them when dropped.
+pub struct PinSet {
+    pins: Arc<Pins>,
+    mine: HashSet<Hash>,
+}
+
+impl PinSet {
+    pub fn new(pins: Arc<Pins>) -> Self {
+        PinSet { pins, mine: HashSet::new() }
+    }
+
+    /// Pins a chunk. Whether the caller must store it; `is_indexed` is asked without any lock held.
+    pub fn claim(&mut self, hash: &Hash, is_indexed: impl FnOnce() -> Result<bool>) -> Result<bool> {
+        if !self.mine.insert(*hash) {
+            return Ok(false);
+        }
+        let home = {
+            let mut state = self.pins.state();
+            state.touch(hash);
+            let dying = state.dying.contains(hash);
+            let first = if dying { Home::Absent } else { Home::Unknown };
+            let pin = state.pinned.entry(*hash).or_insert(Pin { count: 0, home: first });
+            pin.count += 1;
+            pin.home
+        };
+        match home {
+            Home::Written(_) | Home::Indexed => Ok(false),
+            Home::Absent => Ok(true),
+            Home::Unknown => self.look_up(hash, is_indexed()?),
+        }
+    }
+
+    /// Pins what the index knows or will know by the caller's own transaction: a manifest.
+    pub fn hold(&mut self, hash: &Hash) {
+        if self.mine.insert(*hash) {
+            let mut state = self.pins.state();
+            state.touch(hash);
+            state.pinned.entry(*hash).or_insert(Pin { count: 0, home: Home::Indexed }).count += 1;
+        }
+    }
+
+    fn look_up(&self, hash: &Hash, indexed: bool) -> Result<bool> {
+        let mut state = self.pins.state();
+        let Some(pin) = state.pinned.get_mut(hash) else {
+            return Ok(true);
+        };
+        if pin.home == Home::Unknown {
+            pin.home = if indexed { Home::Indexed } else { Home::Absent };
+        }
+        Ok(pin.home == Home::Absent)
+    }
+
+    /// Chunks of this set that no commit has published yet.
+    pub fn unpublished(&self) -> Vec<(Hash, Place)> {
+        let state = self.pins.state();
+        let written = |hash: &Hash| match state.pinned.get(hash)?.home {
+            Home::Written(place) => Some((*hash, place)),
+            _ => None,
+        };
+        self.mine.iter().filter_map(written).collect()
+    }
+
+    /// A commit has published every chunk of this set.
+    pub fn published(&self) {
+        let mut state = self.pins.state();
+        for hash in &self.mine {
+            if let Some(pin) = state.pinned.get_mut(hash) {
+                pin.home = Home::Indexed;
+            }
+        }
+    }
+}
+
+impl Drop for PinSet {
+    fn drop(&mut self) {
+        let mut state = self.pins.state();
+        for hash in &self.mine {
+            if let Some(pin) = state.pinned.get_mut(hash) {
+                pin.count -= 1;
+                if pin.count == 0 {
+                    state.pinned.remove(hash);
+                }
+            }
+        }
+    }
+}
+
+/// Enough of a hash to tell chunks apart; two with one prefix only keep each other.
+pub fn prefix(hash: &Hash) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *hash;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}

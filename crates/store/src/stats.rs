@@ -1,0 +1,41 @@
+//! What a store holds, in numbers.
+
+use crate::error::Result;
+use crate::index::tables::{CHUNKS, PATHS, SEGMENTS, SegmentRow};
+use crate::store::Store;
+use redb::{ReadableTable, ReadableTableMetadata};
+
+/// What the store holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub paths: u64,
+    pub chunks: u64,
+    pub segments: u64,
+    /// Header and frame bytes of chunks that the index knows.
+    pub live_bytes: u64,
+    /// Bytes of all committed segments.
+    pub segment_bytes: u64,
+    /// Chunks that ingests at work want.
+    pub pinned: u64,
+}
+
+impl Store {
+    /// Counts, without looking at every path.
+    pub fn stats(&self) -> Result<Stats> {
+        self.index.read(|txn| {
+            let mut stats = Stats {
+                paths: txn.open_table(PATHS)?.len()?,
+                chunks: txn.open_table(CHUNKS)?.len()?,
+                pinned: self.pins.count() as u64,
+                ..Stats::default()
+            };
+            for row in txn.open_table(SEGMENTS)?.iter()? {
+                let row = SegmentRow::decode(row?.1.value());
+                stats.segments += 1;
+                stats.live_bytes += row.live_bytes;
+                stats.segment_bytes += row.committed;
+            }
+            Ok(stats)
+        })
+    }
+}

@@ -1,0 +1,167 @@
+//! The store's parts, joined.
+
+use crate::error::{Error, OpenError, Result};
+use crate::frame::{Decoder, Encoder};
+use crate::hashing::HashService;
+use crate::index::Index;
+use crate::index::group::Writer;
+use crate::index::path_record::PathRecord;
+use crate::index::tables::{CHUNKS, PATHS};
+use crate::leases::{Leases, TempRoots};
+use crate::open;
+use crate::options::Options;
+use crate::pins::Pins;
+use crate::place::Place;
+use crate::segment::Segments;
+use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::{HASH_PART_LEN, StorePath};
+use std::fs::File;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Coders kept for the next user; each holds one or two MiB.
+const IDLE_CODERS_MAX: usize = 4;
+
+/// A store of paths as chunks in one directory. Cheap to clone; usable from many threads.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+pub struct Inner {
+    pub dir: PathBuf,
+    pub options: Options,
+    pub index: Arc<Index>,
+    pub segments: Arc<Segments>,
+    pub writer: Writer,
+    pub pins: Arc<Pins>,
+    pub leases: Arc<Leases>,
+    pub hashing: Arc<HashService>,
+    pub encoders: Pool<Encoder>,
+    pub decoders: Pool<Decoder>,
+    /// Held by the one collection that may run.
+    pub collecting: Mutex<()>,
+    /// Locked as long as the store is open.
+    pub _lock: File,
+}
+
+impl Deref for Store {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Store {
+    /// Opens the store in `dir`, or makes one where there is nothing; one process at a time may have
+    /// it open. After a crash, whole chunks that were not committed yet are kept for the next ingest
+    /// of their contents, and what was torn is cut off.
+    pub fn open(dir: &Path, options: Options) -> Result<Store, OpenError> {
+        Ok(Store(Arc::new(open::open(dir, options)?)))
+    }
+
+    /// The directory it was opened in.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// What is known of a valid path.
+    pub fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
+        Ok(self.record(path)?.map(|record| record.info))
+    }
+
+    /// The name of a path's manifest.
+    pub fn content_root(&self, path: &StorePath) -> Result<Option<[u8; 32]>> {
+        Ok(self.record(path)?.map(|record| record.content_root))
+    }
+
+    pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
+        self.index.read(|txn| Ok(txn.open_table(PATHS)?.get(path.base_name())?.is_some()))
+    }
+
+    /// The valid subset, in one look.
+    pub fn valid_of<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<Vec<StorePath>> {
+        self.index.read(|txn| {
+            let table = txn.open_table(PATHS)?;
+            let mut valid = Vec::new();
+            for path in paths {
+                if table.get(path.base_name())?.is_some() {
+                    valid.push(path.clone());
+                }
+            }
+            Ok(valid)
+        })
+    }
+
+    /// The valid path with this hash part of 32 digits; `None` also where it is no hash part.
+    pub fn path_from_hash_part(&self, hash_part: &str) -> Result<Option<StorePath>> {
+        if hash_part.len() != HASH_PART_LEN {
+            return Ok(None);
+        }
+        self.index.read(|txn| {
+            let table = txn.open_table(PATHS)?;
+            let Some(row) = table.range(hash_part..)?.next() else {
+                return Ok(None);
+            };
+            let (key, _) = row?;
+            let name = key.value();
+            match name.starts_with(hash_part) {
+                true => Ok(Some(crate::paths::base_name(name)?)),
+                false => Ok(None),
+            }
+        })
+    }
+
+    /// Roots that last until the guard is dropped.
+    pub fn temp_roots(&self) -> TempRoots {
+        TempRoots::new(self.leases.clone())
+    }
+
+    pub(crate) fn record(&self, path: &StorePath) -> Result<Option<PathRecord>> {
+        let name = path.base_name();
+        self.index.read(|txn| match txn.open_table(PATHS)?.get(name)? {
+            Some(row) => Ok(Some(PathRecord::decode(name, row.value())?)),
+            None => Ok(None),
+        })
+    }
+
+    /// Where chunks lie, in the order of `hashes`.
+    pub(crate) fn places<'a>(&self, hashes: impl Iterator<Item = &'a [u8; 32]>) -> Result<Vec<Option<Place>>> {
+        self.index.read(|txn| {
+            let table = txn.open_table(CHUNKS)?;
+            let mut places = Vec::new();
+            for hash in hashes {
+                places.push(table.get(hash)?.map(|row| Place::decode(row.value())));
+            }
+            Ok(places)
+        })
+    }
+}
+
+/// Things that are costly to make and wait here for their next user.
+pub struct Pool<T> {
+    idle: Mutex<Vec<T>>,
+}
+
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Pool { idle: Mutex::default() }
+    }
+}
+
+impl<T> Pool<T> {
+    pub fn take(&self, make: impl FnOnce() -> std::io::Result<T>) -> Result<T> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match idle {
+            Some(thing) => Ok(thing),
+            None => make().map_err(Error::io("prepare to use", Path::new("zstd"))),
+        }
+    }
+
+    pub fn put(&self, thing: T) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_CODERS_MAX {
+            idle.push(thing);
+        }
+    }
+}
