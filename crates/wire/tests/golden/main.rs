@@ -2,12 +2,15 @@
 
 mod captures;
 mod corpus;
+mod log_lines;
+mod manifest;
 mod nar;
 mod nar_trees;
 mod nix_derivation;
 mod nix_names;
 mod nix_structured;
 mod properties;
+mod protocol;
 mod protocol_values;
 mod references;
 mod shared;

@@ -143,11 +143,7 @@ fn upload(client: &mut Direction, request: &Request) {
     frames.read_to_end(&mut payload).expect("frames");
     assert!(frames.is_ended());
     match request {
-        Request::AddToStore(request) => {
-            if request.method.method == CaMethod::Nar {
-                whole_nar(&payload);
-            }
-        }
+        Request::AddToStore(request) if request.method.method == CaMethod::Nar => whole_nar(&payload),
         Request::AddToStoreNar(AddToStoreNar { info, .. }) => {
             assert_eq!(info.nar_size, payload.len() as u64);
             whole_nar(&payload);
