@@ -1,1 +1,35 @@
-//! End-to-end tests: real Nix clients against real nodes.
+//! What end-to-end tests are made of: real Nix clients, machines to run them on, and nodes to talk to.
+//!
+//! A test that needs something this machine cannot give (root, the package set beside the repository) says so and
+//! passes: see [`skip`].
+
+#[path = "harness/clients.rs"]
+pub mod clients;
+#[path = "harness/command.rs"]
+pub mod command;
+#[path = "harness/expected.rs"]
+pub mod expected;
+#[path = "harness/machine.rs"]
+pub mod machine;
+#[path = "harness/node.rs"]
+pub mod node;
+#[path = "harness/place.rs"]
+pub mod place;
+#[path = "harness/sources.rs"]
+pub mod sources;
+
+pub use clients::Nix;
+pub use command::{Cmd, Finished};
+pub use machine::{Machine, Remote};
+pub use node::Node;
+pub use place::Place;
+
+/// Says by name why a test is not run here. Use as `return skip("…")`.
+pub fn skip(why: &str) {
+    println!("skipped: {why}");
+}
+
+/// Whether everything is to be run, however long it takes: `SHOAL_E2E=full`.
+pub fn is_full() -> bool {
+    std::env::var("SHOAL_E2E").is_ok_and(|value| value == "full")
+}

@@ -10,12 +10,14 @@ use crate::config::{self, ConfigFlags, Loaded};
 
 mod check_config;
 mod client;
+mod demo;
 mod doctor;
 mod exit;
 mod key;
 mod manual;
 mod output;
 mod paths;
+mod serve;
 mod status;
 mod use_node;
 
@@ -47,6 +49,8 @@ pub struct Global {
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Run a node until it is told to stop
+    Serve(serve::Serve),
     /// Show what a running node is doing
     Status(status::Status),
     /// List the store paths of a running node
@@ -67,6 +71,8 @@ pub enum Command {
     Key(key::Key),
     /// Check the machine and say how to fix what is wrong
     Doctor(doctor::Doctor),
+    /// Run a node in a temporary directory, to try things on
+    Demo(demo::Demo),
     /// Check the configuration and show every setting with its origin
     CheckConfig(check_config::CheckConfig),
     /// Print a shell's completions
@@ -86,7 +92,11 @@ pub struct ReadArgs {
 impl Global {
     /// The configuration with `flags` on top.
     pub fn load(&self, flags: ConfigFlags) -> anyhow::Result<Loaded> {
-        let flags = flags.and(&self.data_dir);
+        self.load_here(flags.and(&self.data_dir))
+    }
+
+    /// The same for a command that has a data directory of its own.
+    fn load_here(&self, flags: ConfigFlags) -> anyhow::Result<Loaded> {
         config::load(self.config.as_deref(), text_environment(), &flags).map_err(|errors| {
             let list = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
             Failure::new(Exit::Config, list).into()
@@ -107,6 +117,8 @@ pub fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Outcome {
     match &cli.command {
+        Command::Serve(command) => command.run(&cli.global),
+        Command::Demo(command) => command.run(&cli.global),
         Command::Status(command) => command.run(&cli.global),
         Command::Paths(command) => command.run(&cli.global),
         Command::Builds(command) => command.run(&cli.global),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub mod client;
+pub mod server;
 
 /// A line longer than this is not read: no request or item comes near it.
 const LINE_BYTES_MAX: u64 = 16 << 20;

@@ -1,5 +1,280 @@
-//! Starts and stops a node.
+//! Starts a node, keeps it running, and stops it.
+//!
+//! Order of a start: data directory locked, keys, store, builds, doors, control socket; then the node says that it is
+//! ready. Order of a stop: no new clients, running builds end (or the wait does), clients are hung up on. A build that
+//! is cut off by the stop goes on under its supervisor, and the next start takes it up.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use shoal_grid::can_run::Machine;
+use shoal_store::Store;
+use shoal_wire::nix::signature::{PublicKey, TrustedKeys};
+use shoal_wire::nix::store_path::StoreDir;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::build::service::{self, BuildService, Defaults};
+use crate::config::Config;
+use crate::control;
+use crate::control::server::{ControlSocket, NodeState};
+use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, UnixDoor, host_key};
+use crate::session::SessionHost;
+use crate::trees::Trees;
+use crate::{clients, keys, logging};
+use ready::{Ready, ReadyFile};
 
 pub mod lock;
 pub mod notify;
 pub mod ready;
+
+/// Bridges between doors and sessions copy bytes and encrypt; more threads than this only take turns.
+const RUNTIME_THREADS_MAX: usize = 4;
+/// After the builds ended, clients hear of it and go. Who stays longer has nothing to wait for.
+const SESSION_GRACE: Duration = Duration::from_secs(5);
+const SESSION_POLL: Duration = Duration::from_millis(20);
+
+/// What to run, and whom to tell.
+pub struct Start<'a> {
+    pub config: Config,
+    pub verbose: u8,
+    pub coloured: bool,
+    /// Reads the configuration again, for SIGHUP.
+    pub reload: Box<dyn Fn() -> Result<Config> + 'a>,
+    /// Called once, when everything listens. The number: SSH keys let in because this is the first start.
+    pub on_ready: Box<dyn FnOnce(&Ready, Option<usize>) -> Result<()> + 'a>,
+}
+
+/// Runs a node until it is told to stop.
+pub fn run(start: Start<'_>) -> Result<()> {
+    logging::start(&start.config.log, start.verbose, start.coloured);
+    let runtime = runtime()?;
+    // Before anything is told, so that no signal from now on goes unheard.
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let config = &start.config;
+    let _lock = lock::lock(&config.data_dir)?;
+    ready::remove_stale(&config.data_dir)?;
+    let imported = clients::import(&config.authorized_keys)?;
+    let node = Node::open(config)?;
+    let doors = runtime.block_on(Doors::open(config, &node))?;
+    let ready = doors.ready(config, keys::node_id(&config.data_dir)?);
+    let state = node.state(ready.clone(), doors.sessions());
+    let control = ControlSocket::open(&control::socket(&config.data_dir), state)?;
+    let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
+    (start.on_ready)(&ready, imported)?;
+    notify::notify("READY=1");
+    tracing::info!(name = %ready.name, ssh = ?ready.ssh, socket = %ready.socket.display(), "ready");
+
+    let mut current = config.clone();
+    runtime.block_on(async {
+        while signals.next().await == Wish::Reload {
+            notify::notify("RELOADING=1");
+            reload(&mut current, &*start.reload, start.verbose, &doors.keys);
+            notify::notify("READY=1");
+        }
+    });
+    notify::notify("STOPPING=1");
+    drop(ready_file);
+    doors.stop_accepting();
+    runtime.block_on(drain(&node.builds, config.drain_timeout, doors.sessions(), &mut signals));
+    drop(control);
+    doors.close();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn runtime() -> Result<Runtime> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(RUNTIME_THREADS_MAX);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).thread_name("door").enable_all().build().context("cannot start the runtime")
+}
+
+/// Store and builds of a node, without its doors.
+struct Node {
+    dir: StoreDir,
+    store: Store,
+    trees: Arc<Trees>,
+    builds: Arc<BuildService>,
+}
+
+impl Node {
+    fn open(config: &Config) -> Result<Node> {
+        let dir = StoreDir::default();
+        let store = Store::open(&config.data_dir.join("store"), shoal_store::Options::default())
+            .with_context(|| format!("cannot open the store in {}", config.data_dir.display()))?;
+        let trees = Trees::open(store.clone(), &config.data_dir)?;
+        let builds = BuildService::start(store.clone(), dir.clone(), trees.clone(), builds_config(config)?)?;
+        Ok(Node { dir, store, trees, builds })
+    }
+
+    fn state(&self, ready: Ready, sessions: Sessions) -> NodeState {
+        let Node { dir, store, trees, builds } = self;
+        NodeState {
+            ready,
+            dir: dir.clone(),
+            store: store.clone(),
+            trees: trees.clone(),
+            builds: builds.clone(),
+            sessions,
+            started: Instant::now(),
+        }
+    }
+}
+
+fn builds_config(config: &Config) -> Result<service::Config> {
+    let systems = if config.no_build { Vec::new() } else { config.system.clone() };
+    Ok(service::Config {
+        data_dir: config.data_dir.clone(),
+        machine: Machine { systems: systems.into_iter().collect(), features: config.feature.iter().cloned().collect() },
+        max_jobs: config.max_jobs as usize,
+        defaults: Defaults {
+            keep_going: config.keep_going,
+            keep_failed: config.keep_failed,
+            timeout: config.timeout,
+            max_silent: config.max_silent_time,
+            max_log_bytes: config.max_build_log_size,
+            cores: u64::from(config.cores),
+        },
+        sandbox_shell: config.sandbox_shell.clone(),
+        cgroups: shoal_sandbox::cgroups(),
+        signing_keys: keys::signing_keys(config)?.into_iter().map(Arc::new).collect(),
+    })
+}
+
+/// Keys whose signatures make a path believable: the configured ones and the node's own.
+fn trusted_keys(config: &Config) -> Result<TrustedKeys> {
+    let mut trusted = TrustedKeys::default();
+    for key in &config.trusted_public_key {
+        trusted.insert(key.parse::<PublicKey>().with_context(|| format!("'{key}' is no public key"))?);
+    }
+    keys::signing_keys(config)?.iter().for_each(|key| trusted.insert(key.public()));
+    Ok(trusted)
+}
+
+struct Doors {
+    ssh: Option<SshDoor>,
+    unix: UnixDoor,
+    sessions: Sessions,
+    keys: Arc<AuthorizedKeys>,
+}
+
+impl Doors {
+    async fn open(config: &Config, node: &Node) -> Result<Doors> {
+        let host =
+            SessionHost::new(node.store.clone(), node.builds.clone(), trusted_keys(config)?, config.require_sigs)
+                .signing_with(keys::signing_keys(config)?.into_iter().map(Arc::new).collect());
+        let sessions = Sessions::new(Arc::new(host), SESSIONS_MAX);
+        let keys = Arc::new(AuthorizedKeys::open(config.authorized_keys.clone()));
+        let ssh = match config.ssh {
+            Some(listen) => {
+                let host_key = host_key::load_or_create(&config.data_dir)?;
+                let options = SshOptions { listen, host_key, keys: keys.clone(), node: config.name.clone() };
+                let door = SshDoor::open(options, sessions.clone()).await;
+                Some(door.with_context(|| format!("cannot listen on {listen}; choose another address with --ssh"))?)
+            }
+            None => None,
+        };
+        let unix = UnixDoor::open(&config.socket, sessions.clone())
+            .with_context(|| format!("cannot listen at {}", config.socket.display()))?;
+        Ok(Doors { ssh, unix, sessions, keys })
+    }
+
+    fn sessions(&self) -> Sessions {
+        self.sessions.clone()
+    }
+
+    fn ready(&self, config: &Config, node_id: String) -> Ready {
+        Ready {
+            name: config.name.clone(),
+            node_id,
+            ssh: self.ssh.as_ref().map(SshDoor::local_addr),
+            socket: self.unix.path().to_path_buf(),
+            pid: std::process::id(),
+        }
+    }
+
+    fn stop_accepting(&self) {
+        self.ssh.iter().for_each(SshDoor::stop_accepting);
+        self.unix.stop_accepting();
+    }
+
+    fn close(&self) {
+        self.ssh.iter().for_each(SshDoor::close);
+        self.unix.close();
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::Stop,
+            _ = self.interrupt.recv() => Wish::Stop,
+            _ = self.hangup.recv() => Wish::Reload,
+        }
+    }
+
+    async fn stop(&mut self) {
+        while self.next().await != Wish::Stop {}
+    }
+}
+
+/// Waits for running builds and for clients to hear of them, until `patience` ends or a second signal comes.
+async fn drain(builds: &Arc<BuildService>, patience: Duration, sessions: Sessions, signals: &mut Signals) {
+    let builds = builds.clone();
+    let running = builds.overview().running.len();
+    if running > 0 {
+        tracing::info!(builds = running, "waiting for running builds; a second signal stops at once");
+    }
+    let drained = async {
+        let all_ended = tokio::task::spawn_blocking(move || builds.drain(patience)).await.unwrap_or(false);
+        if !all_ended {
+            return tracing::warn!("builds still run; the next start takes them up");
+        }
+        let deadline = tokio::time::Instant::now() + SESSION_GRACE;
+        while sessions.running() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(SESSION_POLL).await;
+        }
+    };
+    tokio::select! {
+        () = drained => {}
+        () = signals.stop() => tracing::warn!("stopping at once"),
+    }
+}
+
+/// Takes over what can change while the node runs, and says what cannot.
+fn reload(current: &mut Config, read: &dyn Fn() -> Result<Config>, verbose: u8, clients: &AuthorizedKeys) {
+    clients.refresh();
+    let new = match read() {
+        Ok(new) => new,
+        Err(error) => return tracing::error!("the configuration stays as it was: {error:#}"),
+    };
+    logging::set_level(&new.log, verbose);
+    current.log = new.log.clone();
+    if new != *current {
+        tracing::warn!("settings other than the log level count from the next start on");
+    }
+    tracing::info!("read the configuration and the keys again");
+}

@@ -1,0 +1,56 @@
+//! `shoal serve`
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::Result;
+use clap::Args;
+
+use super::{Global, Outcome, output, use_node};
+use crate::config::{Config, ConfigFlags};
+use crate::serve::{self, Start};
+
+#[derive(Args)]
+pub struct Serve {
+    #[command(flatten)]
+    flags: ConfigFlags,
+}
+
+impl Serve {
+    pub fn run(&self, global: &Global) -> Outcome {
+        let config = global.load(self.flags.clone())?.config;
+        let flags = self.flags.clone();
+        serve::run(Start {
+            verbose: global.verbose,
+            coloured: output::coloured(io::stderr().is_terminal()),
+            reload: Box::new(move || Ok(global.load(flags.clone())?.config)),
+            on_ready: Box::new({
+                let config = config.clone();
+                move |ready, imported| match imported {
+                    Some(keys) => welcome(&config, &use_node::setup(&config, ready, None).ok(), keys),
+                    None => Ok(()),
+                }
+            }),
+            config,
+        })
+    }
+}
+
+/// What somebody who starts a node for the first time needs to know next.
+fn welcome(config: &Config, setup: &Option<crate::client_setup::Setup>, keys: usize) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "A new node in {}. Its clients need these lines (`shoal use` prints them again):\n",
+        config.data_dir.display()
+    )?;
+    if let Some(setup) = setup {
+        writeln!(out, "{}", setup.text())?;
+    }
+    let file = config.authorized_keys.display();
+    match keys {
+        0 => writeln!(out, "No SSH key may use it yet: `shoal client add KEY` puts one into {file}.")?,
+        1 => writeln!(out, "Your SSH key may use it; `shoal client add KEY` lets others in.")?,
+        n => writeln!(out, "Your {n} SSH keys may use it; `shoal client add KEY` lets others in.")?,
+    }
+    Ok(out.flush()?)
+}

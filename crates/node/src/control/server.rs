@@ -1,0 +1,260 @@
+//! The node's side of the control socket: a thread that accepts, and one for each request.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use shoal_store::{GcAction, GcRequest, Store};
+use shoal_wire::nix::base64;
+use shoal_wire::nix::hash::Hash;
+use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::{StoreDir, StorePath};
+
+use super::{LINE_BYTES_MAX, Reply, Request};
+use crate::build::service::BuildService;
+use crate::door::Sessions;
+use crate::serve::ready::Ready;
+use crate::trees::Trees;
+
+/// People and scripts ask a few questions at a time.
+const REQUESTS_MAX: usize = 64;
+/// A client that connects says at once what it wants.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// A pager may hold the answer for a while.
+const REPLY_PATIENCE: Duration = Duration::from_secs(600);
+/// After `accept` failed for want of descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Piece of a log in one line.
+const LOG_PIECE_BYTES: usize = 64 << 10;
+
+/// What requests are answered from.
+pub struct NodeState {
+    pub ready: Ready,
+    pub dir: StoreDir,
+    pub store: Store,
+    pub trees: Arc<Trees>,
+    pub builds: Arc<BuildService>,
+    pub sessions: Sessions,
+    pub started: Instant,
+}
+
+/// Listens until dropped.
+pub struct ControlSocket {
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Listens at `path`. The data directory is locked by this process, so a socket that is there is a dead one.
+    pub fn open(path: &Path, state: NodeState) -> Result<ControlSocket> {
+        let listening = || -> io::Result<UnixListener> {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            Ok(listener)
+        };
+        let listener = listening().with_context(|| format!("cannot listen at {}", path.display()))?;
+        let state = Arc::new(state);
+        thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &state))?;
+        Ok(ControlSocket { path: path.to_path_buf() })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // The next start removes it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn accept(listener: &UnixListener, state: &Arc<NodeState>) {
+    let running = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a command");
+                thread::sleep(ACCEPT_RETRY);
+                continue;
+            }
+        };
+        let place = Place::take(&running);
+        let state = state.clone();
+        let spawned = thread::Builder::new().name("command".into()).spawn(move || {
+            if let Err(error) = serve(&stream, &state, place) {
+                tracing::debug!(%error, "a command went away");
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "cannot start a thread for a command");
+        }
+    }
+}
+
+/// One of [`REQUESTS_MAX`] places.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(running: &Arc<AtomicUsize>) -> Option<Place> {
+        let place = Place(running.clone());
+        (running.fetch_add(1, Ordering::AcqRel) < REQUESTS_MAX).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn serve(stream: &UnixStream, state: &NodeState, place: Option<Place>) -> io::Result<()> {
+    stream.set_read_timeout(Some(REQUEST_PATIENCE))?;
+    stream.set_write_timeout(Some(REPLY_PATIENCE))?;
+    let mut out = io::BufWriter::new(stream);
+    let mut line = Vec::new();
+    BufReader::new(stream).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+    let answered = match (place, serde_json::from_slice(&line)) {
+        (None, _) => Err(anyhow::anyhow!("the node answers {REQUESTS_MAX} commands already; try again")),
+        (_, Err(_)) => Err(anyhow::anyhow!("the node is of another version of shoal and does not know this command")),
+        (Some(_), Ok(request)) => state.answer(&request, &mut |item| Ok(send(&mut out, &Reply::Item(item))?)),
+    };
+    let last = match answered {
+        Ok(()) => Reply::End,
+        Err(error) => Reply::Error(format!("{error:#}")),
+    };
+    send(&mut out, &last)?;
+    out.flush()
+}
+
+fn send(out: &mut impl Write, reply: &Reply) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, reply)?;
+    out.write_all(b"\n")
+}
+
+type OnItem<'a> = &'a mut dyn FnMut(Value) -> Result<()>;
+
+impl NodeState {
+    fn answer(&self, request: &Request, on_item: OnItem<'_>) -> Result<()> {
+        match request {
+            Request::Status => on_item(self.status()?),
+            Request::Paths { paths } => self.paths(paths, on_item),
+            Request::Builds => self.builds(on_item),
+            Request::Log { path } => self.log(path, on_item),
+            Request::Gc { dry_run, max_freed } => on_item(self.gc(*dry_run, *max_freed)?),
+        }
+    }
+
+    fn status(&self) -> Result<Value> {
+        let mut status = serde_json::to_value(&self.ready)?;
+        let stats = self.store.stats()?;
+        let builds = self.builds.overview();
+        status["version"] = env!("CARGO_PKG_VERSION").into();
+        status["uptime_seconds"] = self.started.elapsed().as_secs().into();
+        status["sessions"] = self.sessions.running().into();
+        status["store"] = json!({
+            "paths": stats.paths,
+            "chunks": stats.chunks,
+            "live_bytes": stats.live_bytes,
+            "disk_bytes": stats.segment_bytes,
+        });
+        status["builds"] = json!({
+            "running": builds.running.iter().map(|build| self.dir.print(&build.drv_path)).collect::<Vec<_>>(),
+            "waiting": builds.waiting,
+            "max_jobs": builds.max_jobs,
+            "draining": builds.draining,
+        });
+        Ok(status)
+    }
+
+    /// A path as people write it: in full, or its base name.
+    fn parse(&self, text: &str) -> Result<StorePath> {
+        match text.contains('/') {
+            true => Ok(self.dir.parse_prefix(text)?.0),
+            false => Ok(StorePath::from_base_name(text)?),
+        }
+    }
+
+    fn paths(&self, named: &[String], on_item: OnItem<'_>) -> Result<()> {
+        let paths = match named {
+            [] => self.store.paths()?,
+            named => named.iter().map(|text| self.parse(text)).collect::<Result<_>>()?,
+        };
+        for path in paths {
+            match self.store.path_info(&path)? {
+                Some(info) => on_item(self.path_item(&info))?,
+                // Deleted since the list was made.
+                None if named.is_empty() => {}
+                None => bail!("{} is not valid here", self.dir.print(&path)),
+            }
+        }
+        Ok(())
+    }
+
+    /// In the words of `nix path-info --json`.
+    fn path_item(&self, info: &PathInfo) -> Value {
+        json!({
+            "path": self.dir.print(&info.path),
+            "narHash": Hash::sha256(info.nar_hash).to_sri(),
+            "narSize": info.nar_size,
+            "references": info.references.iter().map(|path| self.dir.print(path)).collect::<Vec<_>>(),
+            "deriver": info.deriver.as_ref().map(|path| self.dir.print(path)),
+            "registrationTime": info.registration_time,
+            "ultimate": info.ultimate,
+            "signatures": info.signatures.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "ca": info.ca.as_ref().map(ToString::to_string),
+        })
+    }
+
+    fn builds(&self, on_item: OnItem<'_>) -> Result<()> {
+        for build in self.builds.overview().running {
+            let drv_path = self.dir.print(&build.drv_path);
+            on_item(json!({ "state": "running", "seconds": build.seconds, "drv_path": drv_path }))?;
+        }
+        Ok(())
+    }
+
+    fn log(&self, text: &str, on_item: OnItem<'_>) -> Result<()> {
+        let path = self.parse(text)?;
+        let mut derivations = vec![path.clone()];
+        if !path.is_derivation() {
+            derivations = self.store.path_info(&path)?.and_then(|info| info.deriver).into_iter().collect();
+            derivations.extend(self.store.valid_derivers(&path)?);
+        }
+        for derivation in derivations {
+            let Some(mut log) = self.store.log(&derivation)? else { continue };
+            loop {
+                let mut piece = Vec::new();
+                log.by_ref().take(LOG_PIECE_BYTES as u64).read_to_end(&mut piece)?;
+                if piece.is_empty() {
+                    return Ok(());
+                }
+                on_item(base64::encode(&piece).into())?;
+            }
+        }
+        bail!("no log of {} is kept here", self.dir.print(&path))
+    }
+
+    fn gc(&self, dry_run: bool, max_freed: Option<u64>) -> Result<Value> {
+        let action = if dry_run { GcAction::ReturnDead } else { GcAction::DeleteDead };
+        let mut request = GcRequest::new(action);
+        if let Some(max_freed) = max_freed {
+            request.max_freed = max_freed;
+        }
+        let report = self.store.collect(&request)?;
+        if !dry_run {
+            self.trees.forget(&report.paths);
+        }
+        let paths: Vec<String> = report.paths.iter().map(|path| self.dir.print(path)).collect();
+        Ok(json!({ "paths": paths, "freed_bytes": report.freed }))
+    }
+}

@@ -1,0 +1,100 @@
+//! A simulated machine with Nix on it: a store, a home and an ssh key of its own.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::clients::Nix;
+use crate::command::Cmd;
+use crate::node::Node;
+use crate::place::Place;
+
+/// A way to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remote {
+    /// `ssh-ng://`, the worker protocol.
+    SshNg,
+    /// `ssh://`, the serve protocol.
+    Ssh,
+    /// `unix://`, the worker protocol on the node's socket.
+    Unix,
+}
+
+pub struct Machine {
+    place: Place,
+    pub nix: Nix,
+}
+
+impl Machine {
+    pub fn new(nix: &Nix) -> Machine {
+        let place = Place::new("m");
+        for name in ["root", "home"] {
+            fs::create_dir(place.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        let machine = Machine { place, nix: nix.clone() };
+        Cmd::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(machine.key()).ok();
+        machine
+    }
+
+    fn key(&self) -> PathBuf {
+        self.place.join("id")
+    }
+
+    pub fn public_key(&self) -> String {
+        fs::read_to_string(self.key().with_extension("pub")).unwrap_or_else(|error| panic!("public key: {error}"))
+    }
+
+    /// The root of the machine's own store; paths in it are still `/nix/store/...`.
+    pub fn root(&self) -> PathBuf {
+        self.place.join("root")
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.place.join("home")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.place.join(name)
+    }
+
+    /// A Nix program that uses the machine's own store.
+    pub fn local(&self, program: &str) -> Cmd {
+        let cmd = Cmd::new(self.nix.program(program));
+        cmd.env("HOME", self.home()).env("NIX_CLIENT_ROOT", self.root()).env("LC_ALL", "C.UTF-8")
+    }
+
+    /// The same, that can also reach `node` over ssh under the name [`Machine::store`] gives it.
+    pub fn near(&self, program: &str, node: &Node) -> Cmd {
+        self.local(program).env("NIX_SSHOPTS", self.ssh_options(node))
+    }
+
+    /// A Nix program that works on `node`'s store.
+    pub fn remote(&self, program: &str, node: &Node, remote: Remote) -> Cmd {
+        self.near(program, node).without_env("NIX_CLIENT_ROOT").env("NIX_REMOTE", self.store(node, remote))
+    }
+
+    pub fn store(&self, node: &Node, remote: Remote) -> String {
+        match remote {
+            Remote::SshNg => "ssh-ng://nix@127.0.0.1".into(),
+            Remote::Ssh => "ssh://nix@127.0.0.1".into(),
+            Remote::Unix => format!("unix://{}", node.ready().socket),
+        }
+    }
+
+    pub fn ssh_options(&self, node: &Node) -> String {
+        let port = node.ready().ssh_port;
+        let known = self.place.join("known_hosts");
+        fs::write(&known, format!("[127.0.0.1]:{port} {}\n", node.host_key()))
+            .unwrap_or_else(|error| panic!("known_hosts: {error}"));
+        format!(
+            "-p {port} -i {} -F none -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=yes \
+             -o UserKnownHostsFile={} -o LogLevel=ERROR",
+            self.key().display(),
+            known.display()
+        )
+    }
+
+    /// Where a store path's files lie in the machine's own store.
+    pub fn real_path(&self, store_path: &str) -> PathBuf {
+        self.root().join(store_path.trim_start_matches('/'))
+    }
+}

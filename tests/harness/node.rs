@@ -1,0 +1,224 @@
+//! A real node: the `shoal` program on a data directory of its own.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::command::{Cmd, PATIENCE, Running, wait_for};
+use crate::machine::Machine;
+use crate::place::{self, Place};
+
+/// From start to listening, on a busy machine.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
+/// A build of the program from nothing, on a busy machine.
+const BUILD_PATIENCE: Duration = Duration::from_secs(1800);
+/// The hidden argument of the processes that run builds and outlive their node.
+const SUPERVISOR_ARG: &str = "__sandbox";
+
+/// The program under test: `$SHOAL_BIN`, or what cargo builds now in the profile of this test.
+pub fn program() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let built = || {
+        if let Some(program) = env::var_os("SHOAL_BIN") {
+            return PathBuf::from(program);
+        }
+        // <target>/<profile>/deps/e2e-<hash>
+        let me = env::current_exe().unwrap_or_else(|error| panic!("where am I: {error}"));
+        let profile = me.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default();
+        let target = profile.parent().map(Path::to_path_buf).unwrap_or_default();
+        let mut cargo = Cmd::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
+            if let Some(value) = env::var_os(name) {
+                cargo = cargo.env(name, value);
+            }
+        }
+        let release = profile.ends_with("release").then_some("--release");
+        let cargo = cargo.args(["build", "-q", "-p", "shoal-node", "--bin", "shoal", "--target-dir"]).arg(target);
+        cargo.args(release).dir(&place::repository()).patience(BUILD_PATIENCE).ok();
+        profile.join("shoal")
+    };
+    PROGRAM.get_or_init(built).clone()
+}
+
+/// What `ready.json` says.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    pub ssh_port: u16,
+    pub socket: String,
+    pub pid: u32,
+    pub json: Value,
+}
+
+pub struct Node {
+    place: Place,
+    flags: Vec<String>,
+    user: Option<u32>,
+    running: Option<Running>,
+    ready: Option<Ready>,
+    /// How long the last start took until the node was ready.
+    pub start_time: Duration,
+}
+
+impl Node {
+    /// A node that lets `machines` in as trusted ones.
+    pub fn start(machines: &[&Machine]) -> Node {
+        Node::start_with(machines, &[])
+    }
+
+    pub fn start_with(machines: &[&Machine], flags: &[&str]) -> Node {
+        let mut node = Node::prepare(flags);
+        let keys: String = machines.iter().map(|machine| machine.public_key()).collect();
+        node.write_keys(&keys);
+        node.start_again();
+        node
+    }
+
+    /// A node that is not started yet.
+    pub fn prepare(flags: &[&str]) -> Node {
+        let place = Place::new("n");
+        fs::create_dir(place.join("data")).unwrap_or_else(|error| panic!("data directory: {error}"));
+        let flags = flags.iter().map(|flag| flag.to_string()).collect();
+        Node { place, flags, user: None, running: None, ready: None, start_time: Duration::ZERO }
+    }
+
+    /// Runs as an ordinary user from the next start on.
+    pub fn as_user(mut self, uid: u32) -> Node {
+        for path in [self.place.path().to_path_buf(), self.data_dir()] {
+            std::os::unix::fs::chown(&path, Some(uid), Some(uid)).unwrap_or_else(|error| panic!("chown: {error}"));
+        }
+        self.user = Some(uid);
+        self
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.place.join("data")
+    }
+
+    pub fn write_keys(&self, lines: &str) {
+        let path = self.data_dir().join("authorized_keys");
+        fs::write(&path, lines).unwrap_or_else(|error| panic!("authorized_keys: {error}"));
+    }
+
+    /// Starts the program and waits until it listens. Its environment is empty: a node needs no program of the host.
+    pub fn start_again(&mut self) {
+        let since = Instant::now();
+        let log = File::options().create(true).append(true).open(self.log_file());
+        let log = log.unwrap_or_else(|error| panic!("log: {error}"));
+        let mut cmd = Cmd::new(program()).without_env("PATH").env("HOME", self.place.path());
+        if let Some(uid) = self.user {
+            cmd = cmd.user(uid);
+        }
+        let data = self.data_dir();
+        let cmd = cmd.arg("serve").arg("--data-dir").arg(&data).args(["--ssh", "127.0.0.1:0"]).args(&self.flags);
+        let mut running = cmd.start_into(Stdio::null(), Stdio::from(log));
+        let pid = running.pid().as_raw_nonzero().get() as u32;
+        let ready = wait_for("a node that is ready", READY_PATIENCE, || {
+            assert!(!running.has_ended(), "the node ended at once:\n{}", self.log());
+            let json: Value = serde_json::from_slice(&fs::read(data.join("ready.json")).ok()?).ok()?;
+            let port = json["ssh"].as_str().and_then(|address| address.rsplit(':').next()?.parse().ok())?;
+            let socket = json["socket"].as_str()?.to_string();
+            (json["pid"] == pid).then_some(Ready { ssh_port: port, socket, pid, json })
+        });
+        self.start_time = since.elapsed();
+        self.ready = Some(ready);
+        self.running = Some(running);
+    }
+
+    pub fn ready(&self) -> &Ready {
+        self.ready.as_ref().unwrap_or_else(|| panic!("the node was not started"))
+    }
+
+    /// `ssh-ed25519 <base64>`.
+    pub fn host_key(&self) -> String {
+        let text = fs::read_to_string(self.data_dir().join("ssh_host_ed25519_key.pub"));
+        let text = text.unwrap_or_else(|error| panic!("host key: {error}"));
+        text.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.place.join("log")
+    }
+
+    /// Everything the node logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// A `shoal` command that finds this node.
+    pub fn shoal(&self, command: &str) -> Cmd {
+        Cmd::new(program()).args(command.split_whitespace()).arg("--data-dir").arg(self.data_dir())
+    }
+
+    /// Every valid path, by `shoal paths --json`.
+    pub fn paths(&self) -> Vec<Value> {
+        match self.shoal("paths --json").ok().json() {
+            Value::Array(paths) => paths,
+            other => panic!("not a list: {other}"),
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        if let Some(running) = &self.running {
+            running.signal(signal);
+        }
+    }
+
+    /// Ends it at once, as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.kill();
+        }
+    }
+
+    /// Asks it to stop, and waits until it did with exit code 0.
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        if let Some(mut running) = self.running.take() {
+            let status = running.wait(PATIENCE);
+            assert!(status.success(), "stopped with {status}:\n{}", self.log());
+        }
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.running.as_mut().is_none_or(Running::has_ended)
+    }
+
+    /// Builds whose supervisor runs, whether the node does or not.
+    pub fn supervisors(&self) -> Vec<Pid> {
+        supervisors(self.place.path())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+        for pid in self.supervisors() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(200).collect();
+            println!("--- the node's log");
+            tail.iter().rev().for_each(|line| println!("{line}"));
+        }
+    }
+}
+
+/// Processes of sandboxes below `dir`.
+fn supervisors(dir: &Path) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_ours = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let words: Vec<&str> = line.split('\0').collect();
+        words.get(1) == Some(&SUPERVISOR_ARG) && words.iter().any(|word| Path::new(word).starts_with(dir))
+    };
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| is_ours(*pid)).filter_map(Pid::from_raw).collect()
+}
