@@ -1,0 +1,25 @@
+//! Builds derivations on this node, for any number of clients at once.
+//!
+//! A session hands a [`BuildRequest`](request::BuildRequest) to the [`BuildService`](service::BuildService) and reads
+//! events and results from the handle it gets. The service walks the derivation graph, lets `shoal_grid::schedule`
+//! decide what runs next, and runs each derivation on a thread of its own: input closure -> trees -> sandbox -> outputs
+//! into the store. It knows no protocol and no connection.
+
+mod adopt;
+mod checks;
+pub mod closure;
+mod derivations;
+mod environment;
+mod execute;
+mod failure;
+pub mod feed;
+mod graph;
+mod history;
+mod log;
+mod outputs;
+mod prepare;
+mod realisations;
+mod references_graph;
+pub mod request;
+mod sandbox_spec;
+pub mod service;

@@ -1,0 +1,103 @@
+//! Builds that outlived the node that started them.
+//!
+//! A build runs under its own supervisor. When the node is killed and started again, it finds the build's scratch
+//! directory with a note in it, attaches to the supervisor (or to what it left) and finishes the build: the client that
+//! asked is gone, but the one that comes back finds the outputs, or joins the running build.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use shoal_wire::nix::aterm;
+use shoal_wire::nix::derivation::BasicDerivation;
+use shoal_wire::nix::store_path::{StoreDir, StorePath};
+
+use super::graph::{Graph, Task};
+use super::prepare::Prepared;
+use super::request::{BuildOptions, Goal, Progress, Wanted};
+use super::service::BuildService;
+use crate::trees::remove_in_background;
+
+const NOTE: &str = "note.json";
+const DERIVATION: &str = "derivation.drv";
+
+/// How often the reader of an adopted build looks up when nothing happens.
+const ADOPTED_IDLE: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// What a new node must know of a build beyond what its supervisor knows.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    drv_path: StorePath,
+    name: String,
+    output_hashes: BTreeMap<String, [u8; 32]>,
+    needs_realisations: bool,
+}
+
+#[derive(Debug)]
+pub struct Adopted {
+    pub drv_path: StorePath,
+    pub scratch: PathBuf,
+    pub derivation: BasicDerivation,
+    pub output_hashes: BTreeMap<String, [u8; 32]>,
+    pub needs_realisations: bool,
+}
+
+/// Written before the build starts.
+pub(super) fn leave_note(scratch: &Path, prepared: &Prepared, dir: &StoreDir) -> Result<()> {
+    let note = Note {
+        drv_path: prepared.drv_path.clone(),
+        name: prepared.derivation.name.clone(),
+        output_hashes: prepared.output_hashes.clone(),
+        needs_realisations: prepared.needs_realisations,
+    };
+    let text = aterm::print(dir, &prepared.derivation.clone().into_derivation());
+    fs::write(scratch.join(DERIVATION), text).context("cannot write into the build's directory")?;
+    fs::write(scratch.join(NOTE), serde_json::to_vec(&note)?).context("cannot write into the build's directory")
+}
+
+fn read_note(scratch: &Path, dir: &StoreDir) -> Result<Adopted> {
+    let note: Note = serde_json::from_slice(&fs::read(scratch.join(NOTE))?)?;
+    let text = fs::read(scratch.join(DERIVATION))?;
+    let derivation = aterm::parse(dir, &text, &note.name)?.to_basic();
+    Ok(Adopted {
+        drv_path: note.drv_path,
+        scratch: scratch.to_path_buf(),
+        derivation,
+        output_hashes: note.output_hashes,
+        needs_realisations: note.needs_realisations,
+    })
+}
+
+/// Takes up every build that an earlier run left, and clears away what cannot be.
+pub(super) fn adopt_all(service: &Arc<BuildService>) {
+    let Ok(entries) = fs::read_dir(service.config.data_dir.join("builds")) else { return };
+    for scratch in entries.flatten().map(|entry| entry.path()) {
+        let adopted = read_note(&scratch, &service.dir)
+            .and_then(|adopted| shoal_sandbox::attach(&scratch, 0).map(|_| adopted).map_err(Into::into));
+        match adopted {
+            Ok(adopted) => adopt(service, adopted),
+            Err(error) => {
+                tracing::info!(dir = %scratch.display(), error = format!("{error:#}"), "removing what is left of a build");
+                remove_in_background(scratch);
+            }
+        }
+    }
+}
+
+/// Wants the build on behalf of nobody until it has ended.
+fn adopt(service: &Arc<BuildService>, adopted: Adopted) {
+    let drv_path = adopted.drv_path.clone();
+    tracing::info!(derivation = %drv_path, "going on with a build that an earlier run of this node started");
+    let graph = Graph::single(Task::adopted(adopted));
+    let goals = vec![Goal::Derivation { drv_path, wanted: Wanted::All }];
+    let mut handle = service.enter(graph, goals, BuildOptions::default());
+    let spawned = std::thread::Builder::new()
+        .name("adopted".into())
+        .spawn(move || while !matches!(handle.next(ADOPTED_IDLE), Progress::Done(_)) {});
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "cannot follow a build of an earlier run");
+    }
+}

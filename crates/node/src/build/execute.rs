@@ -1,0 +1,338 @@
+//! Runs one derivation: from its inputs to valid outputs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use shoal_sandbox::{End, Event, Killer, Outcome, Running, Scratch};
+use shoal_wire::nix::log::{BuilderMessage, parse_builder_line};
+use shoal_wire::nix::store_path::StorePath;
+use shoal_wire::nix::worker::ops::BuildMode;
+use shoal_wire::nix::worker::{BuildResult, BuildStatus};
+
+use super::adopt;
+use super::failure::{BadEnd, Failure, Texts};
+use super::feed::{BuildEvent, JobId};
+use super::graph::{Task, What};
+use super::log::{Lines, Tail};
+use super::outputs::{self, Rejected};
+use super::prepare::Prepared;
+use super::request::BuildOptions;
+use super::service::BuildService;
+use super::{environment, sandbox_spec};
+use crate::trees::remove_in_background;
+
+/// With less than this left (bytes or inodes) a failed builder may have failed for want of space (Nix's figure).
+const DISK_NEARLY_FULL: u64 = 8 << 20;
+
+/// How a job came out.
+pub(super) struct Ended {
+    pub result: BuildResult,
+    /// Clients were told that it started.
+    pub announced: bool,
+    /// Stopped because nobody wanted it any more: says nothing about the derivation.
+    pub cancelled: bool,
+}
+
+impl Ended {
+    pub fn is_success(&self) -> bool {
+        self.result.status.is_success()
+    }
+}
+
+/// Stops a job from another thread, before or while its builder runs.
+#[derive(Default)]
+pub(super) struct KillSwitch {
+    state: Mutex<(bool, Option<Killer>)>,
+}
+
+impl KillSwitch {
+    pub fn kill(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = true;
+        if let Some(killer) = &state.1
+            && let Err(error) = killer.kill()
+        {
+            tracing::warn!(%error, "cannot stop a build");
+        }
+    }
+
+    fn is_killed(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// From now on `kill` stops this process; at once, if it was called before.
+    fn arm(&self, killer: Killer) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0 {
+            let _ = killer.kill();
+        }
+        state.1 = Some(killer);
+    }
+}
+
+pub(super) fn run(service: &BuildService, task: &Task, id: JobId, options: &BuildOptions, kill: &KillSwitch) -> Ended {
+    let mut job = Job { service, task, id, options, kill, announced: false };
+    let result = job.run().unwrap_or_else(|failure| {
+        if failure.status == BuildStatus::TransientFailure {
+            tracing::warn!(derivation = %task.drv_path, error = failure.message, "a build failed for a reason of this node");
+        }
+        BuildResult::new(failure.status, failure.message)
+    });
+    Ended { result, announced: job.announced, cancelled: kill.is_killed() }
+}
+
+struct Job<'a> {
+    service: &'a BuildService,
+    task: &'a Task,
+    id: JobId,
+    options: &'a BuildOptions,
+    kill: &'a KillSwitch,
+    announced: bool,
+}
+
+impl Job<'_> {
+    fn texts(&self) -> Texts<'_> {
+        Texts { dir: &self.service.dir, drv_path: &self.task.drv_path }
+    }
+
+    fn run(&mut self) -> Result<BuildResult, Failure> {
+        if let Some(refusal) = self.service.refusal(self.task) {
+            return Err(refusal);
+        }
+        let roots = self.service.store.temp_roots();
+        self.task.known_outputs(&self.service.dir).iter().for_each(|path| roots.add(path));
+        let prepared = Prepared::new(self.service, self.task)?;
+        prepared.inputs.iter().chain(prepared.scratch_outputs.values()).for_each(|path| roots.add(path));
+        if let Some(valid) = self.already_valid(&prepared)? {
+            return Ok(valid);
+        }
+        if self.kill.is_killed() {
+            return Err(Failure::cancelled());
+        }
+        let infrastructure = |error: anyhow::Error| Failure::infrastructure(&error);
+        let _trees = self.service.trees.ensure(&prepared.inputs).map_err(infrastructure)?;
+        let scratch = self.scratch().map_err(infrastructure)?;
+        let running = self.start(&prepared, &scratch).inspect_err(|_| remove_in_background(scratch.path().to_path_buf()))?;
+        self.announced = true;
+        let event = BuildEvent::Started { job: self.id, drv_path: self.task.drv_path.clone() };
+        self.service.tell(&self.task.drv_path, &event);
+        let mut log = Log::new(self);
+        let outcome = follow(running, &mut log);
+        let last_lines = log.tail;
+        if let Err(error) = self.keep_log(&scratch) {
+            tracing::warn!(derivation = %self.task.drv_path, error = format!("{error:#}"), "cannot keep a build's log");
+        }
+        let result = match outcome {
+            Ok(outcome) => self.conclude(&prepared, &scratch, &outcome, &last_lines),
+            Err(error) => Err(Failure::infrastructure(&anyhow::Error::new(error).context("lost sight of a build"))),
+        };
+        self.clear_away(&scratch, result.is_err());
+        result
+    }
+
+    /// Answers at once when there is nothing to do.
+    fn already_valid(&self, prepared: &Prepared) -> Result<Option<BuildResult>, Failure> {
+        if prepared.mode != BuildMode::Normal || matches!(self.task.what, What::Adopted(_)) {
+            return Ok(None);
+        }
+        let known = self.service.valid_outputs(prepared).map_err(|error| Failure::infrastructure(&error))?;
+        let Some(paths) = known else { return Ok(None) };
+        let mut result = BuildResult::new(BuildStatus::AlreadyValid, "");
+        self.record(prepared, &paths, &mut result)?;
+        Ok(Some(result))
+    }
+
+    /// A fresh directory for this build, or that of the build that is adopted.
+    fn scratch(&self) -> anyhow::Result<Scratch> {
+        if let What::Adopted(adopted) = &self.task.what {
+            return Ok(Scratch::new(&adopted.scratch));
+        }
+        let builds = self.service.config.data_dir.join("builds");
+        let path = builds.join(format!("{}-{}-{}", std::process::id(), self.id, self.task.drv_path.hash_part()));
+        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Scratch::new(path))
+    }
+
+    fn start(&self, prepared: &Prepared, scratch: &Scratch) -> Result<Running, Failure> {
+        let failed = |error: std::io::Error| {
+            Failure::infrastructure(&anyhow::Error::new(error).context("cannot start a sandbox"))
+        };
+        if matches!(self.task.what, What::Adopted(_)) {
+            return shoal_sandbox::attach(scratch.path(), 0).map_err(failed);
+        }
+        let environment = environment::make(self.service, prepared, self.cores())?;
+        let spec = sandbox_spec::make(self.service, prepared, scratch, environment, self.options)?;
+        adopt::leave_note(scratch.path(), prepared, &self.service.dir)
+            .map_err(|error| Failure::infrastructure(&error))?;
+        let running = shoal_sandbox::spawn(&spec).map_err(failed)?;
+        self.kill.arm(running.killer().map_err(failed)?);
+        Ok(running)
+    }
+
+    fn cores(&self) -> u64 {
+        match self.options.cores.unwrap_or(self.service.config.defaults.cores) {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+            cores => cores,
+        }
+    }
+
+    fn keep_log(&self, scratch: &Scratch) -> anyhow::Result<()> {
+        let log = fs::File::open(scratch.log()).context("no log was written")?;
+        self.service.store.put_log(&self.task.drv_path, log)?;
+        Ok(())
+    }
+
+    fn conclude(
+        &self,
+        prepared: &Prepared,
+        scratch: &Scratch,
+        outcome: &Outcome,
+        last_lines: &Tail,
+    ) -> Result<BuildResult, Failure> {
+        self.check_end(prepared, outcome, last_lines)?;
+        let paths = outputs::take(self.service, prepared, scratch, outcome.uid).map_err(|rejected| match rejected {
+            Rejected::Failure(failure) => failure,
+            Rejected::Infrastructure(error) => Failure::infrastructure(&error),
+        })?;
+        let mut result = BuildResult::new(BuildStatus::Built, "");
+        result.times_built = 1;
+        result.start_time = outcome.started_at;
+        result.stop_time = outcome.stopped_at;
+        result.cpu_user = i64::try_from(outcome.usage.cpu_user_us).ok();
+        result.cpu_system = i64::try_from(outcome.usage.cpu_system_us).ok();
+        self.record(prepared, &paths, &mut result)?;
+        let took_ms = outcome.stopped_at.saturating_sub(outcome.started_at).saturating_mul(1_000);
+        self.service.history.record(self.task.drv_path.name(), took_ms);
+        Ok(result)
+    }
+
+    /// Whether the builder ended well.
+    fn check_end(&self, prepared: &Prepared, outcome: &Outcome, last_lines: &Tail) -> Result<(), Failure> {
+        let limits = sandbox_spec::limits(self.service, self.options);
+        let bad = match &outcome.end {
+            End::Exited(0) => return Ok(()),
+            End::Exited(code) => BadEnd::ExitCode(*code),
+            End::Signaled(signal) => BadEnd::Signal(*signal),
+            End::TimedOut => return Err(Failure::timed_out(limits.timeout.unwrap_or_default())),
+            End::Silent => return Err(Failure::silent(limits.max_silent.unwrap_or_default())),
+            End::LogLimit => return Err(self.texts().log_limit(limits.max_log_bytes.unwrap_or_default())),
+            End::Killed => return Err(Failure::cancelled()),
+            End::SetupFailed(text) => {
+                let text = format!("cannot set up the sandbox: {text}; 'shoal doctor' says what this machine lacks");
+                return Err(Failure::new(BuildStatus::TransientFailure, text));
+            }
+            End::Lost => {
+                let text = "the build's supervisor was killed, or the machine stopped, before the build ended";
+                return Err(Failure::new(BuildStatus::TransientFailure, text));
+            }
+        };
+        let outputs: Vec<StorePath> = match prepared.is_floating() {
+            true => Vec::new(),
+            false => prepared.scratch_outputs.values().cloned().collect(),
+        };
+        let mut failure = self.texts().builder(bad, &outputs, last_lines.lines());
+        if disk_nearly_full(&self.service.config.data_dir) {
+            failure.status = BuildStatus::TransientFailure;
+            failure.message += "\nnote: the disk of the build directory is nearly full";
+        } else if outcome.usage.out_of_memory {
+            failure.message += "\nnote: the kernel ended a process of this build for lack of memory";
+        }
+        Err(failure)
+    }
+
+    fn record(
+        &self,
+        prepared: &Prepared,
+        paths: &BTreeMap<String, StorePath>,
+        result: &mut BuildResult,
+    ) -> Result<(), Failure> {
+        result.built_outputs =
+            self.service.record_outputs(prepared, paths).map_err(|error| Failure::infrastructure(&error))?;
+        Ok(())
+    }
+
+    fn clear_away(&self, scratch: &Scratch, failed: bool) {
+        let keep = self.options.keep_failed.unwrap_or(self.service.config.defaults.keep_failed);
+        if failed && keep && !self.kill.is_killed() {
+            match keep_build_dir(&self.service.config.data_dir, scratch, &self.task.drv_path) {
+                Ok(kept) => {
+                    let text = format!("note: keeping build directory '{}'\n", kept.display());
+                    self.service.tell(&self.task.drv_path, &BuildEvent::Message(text));
+                }
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot keep a failed build's directory"),
+            }
+        }
+        remove_in_background(scratch.path().to_path_buf());
+    }
+}
+
+/// Moves the build directory to where people find it.
+fn keep_build_dir(data_dir: &Path, scratch: &Scratch, drv_path: &StorePath) -> anyhow::Result<PathBuf> {
+    let kept = data_dir.join("kept");
+    fs::create_dir_all(&kept)?;
+    let name = scratch.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let target = kept.join(format!("{name}-{}", drv_path.name()));
+    shoal_sandbox::release(&scratch.build_dir())?;
+    fs::rename(scratch.build_dir(), &target).with_context(|| format!("cannot move to {}", target.display()))?;
+    Ok(target)
+}
+
+fn disk_nearly_full(dir: &Path) -> bool {
+    rustix::fs::statvfs(dir).is_ok_and(|disk| {
+        let no_inodes = disk.f_files > 0 && disk.f_favail < DISK_NEARLY_FULL / 4096;
+        disk.f_bavail.saturating_mul(disk.f_frsize) < DISK_NEARLY_FULL || no_inodes
+    })
+}
+
+/// Turns output into lines and tells them.
+struct Log<'a, 'b> {
+    job: &'a Job<'b>,
+    lines: Lines,
+    tail: Tail,
+}
+
+impl<'a, 'b> Log<'a, 'b> {
+    fn new(job: &'a Job<'b>) -> Self {
+        Log { job, lines: Lines::default(), tail: Tail::default() }
+    }
+
+    fn output(&mut self, bytes: &[u8]) {
+        let Log { job, lines, tail } = self;
+        lines.feed(bytes, |line| tell_line(job, tail, line));
+    }
+
+    fn end(&mut self) {
+        let Log { job, lines, tail } = self;
+        lines.finish(|line| tell_line(job, tail, line));
+    }
+}
+
+fn tell_line(job: &Job<'_>, tail: &mut Tail, line: &[u8]) {
+    let event = match parse_builder_line(line) {
+        Some(BuilderMessage::SetPhase(phase)) => BuildEvent::Phase { job: job.id, phase },
+        Some(_) => return,
+        None => {
+            tail.push(line);
+            BuildEvent::Line { job: job.id, line: line.to_vec() }
+        }
+    };
+    job.service.tell(&job.task.drv_path, &event);
+}
+
+/// Reads a build's output to its end.
+fn follow(mut running: Running, log: &mut Log<'_, '_>) -> std::io::Result<Outcome> {
+    loop {
+        match running.next(None)? {
+            Some(Event::Output(bytes)) => log.output(&bytes),
+            Some(Event::Exited(outcome)) => {
+                log.end();
+                return Ok(outcome);
+            }
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
