@@ -54,7 +54,8 @@ fn parse(path: &Path, text: &str) -> Result<PrivateKey, HostKeyError> {
     Ok(key)
 }
 
-fn create(path: &Path) -> Result<PrivateKey, HostKeyError> {
+/// A new key in `path` (mode 0600), its public half beside it.
+pub fn create(path: &Path) -> Result<PrivateKey, HostKeyError> {
     let mut seed = [0; 32];
     aws_lc_rs::rand::SystemRandom::new().fill(&mut seed).map_err(|_| HostKeyError::NoRandomness)?;
     let mut key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
