@@ -12,3 +12,7 @@ pub mod files;
 pub mod keys;
 pub mod logging;
 pub mod serve;
+pub mod session;
+pub mod build;
+pub mod dump;
+pub mod trees;

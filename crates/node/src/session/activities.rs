@@ -1,0 +1,215 @@
+//! A build as Nix's clients picture it: activities and their results.
+//!
+//! Per request one `Realise`, one `Builds` and one `CopyPaths` activity, and a `Build` for each derivation that runs.
+//! Builders' lines are results 101 on it: only these reach `nix log`, `-L` and the log of a remote build. This is what
+//! nix-daemon sends, in its order (worker-protocol §4).
+
+use std::collections::HashMap;
+
+use aws_lc_rs::rand::SecureRandom;
+use shoal_wire::nix::log::{ActivityResult, ActivityType, Field, ResultType, StartActivity, Verbosity};
+use shoal_wire::nix::store_path::StoreDir;
+use shoal_wire::nix::worker::StderrMessage;
+
+use crate::build::feed::{BuildEvent, JobId};
+
+/// Numbers of activities, unique among all daemons that one client may talk to.
+pub struct ActivityIds {
+    next: u64,
+}
+
+impl ActivityIds {
+    /// The high half is random, as Nix's is the process id.
+    pub fn new() -> Self {
+        let mut high = [0; 4];
+        // Without randomness ids may clash with another node's: a display is confused, nothing else.
+        let _ = aws_lc_rs::rand::SystemRandom::new().fill(&mut high);
+        ActivityIds { next: u64::from(u32::from_le_bytes(high)) << 32 }
+    }
+
+    fn take(&mut self) -> u64 {
+        let id = self.next;
+        self.next = self.next.wrapping_add(1);
+        id
+    }
+}
+
+impl Default for ActivityIds {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether a message may be left out for a client that reads too slowly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    Kept,
+    Droppable,
+}
+
+/// Tells one request's builds.
+pub struct Narrator<'a> {
+    dir: &'a StoreDir,
+    ids: &'a mut ActivityIds,
+    realise: u64,
+    builds: u64,
+    copies: u64,
+    running: HashMap<JobId, u64>,
+    progress: [u64; 4],
+}
+
+type Said = (Weight, StderrMessage);
+
+impl<'a> Narrator<'a> {
+    /// Also returns how the tale begins.
+    pub fn begin(dir: &'a StoreDir, ids: &'a mut ActivityIds) -> (Self, Vec<Said>) {
+        let [realise, builds, copies] = [ids.take(), ids.take(), ids.take()];
+        let started =
+            [(realise, ActivityType::REALISE), (builds, ActivityType::BUILDS), (copies, ActivityType::COPY_PATHS)];
+        let start = |(id, kind)| (Weight::Kept, start(id, Verbosity::Error, kind, String::new(), Vec::new()));
+        let mut said: Vec<Said> = started.into_iter().map(start).collect();
+        let narrator = Narrator { dir, ids, realise, builds, copies, running: HashMap::new(), progress: [0; 4] };
+        said.extend(narrator.progress(Weight::Kept));
+        (narrator, said)
+    }
+
+    pub fn tell(&mut self, event: BuildEvent) -> Vec<Said> {
+        match event {
+            BuildEvent::Started { job, drv_path } => {
+                let id = self.ids.take();
+                self.running.insert(job, id);
+                let drv = self.dir.print(&drv_path);
+                let text = format!("building '{drv}'");
+                let fields = vec![drv.into(), "".into(), 1.into(), 1.into()];
+                vec![(Weight::Kept, start(id, Verbosity::Info, ActivityType::BUILD, text, fields))]
+            }
+            BuildEvent::Phase { job, phase } => {
+                self.of_job(job, Weight::Kept, ResultType::SET_PHASE, phase.into_bytes())
+            }
+            BuildEvent::Line { job, line } => self.of_job(job, Weight::Droppable, ResultType::BUILD_LOG_LINE, line),
+            BuildEvent::Finished { job } => {
+                let stopped = self.running.remove(&job);
+                stopped.map(|id| (Weight::Kept, StderrMessage::StopActivity { id })).into_iter().collect()
+            }
+            BuildEvent::Progress { done, expected, running, failed } => {
+                self.progress = [done, expected, running, failed];
+                self.progress(Weight::Droppable)
+            }
+            BuildEvent::Message(text) => vec![(Weight::Kept, StderrMessage::Next(text.into_bytes()))],
+        }
+    }
+
+    /// Said where nothing happens, so that nobody on the way takes the connection for dead.
+    pub fn still_alive(&self) -> Vec<Said> {
+        vec![(Weight::Droppable, result(self.builds, ResultType::PROGRESS, numbers(self.progress)))]
+    }
+
+    /// How the tale ends.
+    pub fn end(self) -> Vec<Said> {
+        let mut said = self.progress(Weight::Kept);
+        let ids = self.running.into_values().chain([self.copies, self.builds, self.realise]);
+        said.extend(ids.map(|id| (Weight::Kept, StderrMessage::StopActivity { id })));
+        said
+    }
+
+    fn of_job(&self, job: JobId, weight: Weight, kind: ResultType, text: Vec<u8>) -> Vec<Said> {
+        let id = self.running.get(&job);
+        id.map(|id| (weight, result(*id, kind, vec![text.into()]))).into_iter().collect()
+    }
+
+    fn progress(&self, weight: Weight) -> Vec<Said> {
+        let expected = |kind: ActivityType| vec![kind.0.into(), 0.into()];
+        [
+            result(self.builds, ResultType::PROGRESS, numbers(self.progress)),
+            result(self.copies, ResultType::PROGRESS, numbers([0; 4])),
+            result(self.realise, ResultType::SET_EXPECTED, expected(ActivityType::FILE_TRANSFER)),
+            result(self.realise, ResultType::SET_EXPECTED, expected(ActivityType::COPY_PATH)),
+        ]
+        .into_iter()
+        .map(|message| (weight, message))
+        .collect()
+    }
+}
+
+fn numbers(values: [u64; 4]) -> Vec<Field> {
+    values.into_iter().map(Field::from).collect()
+}
+
+fn start(id: u64, level: Verbosity, kind: ActivityType, text: String, fields: Vec<Field>) -> StderrMessage {
+    StderrMessage::StartActivity(StartActivity {
+        id,
+        level: level.number(),
+        kind,
+        text: text.into_bytes(),
+        fields,
+        parent: 0,
+    })
+}
+
+fn result(id: u64, kind: ResultType, fields: Vec<Field>) -> StderrMessage {
+    StderrMessage::Result(ActivityResult { id, kind, fields })
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_wire::nix::store_path::StorePath;
+
+    use super::*;
+
+    fn drv() -> StorePath {
+        StorePath::from_base_name("00000000000000000000000000000000-x.drv").unwrap()
+    }
+
+    /// Ids of activities that were started and not stopped.
+    fn open(said: &[Said]) -> Vec<u64> {
+        let mut open = Vec::new();
+        for (_, message) in said {
+            match message {
+                StderrMessage::StartActivity(start) => open.push(start.id),
+                StderrMessage::StopActivity { id } => open.retain(|other| other != id),
+                StderrMessage::Result(result) => assert!(open.contains(&result.id), "result of a closed activity"),
+                _ => {}
+            }
+        }
+        open
+    }
+
+    #[test]
+    fn every_activity_ends_and_results_come_while_it_lasts() {
+        let (dir, mut ids) = (StoreDir::default(), ActivityIds::new());
+        let (mut narrator, mut said) = Narrator::begin(&dir, &mut ids);
+        for event in [
+            BuildEvent::Line { job: 1, line: b"too early".to_vec() },
+            BuildEvent::Started { job: 1, drv_path: drv() },
+            BuildEvent::Phase { job: 1, phase: "unpackPhase".into() },
+            BuildEvent::Line { job: 1, line: b"line".to_vec() },
+            BuildEvent::Progress { done: 0, expected: 1, running: 1, failed: 0 },
+            BuildEvent::Finished { job: 1 },
+            BuildEvent::Line { job: 1, line: b"too late".to_vec() },
+            BuildEvent::Started { job: 2, drv_path: drv() },
+        ] {
+            said.extend(narrator.tell(event));
+        }
+        said.extend(narrator.still_alive());
+        said.extend(narrator.end());
+        assert_eq!(open(&said), []);
+    }
+
+    #[test]
+    fn a_build_has_the_four_fields_that_clients_index() {
+        let (dir, mut ids) = (StoreDir::default(), ActivityIds::new());
+        let (mut narrator, _) = Narrator::begin(&dir, &mut ids);
+        let said = narrator.tell(BuildEvent::Started { job: 1, drv_path: drv() });
+        let [(Weight::Kept, StderrMessage::StartActivity(start))] = &said[..] else { panic!("{said:?}") };
+        let drv = dir.print(&drv());
+        assert_eq!(start.kind, ActivityType::BUILD);
+        assert_eq!(start.fields, [drv.clone().into(), "".into(), 1.into(), 1.into()] as [Field; 4]);
+        assert_eq!(String::from_utf8_lossy(&start.text), format!("building '{drv}'"));
+    }
+
+    #[test]
+    fn two_sessions_do_not_share_ids() {
+        let (mut a, mut b) = (ActivityIds::new(), ActivityIds::new());
+        assert_ne!(a.take() >> 32, b.take() >> 32);
+    }
+}

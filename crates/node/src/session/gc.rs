@@ -1,0 +1,127 @@
+//! What is kept and what may go: roots, collection, verification, signatures, logs.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use shoal_store::{GcError, Root as StoreRoot};
+use shoal_wire::nix::signature::Signature;
+use shoal_wire::nix::store_path::StorePath;
+use shoal_wire::nix::worker::ops::{AddPermRoot, CollectGarbage, Collected, GcAction, GcPaths, Root};
+
+use super::Client;
+use super::fault::Fault;
+use crate::door::Role;
+
+/// Signatures on one path; more than any path has, few enough that nobody can fill the index with them.
+const SIGNATURES_MAX: usize = 128;
+
+impl Client {
+    pub(super) fn collect(&self, request: CollectGarbage) -> Result<Collected, Fault> {
+        let CollectGarbage { action, paths, ignore_liveness, max_freed } = request;
+        if ignore_liveness {
+            return Err(Fault::refused("ignoring liveness is not allowed: it would delete paths that are in use"));
+        }
+        let action = match action {
+            GcAction::ReturnLive => shoal_store::GcAction::ReturnLive,
+            GcAction::ReturnDead => shoal_store::GcAction::ReturnDead,
+            GcAction::DeleteDead => shoal_store::GcAction::DeleteDead,
+            GcAction::DeleteSpecific => shoal_store::GcAction::DeleteSpecific,
+        };
+        if matches!(action, shoal_store::GcAction::DeleteDead | shoal_store::GcAction::DeleteSpecific) {
+            self.require(Role::Admin, "delete paths from this node")?;
+        }
+        let mut collect = shoal_store::GcRequest { max_freed, ..shoal_store::GcRequest::new(action) };
+        if let GcPaths::Paths { paths, delete_referrers } = paths {
+            if action == shoal_store::GcAction::DeleteDead && !delete_referrers {
+                return Err(Fault::refused(
+                    "deleting dead paths out of a list is not understood by this version of the protocol",
+                ));
+            }
+            collect.paths = paths.into_iter().collect();
+        }
+        let report = self.store().collect(&collect).map_err(|error| self.explain_gc(error))?;
+        Ok(Collected { paths: report.paths, bytes_freed: report.freed })
+    }
+
+    fn explain_gc(&self, error: GcError) -> Fault {
+        match error {
+            GcError::Alive(path) => {
+                let path = self.dir().print(&path);
+                let hint = "To find out why, use: nix-store --query --roots and nix-store --query --referrers";
+                Fault::refused(format!("Cannot delete path '{path}' since it is still alive. {hint}"))
+            }
+            GcError::NotValid(path) => self.not_valid(&path),
+            GcError::Store(error) => error.into(),
+        }
+    }
+
+    /// Roots, each with what leads to it. Where the files of others lie is nobody's business but an admin's.
+    pub(super) fn roots(&self) -> Result<Vec<Root>, Fault> {
+        let link = |root: StoreRoot| match root {
+            _ if !self.is_trusted() => b"{censored}".to_vec(),
+            StoreRoot::Named(name) => name.into_bytes(),
+            StoreRoot::Link(link) => link.as_os_str().as_bytes().to_vec(),
+            StoreRoot::Temporary => b"{temp}".to_vec(),
+        };
+        let roots = self.store().roots()?;
+        Ok(roots.into_iter().map(|(root, target)| Root { link: link(root), target }).collect())
+    }
+
+    /// Keeps what the symlink leads to, on this machine.
+    pub(super) fn add_indirect_root(&self, link: &[u8]) -> Result<(), Fault> {
+        self.require(Role::Push, "add roots to this node")?;
+        let link = Path::new(std::ffi::OsStr::from_bytes(link));
+        if !link.is_absolute() {
+            return Err(Fault::refused(format!("not an absolute path: '{}'", link.display())));
+        }
+        Ok(self.store().add_link_root(link)?)
+    }
+
+    /// Makes a symlink to the path, and keeps the path as long as the link is there.
+    pub(super) fn add_perm_root(&self, request: AddPermRoot) -> Result<Vec<u8>, Fault> {
+        if !self.is_trusted() {
+            let text = "you are not privileged to create perm roots\n\nhint: you can just do this client-side without \
+                        special privileges, and probably want to do that instead.";
+            return Err(Fault::fatal(text));
+        }
+        let AddPermRoot { path, link } = request;
+        self.valid_path_info(&path)?;
+        let at = PathBuf::from(std::ffi::OsStr::from_bytes(&link));
+        if !at.is_absolute() {
+            return Err(Fault::refused(format!("not an absolute path: '{}'", at.display())));
+        }
+        let cannot = |error: std::io::Error| Fault::refused(format!("cannot make the root {}: {error}", at.display()));
+        let mut new = at.clone().into_os_string();
+        new.push(".new");
+        match std::fs::symlink_metadata(&at) {
+            Ok(there) if !there.is_symlink() => return Err(cannot(std::io::ErrorKind::AlreadyExists.into())),
+            _ => {}
+        }
+        let _ = std::fs::remove_file(&new);
+        std::os::unix::fs::symlink(self.dir().print(&path), &new).map_err(cannot)?;
+        std::fs::rename(&new, &at).map_err(cannot)?;
+        self.store().add_link_root(&at)?;
+        Ok(link)
+    }
+
+    /// Looks for damage; each finding is a line of text.
+    pub(super) fn verify(&self, contents: bool, repair: bool) -> Result<Vec<String>, Fault> {
+        if repair && !self.is_trusted() {
+            return Err(Fault::refused("you are not privileged to repair paths"));
+        }
+        let report = self.store().verify(contents)?;
+        Ok(report.damage.iter().map(|damage| damage.to_string()).collect())
+    }
+
+    /// Signatures are kept unseen: whoever asks for the path judges them.
+    pub(super) fn add_signatures(&self, path: &StorePath, signatures: Vec<Signature>) -> Result<(), Fault> {
+        self.require(Role::Push, "sign paths of this node")?;
+        let info = self.valid_path_info(path)?;
+        if info.signatures.len() + signatures.len() > SIGNATURES_MAX {
+            let path = self.dir().print(path);
+            return Err(Fault::refused(format!("path '{path}' cannot have more than {SIGNATURES_MAX} signatures")));
+        }
+        self.store().add_signatures(path, &signatures)?;
+        Ok(())
+    }
+}
