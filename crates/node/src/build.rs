@@ -8,7 +8,7 @@
 mod adopt;
 mod checks;
 pub mod closure;
-mod derivations;
+pub mod derivations;
 mod environment;
 mod execute;
 mod failure;
