@@ -9,15 +9,32 @@
 //!
 //! This crate knows no Nix protocol and no chunk store: inputs are trees on disk, outputs are trees on disk.
 
+mod audience;
+mod birth;
 pub mod capabilities;
+mod cgroup;
+mod child;
+mod failure;
+mod identity;
+mod launcher;
+mod log;
+mod message;
 mod outcome;
 mod output;
+mod protocol;
+mod pty;
+mod rootfs;
 mod running;
 mod scratch;
+mod seccomp;
 mod spec;
+mod store;
 mod supervisor;
+mod sys;
+mod view;
+mod watch;
 
-pub use capabilities::{Capability, State, capabilities};
+pub use capabilities::{Capability, State, capabilities, cgroups};
 pub use outcome::{End, Outcome, Usage};
 pub use output::{OutputError, canonicalise, release, remove_tree};
 pub use running::{Event, Killer, Running, attach, spawn};

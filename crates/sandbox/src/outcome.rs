@@ -11,6 +11,8 @@ pub struct Outcome {
     /// Seconds since 1970.
     pub started_at: u64,
     pub stopped_at: u64,
+    /// From the arrival of the spec to the execution of the builder, microseconds; 0 if it was never executed.
+    pub setup_us: u64,
     /// Bytes in `<scratch>/log`.
     pub log_bytes: u64,
     /// The host's uid of everything the builder made.

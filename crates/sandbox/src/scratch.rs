@@ -31,8 +31,32 @@ impl Scratch {
         self.0.join("log")
     }
 
+    /// The upper layer of the store's overlay: one directory, [`Scratch::store`].
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.0.join("upper")
+    }
+
     pub(crate) fn store(&self) -> PathBuf {
         self.0.join("upper/store")
+    }
+
+    /// The overlay's work directory; in the sandbox's mount name space the overlay itself.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.0.join("work")
+    }
+
+    /// Where the root is mounted, in the sandbox's mount name space only.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.0.join("root")
+    }
+
+    pub(crate) fn tmp(&self) -> PathBuf {
+        self.0.join("tmp")
+    }
+
+    /// The image of the view layer.
+    pub(crate) fn view(&self) -> PathBuf {
+        self.0.join("view")
     }
 
     pub(crate) fn exit(&self) -> PathBuf {

@@ -1,4 +1,28 @@
 //! The process that sets a sandbox up and stays with the builder until its end.
+//!
+//! Born by the launcher before there is a build, it makes a sandbox and waits for a spec on its socket. From
+//! then on it needs nobody: if the node dies, it goes on, and leaves the outcome in the scratch directory.
+
+use std::fs::{DirBuilder, OpenOptions, rename, write};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::event::{Timespec, poll};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::umask;
+
+use crate::audience::Audience;
+use crate::birth::{Network, Newborn};
+use crate::child::read_spec;
+use crate::failure::{Attempt, Doing, Failure};
+use crate::identity::{Ids, Lease, Rights};
+use crate::log::Log;
+use crate::protocol::encode_outcome;
+use crate::watch::{Seen, Watch};
+use crate::{Cgroups, End, Outcome, Scratch, Spec, Usage, capabilities, launcher, message, seccomp, sys};
 
 /// The hidden first argument that makes an executable a supervisor.
 pub const SUPERVISOR_ARG: &str = "__sandbox";
@@ -7,7 +31,199 @@ pub const SUPERVISOR_ARG: &str = "__sandbox";
 /// of its own; its stdout and stderr are the build's log.
 pub type Builtin = fn(name: &str, payload: &[u8]) -> i32;
 
+/// How long an attached watcher who does not read keeps a supervisor alive after the end. It finds everything
+/// in the scratch directory, too.
+const FAREWELL_MAX: Duration = Duration::from_secs(60);
+
+/// What all supervisors of a launcher have in common.
+pub(crate) struct Context {
+    pub rights: Rights,
+    pub filter: Vec<u8>,
+    pub builtin: Builtin,
+}
+
 /// The supervisor. Call it before anything else in `main`, while the process has one thread.
-pub fn supervisor_main(_builtin: Builtin) -> ! {
-    std::process::exit(1)
+pub fn supervisor_main(builtin: Builtin) -> ! {
+    let task = std::env::args_os().nth(2).unwrap_or_default();
+    let done = match task.to_str() {
+        Some(launcher::TASK) => seccomp::compile()
+            .map(|filter| Context { rights: Rights::detect(), filter, builtin })
+            .and_then(|context| launcher::run(&context)),
+        Some(capabilities::TASK) => capabilities::probe(),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not for people")),
+    };
+    if let Err(error) = done {
+        eprintln!("{SUPERVISOR_ARG}: {error}");
+        sys::exit_now(1);
+    }
+    sys::exit_now(0)
+}
+
+/// Supervises one build from before its beginning.
+pub(crate) fn supervise(context: &Context, starter: OwnedFd, cgroups: &Cgroups) -> io::Result<()> {
+    sys::keep_children();
+    leave_streams()?;
+    umask(Mode::from_raw_mode(0o077));
+    let newborn = Newborn::bear(context, cgroups, Network::Own);
+    let mut buffer = [0; 1];
+    let received = message::receive(&starter, &mut buffer)?;
+    let Some(file) = received.fd else { return Ok(()) };
+
+    let mut build = Build {
+        started: Instant::now(),
+        started_at: unix_seconds(),
+        audience: Audience::new(starter),
+        log: None,
+        uid: Ids::own().uid,
+    };
+    let spec = match file.try_clone().doing("reading the spec").and_then(read_spec) {
+        Ok(spec) => spec,
+        Err(failure) => return build.conclude(None, Seen::failed(failure)),
+    };
+    let scratch = Scratch::new(&spec.scratch);
+    let seen =
+        newborn.and_then(|newborn| build.run(context, newborn, &spec, &scratch, file)).unwrap_or_else(Seen::failed);
+    build.conclude(Some(&scratch), seen)
+}
+
+/// What a supervisor has in hand.
+struct Build {
+    started: Instant,
+    started_at: u64,
+    audience: Audience,
+    log: Option<Log>,
+    uid: u32,
+}
+
+impl Build {
+    fn run(
+        &mut self,
+        context: &Context,
+        newborn: Newborn,
+        spec: &Spec,
+        scratch: &Scratch,
+        file: OwnedFd,
+    ) -> Attempt<Seen> {
+        let network = if spec.network { Network::Host } else { Network::Own };
+        let sandbox = if newborn.suits(context, network, &spec.cgroups) {
+            newborn
+        } else {
+            Newborn::bear(context, &spec.cgroups, network)?
+        };
+        let lease = Lease::acquire(&spec.identity, context.rights)?;
+        self.uid = lease.ids.uid;
+        self.audience.listen(scratch).doing("listening for watchers")?;
+        let log = Log::create(&scratch.log(), spec.limits.max_log_bytes).doing("creating the log")?;
+        let log = self.log.insert(log);
+        umask(Mode::empty());
+        prepare(spec, scratch, context.rights, lease.ids)?;
+        if context.rights == Rights::Root {
+            lend(&sandbox.terminal, lease.ids).doing("lending the terminal to the builder")?;
+        }
+        sandbox.group.limit(&spec.cgroups).doing("limiting memory")?;
+        message::send_with_fd(&sandbox.socket, &lease.ids.encode(), file).doing("handing over the spec")?;
+        Watch::new(&sandbox, lease.ids, &spec.limits, log, &mut self.audience, self.started)
+            .run()
+            .doing("watching the builder")
+    }
+
+    /// Writes the outcome down and tells everybody.
+    fn conclude(mut self, scratch: Option<&Scratch>, seen: Seen) -> io::Result<()> {
+        let outcome = Outcome {
+            end: seen.end,
+            usage: seen.usage,
+            started_at: self.started_at,
+            stopped_at: unix_seconds(),
+            setup_us: seen.setup_us,
+            log_bytes: self.log.as_ref().map_or(0, Log::len),
+            uid: self.uid,
+        };
+        let message = encode_outcome(&outcome)?;
+        if let Some(scratch) = scratch {
+            write_exit(scratch, message.get(1..).unwrap_or_default())?;
+        }
+        self.audience.conclude(message);
+        let log = match self.log {
+            Some(log) => log,
+            None => Log::empty()?,
+        };
+        let until = Instant::now() + FAREWELL_MAX;
+        self.audience.serve(&log);
+        while !self.audience.is_satisfied() && Instant::now() < until {
+            let mut fds = Vec::new();
+            self.audience.interests(&log, &mut fds);
+            let left = until.saturating_duration_since(Instant::now());
+            poll(&mut fds, Timespec::try_from(left).ok().as_ref())?;
+            self.audience.serve(&log);
+        }
+        drop(seen.mounts);
+        Ok(())
+    }
+}
+
+impl Seen {
+    fn failed(failure: Failure) -> Seen {
+        let end = End::SetupFailed(failure.to_string());
+        Seen { end, usage: Usage::default(), setup_us: 0, mounts: None }
+    }
+}
+
+/// Makes the directories that the sandbox mounts, and the builder's files.
+fn prepare(spec: &Spec, scratch: &Scratch, rights: Rights, ids: Ids) -> Attempt<()> {
+    let make = |path: &Path, mode: u32| {
+        DirBuilder::new().mode(mode).create(path).doing(format_args!("creating directory '{}'", path.display()))
+    };
+    let give = |path: &Path, uid: Option<u32>| match rights {
+        Rights::User => Ok(()),
+        Rights::Root => chown(path, uid, Some(ids.gid)).doing(format_args!("changing owner of '{}'", path.display())),
+    };
+    make(&scratch.root(), 0o700)?;
+    make(&scratch.work(), 0o700)?;
+    make(&scratch.upper(), 0o755)?;
+    make(&scratch.store(), 0o1775)?;
+    give(&scratch.store(), None)?;
+    make(&scratch.tmp(), 0o1777)?;
+    make(&scratch.build_dir(), 0o700)?;
+    give(&scratch.build_dir(), Some(ids.uid))?;
+    for file in &spec.files {
+        let name = Path::new(&file.name);
+        if name.components().count() != 1 || name.file_name() != Some(name.as_os_str()) {
+            return Err(Failure::new(format!("'{}' is not a file name", file.name)));
+        }
+        let path = scratch.build_dir().join(name);
+        let doing = format!("writing '{}'", path.display());
+        let mut options = OpenOptions::new();
+        let created = options.write(true).create_new(true).mode(file.mode).open(&path);
+        let mut created = created.doing(&doing)?;
+        created.write_all(&file.bytes).doing(&doing)?;
+        if rights == Rights::Root {
+            fchown(&created, Some(ids.uid), Some(ids.gid)).doing(&doing)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets the builder open its terminal by name, as `/dev/stderr` does.
+fn lend(master: &OwnedFd, ids: Ids) -> io::Result<()> {
+    let name = rustix::pty::ptsname(master, Vec::new())?;
+    let path = name.to_str().map_err(io::Error::other)?;
+    chown(path, Some(ids.uid), None)?;
+    Ok(rustix::fs::chmod(path, Mode::from_raw_mode(0o600))?)
+}
+
+/// The file is there whole or not at all.
+fn write_exit(scratch: &Scratch, outcome: &[u8]) -> io::Result<()> {
+    let draft = scratch.exit().with_extension("draft");
+    write(&draft, outcome)?;
+    rename(draft, scratch.exit())
+}
+
+/// The node's own streams may have somebody at the other end who waits for them to be closed.
+fn leave_streams() -> io::Result<()> {
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    (0..3).try_for_each(|stream| sys::duplicate_to(&null, stream))
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

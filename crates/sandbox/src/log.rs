@@ -1,0 +1,52 @@
+//! The log file of a build.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Bytes in, in order, up to a limit; bytes out from any offset.
+#[derive(Debug)]
+pub(crate) struct Log {
+    file: File,
+    len: u64,
+    max: u64,
+}
+
+/// What [`Log::append`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Appended {
+    All,
+    /// As much as fits; the rest is lost.
+    UpToLimit,
+}
+
+impl Log {
+    pub fn create(path: &Path, max: Option<u64>) -> io::Result<Log> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).append(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Log { file, len: 0, max: max.unwrap_or(u64::MAX) })
+    }
+
+    /// For a build that never came so far as to have one.
+    pub fn empty() -> io::Result<Log> {
+        Ok(Log { file: File::open("/dev/null")?, len: 0, max: 0 })
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<Appended> {
+        let room = usize::try_from(self.max - self.len).unwrap_or(usize::MAX);
+        let (fitting, rest) = bytes.split_at(bytes.len().min(room));
+        self.file.write_all(fitting)?;
+        self.len += fitting.len() as u64;
+        Ok(if rest.is_empty() { Appended::All } else { Appended::UpToLimit })
+    }
+
+    /// Reads what is there from `offset` on, at most a buffer full.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+}

@@ -1,0 +1,68 @@
+//! The view layer: an overlay layer of almost nothing, whose entries lead to the inputs.
+//!
+//! An overlay merges directories of the same path. The view holds an empty directory for each input directory
+//! and says in `trusted.overlay.redirect` where its contents are in the layer below, which is the directory
+//! above the trees. So one mount shows any selection of trees, at a cost of bytes and not of mounts. All
+//! entries lie in [`STORE`], which is opaque: of the layer below nothing shows but what is redirected to.
+//!
+//! Made as an EROFS image (a file of some 200 bytes an entry, one mount), or where the kernel can't mount a
+//! file (before 6.12) in a tmpfs (three system calls an entry).
+
+mod erofs;
+mod tmpfs;
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::Scratch;
+
+/// The only directory in the root of the upper layer and of the view.
+pub(crate) const STORE: &str = "store";
+
+/// Modes and times of everything in a store.
+const DIRECTORY_MODE: u32 = 0o555;
+const MTIME: i64 = 1;
+
+/// What [`Entry`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Directory,
+    File { size: u64, mode: u32 },
+    Symlink { target: Vec<u8> },
+}
+
+/// One name in the store directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry<'a> {
+    pub name: &'a str,
+    pub kind: Kind,
+    /// The absolute path in the layer below that has the contents. Without it a directory or file is empty,
+    /// for something to be mounted on.
+    pub redirect: Option<Vec<u8>>,
+}
+
+/// A detached mount of the view. Names must be sorted and different.
+pub(crate) fn mount(entries: &[Entry<'_>], scratch: &Scratch) -> io::Result<OwnedFd> {
+    if let Some(image) = erofs::image(entries)
+        && let Ok(view) = erofs::mount(&image, &scratch.view())
+    {
+        return Ok(view);
+    }
+    tmpfs::mount(entries)
+}
+
+const REDIRECT: &str = "overlay.redirect";
+const METACOPY: &str = "overlay.metacopy";
+const OPAQUE: (&str, &[u8]) = ("overlay.opaque", b"y");
+
+impl Entry<'_> {
+    /// Names (without the `trusted.` before them) and values.
+    fn xattrs(&self) -> Vec<(&'static str, &[u8])> {
+        let Some(redirect) = &self.redirect else { return Vec::new() };
+        match self.kind {
+            Kind::Directory => vec![(REDIRECT, redirect)],
+            Kind::File { .. } => vec![(REDIRECT, redirect), (METACOPY, b"")],
+            Kind::Symlink { .. } => Vec::new(),
+        }
+    }
+}
