@@ -1,1 +1,46 @@
 //! End-to-end tests: real Nix clients against real nodes.
+//!
+//! `SHOAL_E2E=full` runs every client version over everything, and many more rounds of what is random.
+
+/// A test for each client version: `by_each_version!(name)` calls `name(&Nix)`.
+macro_rules! by_each_version {
+    ($($name:ident),* $(,)?) => {$(
+        mod $name {
+            use shoal_tests::Nix;
+
+            #[test]
+            fn v2_8() {
+                super::$name(&Nix::get("2.8"));
+            }
+
+            #[test]
+            fn v2_26() {
+                super::$name(&Nix::get("2.26"));
+            }
+
+            #[test]
+            fn v2_34() {
+                super::$name(&Nix::get("2.34"));
+            }
+        }
+    )*};
+}
+
+#[path = "e2e/cancelled.rs"]
+mod cancelled;
+#[path = "e2e/commands.rs"]
+mod commands;
+#[path = "e2e/copies.rs"]
+mod copies;
+#[path = "e2e/crashes.rs"]
+mod crashes;
+#[path = "e2e/examples.rs"]
+mod examples;
+#[path = "e2e/lifecycle.rs"]
+mod lifecycle;
+#[path = "e2e/mini.rs"]
+mod mini;
+#[path = "e2e/store.rs"]
+mod store;
+#[path = "e2e/trust.rs"]
+mod trust;

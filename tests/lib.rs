@@ -15,6 +15,8 @@ pub mod machine;
 pub mod node;
 #[path = "harness/place.rs"]
 pub mod place;
+#[path = "harness/shapes.rs"]
+pub mod shapes;
 #[path = "harness/sources.rs"]
 pub mod sources;
 

@@ -14,6 +14,9 @@ use rustix::process::{Pid, Signal, kill_process_group};
 pub const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(5);
 
+/// Readers of stdout and stderr.
+type Kept = (JoinHandle<Vec<u8>>, JoinHandle<Vec<u8>>);
+
 /// A command to run; environment variables of the test run itself reach it only by name.
 pub struct Cmd {
     command: Command,
@@ -34,7 +37,7 @@ pub struct Finished {
 /// A command that runs. Killed, with everything it started in its group, when dropped.
 pub struct Running {
     child: Child,
-    output: Option<(JoinHandle<Vec<u8>>, JoinHandle<Vec<u8>>)>,
+    output: Option<Kept>,
     since: Instant,
     shown: String,
 }
@@ -138,7 +141,7 @@ impl Cmd {
     }
 }
 
-fn keep(mut out: ChildStdout, mut err: ChildStderr) -> (JoinHandle<Vec<u8>>, JoinHandle<Vec<u8>>) {
+fn keep(mut out: ChildStdout, mut err: ChildStderr) -> Kept {
     let read = |from: &mut dyn Read| {
         let mut bytes = Vec::new();
         // A killed command may leave a half line; what came is what counts.

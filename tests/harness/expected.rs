@@ -106,8 +106,7 @@ pub fn of_machine(machine: &Machine, rows: &[Row]) -> BTreeMap<String, Facts> {
     };
     let answers = hashes.lines().into_iter().zip(sizes.lines());
     let facts = paths.iter().zip(answers).map(|(path, (hash, size))| {
-        let facts =
-            Facts { nar_hash: hash.to_string(), nar_size: size.to_string(), references: references(path) };
+        let facts = Facts { nar_hash: hash.to_string(), nar_size: size.to_string(), references: references(path) };
         (path.to_string(), facts)
     });
     facts.collect()

@@ -20,11 +20,8 @@ pub fn kept() -> PathBuf {
 /// The directory with the larger package set, where there is one: `$SHOAL_SHARED`, or `shared` beside a directory above.
 pub fn shared() -> Option<PathBuf> {
     let named = env::var_os("SHOAL_SHARED").map(PathBuf::from);
-    let above = || {
-        let root = repository();
-        let found = root.ancestors().skip(1).map(|dir| dir.join("shared")).find(|dir| dir.join("nix-clients").is_dir());
-        found
-    };
+    let root = repository();
+    let above = || root.ancestors().skip(1).map(|dir| dir.join("shared")).find(|dir| dir.join("nix-clients").is_dir());
     named.filter(|dir| dir.is_dir()).or_else(above)
 }
 

@@ -1,0 +1,69 @@
+//! Clients that go away, and what becomes of their builds.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use shoal_tests::command::{Running, wait_for};
+use shoal_tests::{Machine, Nix, Node, Remote, shapes};
+
+/// From a client's end to the end of its build.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+fn running(node: &Node) -> usize {
+    node.shoal("builds --json").ok().json().as_array().map_or(0, Vec::len)
+}
+
+fn start_sleeping(machine: &Machine, node: &Node, remote: Remote) -> Running {
+    let client = shapes::build_command(machine, node, remote, "", &["sleeps"]).start();
+    wait_for("a build that runs", START_PATIENCE, || (running(node) == 1).then_some(()));
+    client
+}
+
+fn is_cancelled_by(signal: Signal, remote: Remote) {
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start(&[&machine]);
+    let mut client = start_sleeping(&machine, &node, remote);
+    client.signal(signal);
+    client.wait(CANCEL_PATIENCE);
+    wait_for("the end of a build that nobody wants", CANCEL_PATIENCE, || {
+        (running(&node) == 0 && node.supervisors().is_empty()).then_some(())
+    });
+    // The node is as good as new.
+    shapes::build_on(&machine, &node, remote, &["hello"]);
+}
+
+#[test]
+fn ctrl_c_ends_the_build_over_ssh_ng() {
+    is_cancelled_by(Signal::INT, Remote::SshNg);
+}
+
+#[test]
+fn ctrl_c_ends_the_build_over_the_socket() {
+    is_cancelled_by(Signal::INT, Remote::Unix);
+}
+
+#[test]
+fn a_killed_client_ends_the_build() {
+    is_cancelled_by(Signal::KILL, Remote::SshNg);
+}
+
+/// Two clients want one build: it runs once, and goes on as long as one of them is there.
+#[test]
+fn a_build_that_another_client_wants_goes_on() {
+    let machine = Machine::new(&Nix::newest());
+    let other = Machine::new(&Nix::newest());
+    let node = Node::start(&[&machine, &other]);
+    let mut first = shapes::build_command(&machine, &node, Remote::SshNg, "", &["brief"]).start();
+    wait_for("a build that runs", START_PATIENCE, || (running(&node) == 1).then_some(()));
+    let second = shapes::build_command(&other, &node, Remote::SshNg, "", &["brief"]).start();
+    wait_for("two clients", START_PATIENCE, || {
+        let status = node.shoal("status --json").ok().json();
+        (status["sessions"].as_u64() >= Some(2)).then_some(())
+    });
+    assert_eq!(running(&node), 1);
+    first.signal(Signal::INT);
+    first.wait(CANCEL_PATIENCE);
+    let second = second.finish(START_PATIENCE).expect_code(0);
+    assert!(second.text().ends_with("-brief"), "{second}");
+}

@@ -1,0 +1,100 @@
+//! How a node starts, says that it is ready, reloads and stops.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use shoal_tests::command::wait_for;
+use shoal_tests::node::program;
+use shoal_tests::{Cmd, Machine, Nix, Node, Place, Remote, shapes};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn ready_json_says_where_the_node_listens_and_goes_with_it() {
+    let mut node = Node::start(&[]);
+    let ready = node.ready().json.clone();
+    let data = node.data_dir();
+    assert_eq!(ready["socket"], data.join("daemon.sock").to_str().unwrap());
+    assert_eq!(ready["node_id"].as_str().map(str::len), Some(64), "{ready}");
+    assert!(ready["ssh"].as_str().is_some_and(|ssh| ssh.starts_with("127.0.0.1:")), "{ready}");
+    node.stop();
+    for gone in ["ready.json", "daemon.sock", "control.sock"] {
+        assert!(!data.join(gone).exists(), "{gone} is still there");
+    }
+    node.start_again();
+    assert_eq!(node.ready().json["node_id"], ready["node_id"], "a node keeps its identity");
+}
+
+#[test]
+fn a_data_directory_has_one_node() {
+    let node = Node::start(&[]);
+    let second = node.shoal("serve --ssh 127.0.0.1:0").fails();
+    assert!(second.stderr.contains(&format!("pid {}", node.ready().pid)), "{second}");
+    node.shoal("status").ok();
+}
+
+#[test]
+fn the_service_manager_hears_of_start_reload_and_stop() {
+    let place = Place::new("s");
+    let heard = UnixDatagram::bind(place.join("notify")).unwrap();
+    heard.set_read_timeout(Some(PATIENCE)).unwrap();
+    let next = || {
+        let mut text = [0; 64];
+        let n = heard.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..n]).into_owned()
+    };
+    let serve = Cmd::new(program()).args(["serve", "--ssh", "127.0.0.1:0", "--data-dir"]).arg(place.join("data"));
+    let running = serve.env("NOTIFY_SOCKET", place.join("notify")).env("HOME", place.path()).start();
+    assert_eq!(next(), "READY=1");
+    running.signal(Signal::HUP);
+    assert!(next().starts_with("RELOADING=1"));
+    assert_eq!(next(), "READY=1");
+    running.signal(Signal::TERM);
+    assert_eq!(next(), "STOPPING=1");
+    running.finish(PATIENCE).expect_code(0);
+}
+
+/// Told to stop, a node finishes what it builds and its client hears of it.
+#[test]
+fn a_node_that_is_told_to_stop_finishes_its_builds() {
+    let machine = Machine::new(&Nix::newest());
+    let mut node = Node::start(&[&machine]);
+    let client = shapes::build_command(&machine, &node, Remote::Unix, "", &["brief"]).start();
+    wait_for("a build that runs", PATIENCE, || (!node.supervisors().is_empty()).then_some(()));
+    node.stop();
+    client.finish(PATIENCE).expect_code(0);
+    node.start_again();
+    assert!(node.paths().iter().any(|path| path["path"].as_str().is_some_and(|path| path.ends_with("-brief"))));
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let machine = Machine::new(&Nix::newest());
+    let mut node = Node::start(&[&machine]);
+    let _client = shapes::build_command(&machine, &node, Remote::Unix, "", &["sleeps"]).start();
+    wait_for("a build that runs", PATIENCE, || (!node.supervisors().is_empty()).then_some(()));
+    node.signal(Signal::TERM);
+    wait_for("a node that drains", PATIENCE, || node.log().contains("a second signal stops at once").then_some(()));
+    assert!(!node.has_ended());
+    node.signal(Signal::TERM);
+    wait_for("the end", PATIENCE, || node.has_ended().then_some(()));
+}
+
+#[test]
+fn keys_of_the_user_are_let_in_on_the_first_start() {
+    let machine = Machine::new(&Nix::newest());
+    let ssh = machine.home().join(".ssh");
+    std::fs::create_dir(&ssh).unwrap();
+    std::fs::write(ssh.join("id_ed25519.pub"), machine.public_key()).unwrap();
+    let data = machine.path("data");
+    let serve = Cmd::new(program()).args(["serve", "--ssh", "127.0.0.1:0", "--data-dir"]).arg(&data);
+    let running = serve.env("HOME", machine.home()).start();
+    wait_for("a node that is ready", PATIENCE, || data.join("ready.json").exists().then_some(()));
+    let clients = Cmd::new(program()).args(["client", "list", "--json", "--data-dir"]).arg(&data).ok().json();
+    assert_eq!(clients[0]["role"], "admin", "{clients}");
+    running.signal(Signal::TERM);
+    let finished = running.finish(PATIENCE).expect_code(0);
+    assert!(finished.stdout.contains("extra-trusted-public-keys = "), "{finished}");
+    assert!(finished.stdout.contains("Your SSH key may use it"), "{finished}");
+}

@@ -1,0 +1,140 @@
+//! A larger package set whose outputs a real Nix recorded: every path, NAR hash, size and reference is compared.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shoal_tests::expected::{self, Facts, Row};
+use shoal_tests::sources::{self, PackageSet};
+use shoal_tests::{Finished, Machine, Nix, Node, Remote, is_full, skip};
+
+const ABSENT: &str = "the package set mini is not beside this repository";
+/// Shapes that need no compiler.
+const QUICK: [&str; 4] = ["tools", "fan-join", "chain-end", "diamond-bottom"];
+/// What one build with every compiler run may take on a machine that does other things too.
+const SET_PATIENCE: Duration = Duration::from_secs(2400);
+/// The oldest client computes another path for a content-addressed output that refers to itself.
+const OTHER_PATH_IN_2_8: [&str; 1] = ["ca-self"];
+
+by_each_version!(quick_shapes_over_ssh_ng, quick_shapes_over_the_socket, content_addressed);
+
+fn build(machine: &Machine, node: &Node, remote: Remote, set: &PackageSet, attributes: &[String]) -> Finished {
+    machine
+        .remote("nix-build", node, remote)
+        .args(set.args())
+        .args(attributes.iter().flat_map(|attribute| ["-A", attribute]))
+        .args(["--no-out-link", "-k", "--option", "extra-experimental-features", "ca-derivations"])
+        .patience(SET_PATIENCE)
+        .ok()
+}
+
+/// Copies the outputs of `rows` to the machine, which checks every hash and signature, and says what it has then.
+fn fetched(machine: &Machine, node: &Node, remote: Remote, rows: &[Row]) -> BTreeMap<String, Facts> {
+    let key = node.shoal("key show").ok();
+    let store = machine.store(node, remote);
+    let features = ["--option", "extra-experimental-features", "ca-derivations"];
+    let copy = machine.near("nix", node).args(["copy", "--from", &store]).args(features);
+    let copy = copy.args(["--option", "trusted-public-keys", key.text()]);
+    copy.args(rows.iter().map(|row| &row.path)).patience(SET_PATIENCE).ok();
+    expected::of_machine(machine, rows)
+}
+
+fn quick_rows(set: &PackageSet) -> Vec<Row> {
+    let mut rows = expected::rows(&set.expected(), "good");
+    rows.retain(|row| QUICK.contains(&row.attribute.as_str()));
+    rows
+}
+
+fn quick_shapes(nix: &Nix, remote: Remote) {
+    let Some(set) = sources::mini() else { return skip(ABSENT) };
+    let machine = Machine::new(nix);
+    let node = Node::start(&[&machine]);
+    build(&machine, &node, remote, &set, &QUICK.map(|name| format!("good.{name}")));
+    let rows = quick_rows(&set);
+    expected::compare(&rows, &expected::of_node(&node.paths()), &[]);
+    expected::compare(&rows, &fetched(&machine, &node, remote, &rows), &[]);
+}
+
+fn quick_shapes_over_ssh_ng(nix: &Nix) {
+    quick_shapes(nix, Remote::SshNg);
+}
+
+fn quick_shapes_over_the_socket(nix: &Nix) {
+    quick_shapes(nix, Remote::Unix);
+}
+
+fn content_addressed(nix: &Nix) {
+    let Some(set) = sources::mini() else { return skip(ABSENT) };
+    let machine = Machine::new(nix);
+    let node = Node::start(&[&machine]);
+    build(&machine, &node, Remote::SshNg, &set, &["ca".into()]);
+    let known: &[&str] = if nix.is_before("2.26") { &OTHER_PATH_IN_2_8 } else { &[] };
+    let mut rows = expected::rows(&set.expected(), "ca");
+    rows.retain(|row| !known.contains(&row.attribute.as_str()));
+    expected::compare(&rows, &expected::of_node(&node.paths()), known);
+}
+
+/// A whole set from nothing, then all of it copied to the client.
+fn whole(nix: &Nix, name: &str) {
+    let Some(set) = sources::mini() else { return skip(ABSENT) };
+    let machine = Machine::new(nix);
+    let node = Node::start(&[&machine]);
+    build(&machine, &node, Remote::SshNg, &set, &[name.into()]);
+    let rows = expected::rows(&set.expected(), name);
+    expected::compare(&rows, &expected::of_node(&node.paths()), &[]);
+    expected::compare(&rows, &fetched(&machine, &node, Remote::SshNg, &rows), &[]);
+    // A set that is there already is only asked for, over the other protocol too.
+    let again = build(&machine, &node, Remote::Unix, &set, &[name.into()]);
+    assert!(!again.stderr.contains("building '"), "{again}");
+}
+
+#[test]
+fn all_good_ones_v2_34() {
+    whole(&Nix::newest(), "good");
+}
+
+#[test]
+fn all_slow_ones_v2_34() {
+    whole(&Nix::newest(), "slow");
+}
+
+#[test]
+fn all_good_and_slow_ones_by_the_other_versions() {
+    if !is_full() {
+        return skip("takes as long again for each version; SHOAL_E2E=full runs it");
+    }
+    for version in ["2.26", "2.8"] {
+        whole(&Nix::get(version), "good");
+        whole(&Nix::get(version), "slow");
+    }
+}
+
+/// What cannot be built fails as it does at home: same message; exit code 1, as all remote builds have.
+#[test]
+fn bad_ones_fail_as_they_do_at_home() {
+    let Some(set) = sources::mini() else { return skip(ABSENT) };
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start_with(&[&machine], &["--timeout", "3s", "--system", "x86_64-linux"]);
+    let mut differences = Vec::new();
+    for row in expected::rows(&set.expected(), "bad") {
+        let attribute = format!("bad.{}", row.attribute);
+        let failed = machine
+            .remote("nix-build", &node, Remote::SshNg)
+            .args(set.args())
+            .args(["-A", &attribute, "--no-out-link"])
+            .run();
+        if failed.status.code() != Some(1) {
+            differences.push(format!("{attribute}: exit code should be 1: {failed}"));
+        }
+        let said = failed.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in row.message.split(" / ") {
+            // A path of the machine that recorded it stands in some.
+            let part =
+                part.split(&['"', '\''][..]).take_while(|piece| !piece.contains("ROOT")).collect::<Vec<_>>().join("'");
+            let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+            if !said.replace('"', "'").contains(part.trim_end_matches('\'').trim_end()) {
+                differences.push(format!("{attribute}: lacks {part:?}: {failed}"));
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}

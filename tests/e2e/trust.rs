@@ -1,0 +1,72 @@
+//! Who may do what.
+
+use shoal_tests::{Machine, Nix, Node, Remote, shapes};
+
+fn node_with_role(machine: &Machine, role: &str) -> Node {
+    let node = Node::start(&[machine]);
+    node.write_keys(&format!("role=\"{role}\" {}", machine.public_key()));
+    node
+}
+
+/// A client that is not trusted builds, and pushes what proves itself, but cannot claim what a path holds.
+#[test]
+fn an_untrusted_client_builds_but_cannot_forge() {
+    let machine = Machine::new(&Nix::newest());
+    let node = node_with_role(&machine, "build");
+    let store = machine.store(&node, Remote::SshNg);
+    let path = shapes::build_locally(&machine, &["hello"]).remove(0);
+    let refused = machine.near("nix", &node).args(["copy", "--no-check-sigs", "--to", &store, &path]).fails();
+    assert!(refused.stderr.contains("signature"), "{refused}");
+    assert!(node.paths().iter().all(|known| known["path"] != path.as_str()), "a forged path became valid");
+    // The same path is built from its derivation.
+    assert_eq!(shapes::build_on(&machine, &node, Remote::SshNg, &["hello"]), [path]);
+}
+
+#[test]
+fn a_signature_by_a_trusted_key_lets_a_path_in() {
+    let machine = Machine::new(&Nix::newest());
+    let key = machine.path("key");
+    let public = Node::prepare(&[]).shoal("key generate team-1").arg("--output").arg(&key).ok();
+    let node = Node::start_with(&[&machine], &["--trusted-public-key", public.text()]);
+    node.write_keys(&format!("role=\"push\" {}", machine.public_key()));
+    let path = shapes::build_locally(&machine, &["hello"]).remove(0);
+    let store = machine.store(&node, Remote::SshNg);
+    machine.near("nix", &node).args(["copy", "--to", &store, &path]).fails();
+    machine.local("nix").args(["store", "sign", "--key-file"]).arg(&key).arg(&path).ok();
+    machine.near("nix", &node).args(["copy", "--to", &store, &path]).ok();
+    assert!(node.paths().iter().any(|known| known["path"] == path.as_str()));
+}
+
+#[test]
+fn a_reader_may_fetch_and_nothing_else() {
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start(&[&machine]);
+    let path = shapes::build_on(&machine, &node, Remote::SshNg, &["hello"]).remove(0);
+    node.write_keys(&format!("role=\"read\" {}", machine.public_key()));
+    let store = machine.store(&node, Remote::SshNg);
+    machine.near("nix", &node).args(["copy", "--no-check-sigs", "--from", &store, &path]).ok();
+    let refused = shapes::build_command(&machine, &node, Remote::SshNg, "", &["twice"]).fails();
+    assert!(refused.stderr.contains("privileged") || refused.stderr.contains("role"), "{refused}");
+    let refused = machine.remote("nix-store", &node, Remote::SshNg).arg("--gc").fails();
+    assert!(refused.stderr.contains("privileged") || refused.stderr.contains("role"), "{refused}");
+    assert!(node.paths().iter().any(|known| known["path"] == path.as_str()));
+}
+
+/// Keys are let in and locked out while the node runs.
+#[test]
+fn keys_come_and_go_without_a_restart() {
+    let alice = Machine::new(&Nix::newest());
+    let bob = Machine::new(&Nix::newest());
+    let node = Node::start(&[&alice]);
+    let ping = |machine: &Machine| {
+        let store = machine.store(&node, Remote::SshNg);
+        machine.near("nix", &node).args(["store", "info", "--store", &store]).run().status.success()
+    };
+    assert!(ping(&alice) && !ping(&bob));
+    node.shoal("client add --role build").arg(bob.public_key().trim()).ok();
+    assert!(ping(&alice) && ping(&bob));
+    let listed = node.shoal("client list").ok();
+    assert_eq!(listed.lines().len(), 2, "{listed}");
+    node.shoal("client remove").arg(alice.public_key().trim()).ok();
+    assert!(!ping(&alice) && ping(&bob));
+}

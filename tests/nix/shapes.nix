@@ -1,0 +1,25 @@
+# Small derivations that need nothing but one static busybox. `salt` makes paths that nobody built before.
+{ busybox, salt ? "", system ? "x86_64-linux" }:
+
+let
+  shell = builtins.path { path = busybox; name = "busybox"; };
+  run = name: script: attrs: derivation ({
+    inherit name system salt;
+    builder = shell;
+    args = [ "sh" "-euc" "bb=${shell}; ${script}" ];
+  } // attrs);
+  link = i: previous: run "link-${toString i}" "echo ${toString i} > $out; echo ${toString previous} >> $out" { };
+in
+rec {
+  hello = run "hello" "echo hello from the builder; $bb mkdir $out; echo hello > $out/greeting; $bb ln -s $out/greeting $out/again" { };
+  twice = run "twice" "$bb mkdir $out; $bb cat ${hello}/greeting ${hello}/greeting > $out/both; echo ${hello} > $out/from" { };
+  chain = builtins.foldl' (previous: i: link i previous) hello (builtins.genList (i: i) 8);
+  outputs = run "outputs" "echo out > $out; echo $out > $doc; $bb mkdir $dev; echo $doc > $dev/doc" { outputs = [ "out" "doc" "dev" ]; };
+  fails = run "fails" "echo about to fail; exit 3" { };
+  # Says when it runs, then waits to be killed.
+  sleeps = run "sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { };
+  brief = run "brief" "echo begun; $bb sleep 2; echo done > $out" { };
+  # 32 MiB that do not compress.
+  large = run "large" "$bb head -c 33554432 /dev/urandom > $out" { };
+  many = map (i: run "many-${toString i}" "echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);
+}
