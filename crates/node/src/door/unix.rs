@@ -19,6 +19,8 @@ use super::{Grant, Peer, Program, Role, Sessions};
 pub const CONNECTIONS_MAX: usize = 4096;
 /// A client says its first word within this time, or goes.
 pub const FIRST_WORD_LIMIT: Duration = Duration::from_secs(60);
+/// Magic and version.
+const FIRST_WORD_SIZE: usize = 16;
 /// One read of the socket.
 const READ_SIZE: usize = 64 << 10;
 /// Pause after `accept` failed for want of descriptors or memory.
@@ -157,16 +159,19 @@ impl Shared {
     }
 
     async fn serve(&self, stream: UnixStream, peer: Peer, id: u64) {
-        match tokio::time::timeout(FIRST_WORD_LIMIT, stream.readable()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return,
+        let (mut reader, writer) = stream.into_split();
+        // The session's thread starts with the client's first word: one that never speaks costs none.
+        let mut first_word = [0; FIRST_WORD_SIZE];
+        let first_word = match tokio::time::timeout(FIRST_WORD_LIMIT, reader.read(&mut first_word)).await {
+            Ok(Ok(n)) if n > 0 => &first_word[..n],
+            Ok(_) => return,
             Err(_) => return debug!("{} said nothing", peer.from),
-        }
+        };
         self.open().silent.remove(&id);
         let gate = Arc::<Gate>::default();
         let (session, door) = pipe(gate.clone());
+        door.feed.push(first_word);
         self.sessions.start(Program::Daemon, peer, session);
-        let (reader, writer) = stream.into_split();
         let reading = read(reader, door.feed, &gate);
         let writing = write(writer, door.drain);
         tokio::pin!(reading, writing);
