@@ -89,8 +89,16 @@ pub fn decode_unpadded(digits: &str) -> Result<Vec<u8>, DecodeError> {
 
 /// Lower-case base 16.
 pub fn encode_hex(bytes: &[u8]) -> String {
-    let digit = |value: u8| char::from(HEX[usize::from(value)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
+    let mut text = Vec::with_capacity(bytes.len() * 2);
+    encode_hex_into(bytes, &mut text);
+    text.into_iter().map(char::from).collect()
+}
+
+/// Appends lower-case base 16.
+pub(crate) fn encode_hex_into(bytes: &[u8], text: &mut Vec<u8>) {
+    for byte in bytes {
+        text.extend([HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 0xf)]]);
+    }
 }
 
 /// Base 16 of either case, into a buffer of exactly the length of the value.

@@ -8,13 +8,14 @@
 //! A derivation's input hash needs those of its inputs, which are memoised; with the memo the cost is one
 //! printing and one SHA-256 a derivation. The walk keeps its own stack, so chains of any length are safe.
 
+use std::borrow::Cow;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::aterm::print_parts;
-use super::base64::encode_hex;
 use super::content_address::ContentAddress;
 use super::derivation::{BasicDerivation, Derivation, DerivationKind, DerivedOutputs, KindError, Output};
 use super::hash::sha256;
@@ -76,7 +77,8 @@ impl Frame {
     }
 }
 
-type Inputs = BTreeMap<String, DerivedOutputs>;
+/// Digests are in the order of their base 16.
+type Inputs<'a> = BTreeMap<[u8; 32], Cow<'a, DerivedOutputs>>;
 
 impl HashModulo {
     pub fn new(dir: StoreDir) -> Self {
@@ -180,11 +182,11 @@ impl HashModulo {
     }
 
     /// The inputs of `drv` by hash, those of equal hash merged, and whether any of them is deferred.
-    fn inputs<E>(
+    fn inputs<'a, E>(
         &mut self,
-        drv: &Derivation,
+        drv: &'a Derivation,
         lookup: &mut dyn FnMut(&StorePath) -> Result<Arc<Derivation>, E>,
-    ) -> Result<(Inputs, bool), HashModuloError<E>> {
+    ) -> Result<(Inputs<'a>, bool), HashModuloError<E>> {
         self.limit_memo();
         for path in drv.input_drvs.keys() {
             self.visit(path, lookup)?;
@@ -193,7 +195,7 @@ impl HashModulo {
     }
 
     /// As [`inputs`](Self::inputs), when all of them are in the memo.
-    fn known_inputs<E>(&self, drv: &Derivation) -> Result<(Inputs, bool), HashModuloError<E>> {
+    fn known_inputs<'a, E>(&self, drv: &'a Derivation) -> Result<(Inputs<'a>, bool), HashModuloError<E>> {
         let mut inputs = Inputs::new();
         let mut any_deferred = false;
         for (path, node) in &drv.input_drvs {
@@ -205,9 +207,18 @@ impl HashModulo {
             if let Some(output) = node.outputs.iter().find(|output| fixed && *output != "out") {
                 return Err(no_hash(output));
             }
-            if !node.outputs.is_empty() {
-                let merged = inputs.entry(encode_hex(&hash)).or_default();
-                merged.outputs.extend(node.outputs.iter().cloned());
+            if node.outputs.is_empty() {
+                continue;
+            }
+            match inputs.entry(hash) {
+                // Dynamic outputs are not printed; whoever has any is deferred.
+                Entry::Vacant(entry) if node.dynamic.is_empty() => {
+                    entry.insert(Cow::Borrowed(node));
+                }
+                entry => {
+                    let merged = entry.or_insert_with(|| Cow::Owned(DerivedOutputs::default()));
+                    merged.to_mut().outputs.extend(node.outputs.iter().cloned());
+                }
             }
         }
         Ok((inputs, any_deferred))

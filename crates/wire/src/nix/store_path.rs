@@ -18,6 +18,16 @@ pub const NAME_LEN_MAX: usize = 211;
 /// Name suffix of a derivation.
 pub const DRV_EXTENSION: &str = ".drv";
 
+const NAME_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b'_' | b'?' | b'=');
+        byte += 1;
+    }
+    table
+};
+
 /// Why a text is not a store path, in Nix's words.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum StorePathError {
@@ -69,8 +79,7 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     if name.starts_with("..-") {
         return Err(NameError::DotsDash(owned(), ".."));
     }
-    let illegal = |byte: &u8| !(byte.is_ascii_alphanumeric() || b"+-._?=".contains(byte));
-    match name.bytes().find(illegal) {
+    match name.bytes().find(|&byte| !NAME_BYTES[usize::from(byte)]) {
         Some(byte) => Err(NameError::IllegalCharacter { name: owned(), byte }),
         None => Ok(()),
     }

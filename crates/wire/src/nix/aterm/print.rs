@@ -1,7 +1,9 @@
 //! The writer, also of the intermediate forms that hashes modulo are taken of.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::nix::base64::encode_hex_into;
 use crate::nix::derivation::{BasicDerivation, ByteString, Derivation, DerivedOutputs, Output};
 use crate::nix::store_path::{StoreDir, StorePath};
 
@@ -21,10 +23,12 @@ impl InputKey for StorePath {
     }
 }
 
-/// A hash in base 16.
-impl InputKey for String {
+/// Written in base 16.
+impl InputKey for [u8; 32] {
     fn write(&self, _: &StoreDir, out: &mut Vec<u8>) {
-        string(self.as_bytes(), out);
+        out.push(b'"');
+        encode_hex_into(self, out);
+        out.push(b'"');
     }
 }
 
@@ -55,15 +59,15 @@ impl<'a> From<&'a BasicDerivation> for Parts<'a> {
 
 /// Writes with `inputs` for the input derivations. `masked`: output paths and the environment variables named
 /// after outputs are written empty.
-pub(crate) fn print_parts<K: InputKey>(
+pub(crate) fn print_parts<K: InputKey, D: Borrow<DerivedOutputs>>(
     dir: &StoreDir,
     drv: &Parts<'_>,
-    inputs: &BTreeMap<K, DerivedOutputs>,
+    inputs: &BTreeMap<K, D>,
     masked: bool,
 ) -> Vec<u8> {
     let mut buffer = Vec::with_capacity(estimate(dir, drv, inputs.len()));
     let out = &mut buffer;
-    match inputs.values().any(|node| !node.dynamic.is_empty()) {
+    match inputs.values().any(|node| !node.borrow().dynamic.is_empty()) {
         true => out.extend_from_slice(b"DrvWithVersion(\"xp-dyn-drv\","),
         false => out.extend_from_slice(b"Derive("),
     }
@@ -73,7 +77,7 @@ pub(crate) fn print_parts<K: InputKey>(
         out.push(b'(');
         key.write(dir, out);
         out.push(b',');
-        derived_outputs(node, out);
+        derived_outputs(node.borrow(), out);
         out.push(b')');
     });
     out.push(b',');
