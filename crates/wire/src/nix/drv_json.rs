@@ -113,9 +113,10 @@ fn with_inputs(drv: &BasicDerivation, inputs: Value) -> Result<Value> {
     let mut env = Map::new();
     let mut structured = None;
     for (name, value) in &drv.env {
-        match name == STRUCTURED_ATTRS {
-            true => structured = Some(serde_json::from_slice::<Value>(value)?),
-            false => drop(env.insert(utf8(name)?.to_owned(), utf8(value)?.into())),
+        if name == STRUCTURED_ATTRS {
+            structured = Some(serde_json::from_slice::<Map<String, Value>>(value)?);
+        } else {
+            env.insert(utf8(name)?.to_owned(), utf8(value)?.into());
         }
     }
     let mut value = json!({
@@ -129,7 +130,7 @@ fn with_inputs(drv: &BasicDerivation, inputs: Value) -> Result<Value> {
         "env": env,
     });
     if let (Some(structured), Some(map)) = (structured, value.as_object_mut()) {
-        map.insert("structuredAttrs".to_owned(), structured);
+        map.insert("structuredAttrs".to_owned(), structured.into());
     }
     Ok(value)
 }

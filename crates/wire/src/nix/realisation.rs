@@ -142,8 +142,13 @@ impl Realisation {
 #[serde(rename_all = "camelCase")]
 pub struct BuildTraceKey {
     pub drv_path: StorePath,
-    #[serde(rename = "outputName")]
+    #[serde(rename = "outputName", deserialize_with = "output_name")]
     pub output: String,
+}
+
+fn output_name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    check_name(&name).map(|()| name).map_err(serde::de::Error::custom)
 }
 
 /// Value of a build trace entry. JSON `{"outPath":"<base name>","signatures":[…]}`.

@@ -41,6 +41,19 @@ fn aterm_and_json_are_the_same_derivation() {
 }
 
 #[test]
+fn path_of_a_derivation_in_a_recorded_store() {
+    let Some(store) = golden_json("path_of_a_derivation_in_a_recorded_store", "dummy-store/one-derivation.json") else {
+        return;
+    };
+    let derivations = store["derivations"].as_object().expect("object");
+    for (path, json) in derivations {
+        let drv = drv_json::from_json(json).expect("derivation");
+        assert_eq!(drv.drv_path(&dir()).expect("path").base_name(), path);
+    }
+    assert_eq!(derivations.len(), 1);
+}
+
+#[test]
 fn real_derivations_that_nix_benchmarks_with() {
     let test = "real_derivations_that_nix_benchmarks_with";
     for stem in ["hello", "firefox"] {

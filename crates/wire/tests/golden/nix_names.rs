@@ -178,6 +178,8 @@ fn build_traces_and_their_signatures() {
         assert!(trace.value.signatures.contains(&signature), "signed as Nix does");
         assert_eq!(trace.count_valid_signatures(&trusted), 1);
     }
+    let slash = r#"{"key":{"drvPath":"g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-bar.drv","outputName":"../x"},"value":{"outPath":"g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-foo"}}"#;
+    assert!(BuildTrace::from_json(slash.as_bytes()).is_err(), "output names are checked");
     let Some(object) = golden(test, "realisation/with-signature.json") else { return };
     let Some(string) = golden(test, "realisation/with-signature-unstructured.json") else { return };
     let trace = BuildTrace::from_json(&object).expect("signature as object");
