@@ -31,6 +31,9 @@ pub(crate) const TARGET: [u8; 16] = literal(&["target"]);
 /// `str("") str("contents")`, which follows `str("executable")`.
 pub(crate) const EXECUTABLE_CONTENTS: [u8; 24] = literal(&["", "contents"]);
 
+/// No byte of a NAR lies further from its start; arithmetic below it cannot overflow.
+pub(crate) const OFFSET_MAX: u64 = u64::MAX / 2;
+
 /// What the parser refuses beside what the format itself forbids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NarLimits {
@@ -75,6 +78,8 @@ pub enum NarError {
     Size { size: u64, offset: u64 },
     #[error("NAR has more than {limit} files")]
     Entries { limit: usize },
+    #[error("NAR has more than {limit} bytes of file names and symlink targets")]
+    Text { limit: usize },
     #[error("NAR ends at offset {offset} before it is complete")]
     Truncated { offset: u64 },
     #[error("NAR written out of order: {0}")]

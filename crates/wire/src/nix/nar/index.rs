@@ -7,21 +7,22 @@
 
 mod build;
 mod listing;
+mod replay;
 mod wire;
 
 pub use build::IndexBuilder;
 pub use listing::NotUtf8;
 
-use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Most files, directories and symlinks in one NAR: six times the largest package known (TeX Live
 /// full), and about 300 MB of index.
 pub const ENTRIES_MAX: usize = 1 << 22;
+/// Most bytes of all names and symlink targets together: 64 for each of [`ENTRIES_MAX`] entries.
+pub const TEXT_LEN_MAX: usize = 1 << 28;
 
 /// The file tree of one NAR.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "wire::WireIndex", into = "wire::WireIndex")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarIndex {
     entries: Vec<Entry>,
     nar_size: u64,

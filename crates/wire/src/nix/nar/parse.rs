@@ -8,7 +8,8 @@
 //! - nothing is consumed past the root's closing parenthesis.
 
 use super::{
-    CLOSE, EXECUTABLE_CONTENTS, NAME, NODE, NarError, NarLimits, NarSink, START, TARGET, check_name, check_target,
+    CLOSE, EXECUTABLE_CONTENTS, NAME, NODE, NarError, NarLimits, NarSink, OFFSET_MAX, START, TARGET, check_name,
+    check_target,
 };
 
 /// Longest of the tags that leave a choice: `executable`, `directory`, `contents`, `symlink`.
@@ -336,8 +337,7 @@ impl NarParser {
         let (used, complete) = self.length(input);
         if let Some(size) = complete {
             let offset = self.offset;
-            // What follows the contents must have offsets too.
-            if size > u64::MAX / 2 - offset {
+            if size > OFFSET_MAX.saturating_sub(offset) {
                 return Err(NarError::Size { size, offset }.into());
             }
             sink.regular(&self.name, self.executable, size, offset)?;

@@ -1,6 +1,6 @@
 //! Builds an index from the events of a parser.
 
-use super::{ENTRIES_MAX, Entry, NarIndex, Node};
+use super::{ENTRIES_MAX, Entry, NarIndex, Node, TEXT_LEN_MAX};
 use crate::nix::nar::{NarError, NarSink};
 
 /// A sink that keeps a NAR's tree.
@@ -11,6 +11,8 @@ pub struct IndexBuilder {
     open: Vec<(Box<[u8]>, Vec<Entry>)>,
     root: Option<Entry>,
     count: usize,
+    /// Bytes of names and targets.
+    text_len: usize,
 }
 
 impl IndexBuilder {
@@ -28,11 +30,16 @@ impl IndexBuilder {
         Ok(NarIndex { entries: self.entries, nar_size })
     }
 
-    fn count_one(&mut self) -> Result<(), NarError> {
+    /// Counts an entry with its name, and its target if it has one.
+    fn count(&mut self, name: &[u8], target: &[u8]) -> Result<(), NarError> {
         self.count += 1;
-        match self.count <= ENTRIES_MAX {
+        self.text_len += name.len() + target.len();
+        if self.count > ENTRIES_MAX {
+            return Err(NarError::Entries { limit: ENTRIES_MAX });
+        }
+        match self.text_len <= TEXT_LEN_MAX {
             true => Ok(()),
-            false => Err(NarError::Entries { limit: ENTRIES_MAX }),
+            false => Err(NarError::Text { limit: TEXT_LEN_MAX }),
         }
     }
 
@@ -48,7 +55,7 @@ impl NarSink for IndexBuilder {
     type Error = NarError;
 
     fn directory(&mut self, name: &[u8], _offset: u64) -> Result<(), NarError> {
-        self.count_one()?;
+        self.count(name, b"")?;
         self.open.push((name.into(), Vec::new()));
         Ok(())
     }
@@ -57,7 +64,7 @@ impl NarSink for IndexBuilder {
         let Some((name, children)) = self.open.pop() else {
             return Err(NarError::Order("a directory ends that was not begun"));
         };
-        // `count_one` keeps entry numbers within u32.
+        // `count` keeps entry numbers within u32.
         let start = self.entries.len() as u32;
         self.entries.extend(children);
         let children = start..self.entries.len() as u32;
@@ -67,14 +74,14 @@ impl NarSink for IndexBuilder {
     }
 
     fn regular(&mut self, name: &[u8], executable: bool, size: u64, offset: u64) -> Result<(), NarError> {
-        self.count_one()?;
+        self.count(name, b"")?;
         let node = Node::Regular { executable, size, offset };
         self.add(Entry { name: name.into(), node });
         Ok(())
     }
 
     fn symlink(&mut self, name: &[u8], target: &[u8], _offset: u64) -> Result<(), NarError> {
-        self.count_one()?;
+        self.count(name, target)?;
         let node = Node::Symlink { target: target.into() };
         self.add(Entry { name: name.into(), node });
         Ok(())
