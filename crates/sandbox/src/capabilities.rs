@@ -3,8 +3,6 @@
 use std::io;
 use std::path::Path;
 
-use crate::Cgroups;
-
 /// One thing a sandbox wants of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capability {
@@ -37,9 +35,4 @@ pub(crate) const TASK: &str = "probe";
 /// The life of such a process.
 pub(crate) fn probe() -> io::Result<()> {
     Ok(())
-}
-
-/// Finds the best way to meter builds, and prepares it: call once at the start of the node.
-pub fn cgroups() -> Cgroups {
-    Cgroups::Off
 }

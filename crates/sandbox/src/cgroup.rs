@@ -1,5 +1,7 @@
 //! The control group of one build: what it used, and how much memory it may use.
 
+mod discovery;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,6 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::process::Pid;
 
 use crate::{Cgroups, Usage};
+
+pub use discovery::cgroups;
 
 /// The names of the directories that we make begin so.
 pub(crate) const PREFIX: &str = "shoal-build-";

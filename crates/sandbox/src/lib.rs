@@ -11,7 +11,7 @@
 
 mod audience;
 mod birth;
-pub mod capabilities;
+mod capabilities;
 mod cgroup;
 mod child;
 mod failure;
@@ -32,6 +32,7 @@ mod store;
 mod supervisor;
 mod sys;
 mod view;
+mod walk;
 mod watch;
 
 pub use capabilities::{Capability, State, capabilities, cgroups};

@@ -138,7 +138,7 @@ pub struct Limits {
     pub max_log_bytes: Option<u64>,
 }
 
-/// How a build is metered and its memory limited; [`crate::capabilities::cgroups`] finds out what there is.
+/// How a build is metered and its memory limited; [`crate::cgroups`] finds out what there is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cgroups {
     /// Resource usage of the process tree only; no memory limit.

@@ -32,7 +32,10 @@ pub(crate) fn mount(spec: &Spec, scratch: &Scratch, root: &Root, rights: Rights)
     let outputs = copy_mount(CWD, &scratch.store()).doing("opening the output directory")?;
     root.attach(outputs, &spec.store_dir)?;
     let mut trees = Trees::default();
-    inputs.iter().try_for_each(|input| bind(input, scratch, &mut trees))
+    inputs.iter().try_for_each(|input| {
+        make_room(input, scratch)?;
+        cover(input, spec, root, &mut trees)
+    })
 }
 
 /// An input and what its tree is.
@@ -91,25 +94,18 @@ fn open_dir(path: &Path) -> Attempt<OwnedFd> {
     openat(CWD, path, flags, Mode::empty()).doing(format_args!("opening directory '{}'", path.display()))
 }
 
-/// Mounts one input on the directory of the outputs.
-fn bind(input: &Classified<'_>, scratch: &Scratch, trees: &mut Trees) -> Attempt<()> {
-    let name = &input.input.name;
-    let doing = || format!("binding input '{}'", input.input.tree.display());
-    let target = scratch.store().join(name);
-    match &input.kind {
-        Kind::Symlink { target: link } => {
-            return symlinkat(link.as_slice(), CWD, target).doing(doing());
-        }
-        Kind::Directory => mkdirat(CWD, &target, Mode::from_raw_mode(0o555)).doing(doing())?,
+/// Makes room for one input in the directory of the outputs.
+fn make_room(input: &Classified<'_>, scratch: &Scratch) -> Attempt<()> {
+    let target = scratch.store().join(&input.input.name);
+    let made = match &input.kind {
+        Kind::Symlink { target: link } => symlinkat(link.as_slice(), CWD, target),
+        Kind::Directory => mkdirat(CWD, &target, Mode::from_raw_mode(0o555)),
         Kind::File { .. } => {
             let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-            openat(CWD, &target, flags, Mode::from_raw_mode(0o444)).doing(doing())?;
+            openat(CWD, &target, flags, Mode::from_raw_mode(0o444)).map(drop)
         }
-    }
-    let (dir, tree) = trees.locate(&input.input.tree)?;
-    let mount = copy_mount(dir, tree).doing(doing())?;
-    sys::set_read_only(&mount).doing(doing())?;
-    attach(mount, CWD, &target).doing(doing())
+    };
+    made.doing(format_args!("making room for input '{}'", input.input.tree.display()))
 }
 
 /// Mounts all inputs at once, and singly those that do not lie with most of the others.
@@ -142,7 +138,7 @@ fn overlay(spec: &Spec, scratch: &Scratch, root: &Root, inputs: &[Classified<'_>
     elsewhere.into_iter().try_for_each(|input| cover(input, spec, root, &mut trees))
 }
 
-/// Mounts an input on its empty entry of the view.
+/// Mounts an input on its empty place in the store directory. Symlinks are there already.
 fn cover(input: &Classified<'_>, spec: &Spec, root: &Root, trees: &mut Trees) -> Attempt<()> {
     if let Kind::Symlink { .. } = input.kind {
         return Ok(());
