@@ -35,7 +35,8 @@ mod view;
 mod walk;
 mod watch;
 
-pub use capabilities::{Capability, State, capabilities, cgroups};
+pub use capabilities::{Capability, State, capabilities};
+pub use cgroup::cgroups;
 pub use outcome::{End, Outcome, Usage};
 pub use output::{OutputError, canonicalise, release, remove_tree};
 pub use running::{Event, Killer, Running, attach, spawn};
