@@ -3,13 +3,14 @@
 //! [`run`] is process 1 of a finished sandbox, with the builder's own lack of rights. All it knows is the [`Payload`];
 //! what it prints on stderr is the build's log. Behaviour: `libstore/builtins/*.cc` of NixOS/nix.
 
-pub mod buildenv;
-pub mod fetchurl;
-pub mod unpack_channel;
+mod buildenv;
+mod decompress;
+mod fetchurl;
+mod unpack_channel;
+mod untar;
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -102,9 +103,18 @@ fn failure(text: impl Into<String>) -> Failure {
 }
 
 /// Makes a failure of an error, with what was tried.
-fn cannot<E: Display>(what: &str, path: &Path) -> impl FnOnce(E) -> Failure {
+fn cannot(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
     let tried = format!("{what} '{}'", path.display());
-    move |error| Failure(format!("{tried}: {error}"))
+    move |error| Failure(format!("{tried}: {}", reason(&error)))
+}
+
+/// An error as the system words it, without the number.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(code) => text.trim_end_matches(&format!(" (os error {code})")).to_owned(),
+        None => text,
+    }
 }
 
 /// The form in which a payload goes to the sandbox (postcard).
