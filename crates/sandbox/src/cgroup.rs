@@ -11,6 +11,7 @@ use rustix::process::Pid;
 
 use crate::{Cgroups, Usage};
 
+pub(crate) use discovery::available;
 pub use discovery::cgroups;
 
 /// The names of the directories that we make begin so.

@@ -21,6 +21,7 @@ mod log;
 mod message;
 mod outcome;
 mod output;
+mod probe;
 mod protocol;
 mod pty;
 mod rootfs;

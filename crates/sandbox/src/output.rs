@@ -172,7 +172,8 @@ impl Visitor for Releaser {
 pub fn remove_tree(tree: &Path) -> io::Result<()> {
     match walk(tree, &mut Remover) {
         Ok(()) => Ok(()),
-        Err(Stopped { error: Errno::NOENT, .. }) => Ok(()),
+        // Also when somebody else was faster.
+        Err(Stopped { error: Errno::NOENT, .. }) if rustix::fs::lstat(tree).is_err() => Ok(()),
         Err(stopped) => Err(stopped.error.into()),
     }
 }

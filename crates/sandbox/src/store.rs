@@ -89,7 +89,7 @@ impl Trees {
     }
 }
 
-fn open_dir(path: &Path) -> Attempt<OwnedFd> {
+pub(crate) fn open_dir(path: &Path) -> Attempt<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, path, flags, Mode::empty()).doing(format_args!("opening directory '{}'", path.display()))
 }
@@ -152,7 +152,7 @@ fn cover(input: &Classified<'_>, spec: &Spec, root: &Root, trees: &mut Trees) ->
 
 /// A detached overlay of view, layer below, upper and work directory. They are named by their descriptors:
 /// option values are limited to 255 bytes and would need quoting.
-fn new_overlay(layers: &[OwnedFd; 4], personality: Personality) -> io::Result<OwnedFd> {
+pub(crate) fn new_overlay(layers: &[OwnedFd; 4], personality: Personality) -> io::Result<OwnedFd> {
     let [view, below, upper, work] = layers.each_ref().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let lower = format!("{view}:{below}");
     // Old 32-bit programs can't stat a file whose inode number has a layer's number in its upper bits.

@@ -22,7 +22,7 @@ use crate::identity::{Ids, Lease, Rights};
 use crate::log::Log;
 use crate::protocol::encode_outcome;
 use crate::watch::{Seen, Watch};
-use crate::{Cgroups, End, Outcome, Scratch, Spec, Usage, capabilities, launcher, message, seccomp, sys};
+use crate::{Cgroups, End, Outcome, Scratch, Spec, Usage, capabilities, launcher, message, probe, seccomp, sys};
 
 /// The hidden first argument that makes an executable a supervisor.
 pub const SUPERVISOR_ARG: &str = "__sandbox";
@@ -49,7 +49,7 @@ pub fn supervisor_main(builtin: Builtin) -> ! {
         Some(launcher::TASK) => seccomp::compile()
             .map(|filter| Context { rights: Rights::detect(), filter, builtin })
             .and_then(|context| launcher::run(&context)),
-        Some(capabilities::TASK) => capabilities::probe(),
+        Some(capabilities::TASK) => probe::overlays(std::env::args_os().nth(3).as_deref()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not for people")),
     };
     if let Err(error) = done {

@@ -41,14 +41,16 @@ pub(crate) struct Entry<'a> {
     pub redirect: Option<Vec<u8>>,
 }
 
-/// A detached mount of the view. Names must be sorted and different.
+/// Makes a detached mount of a view. Names must be sorted and different.
+pub(crate) type Mount = fn(&[Entry<'_>], &Scratch) -> io::Result<OwnedFd>;
+
+/// The ways to make one, best first.
+pub(crate) const KINDS: [(&str, Mount); 2] = [("erofs", erofs::mount), ("tmpfs", tmpfs::mount)];
+
+/// The best view that can be made.
 pub(crate) fn mount(entries: &[Entry<'_>], scratch: &Scratch) -> io::Result<OwnedFd> {
-    if let Some(image) = erofs::image(entries)
-        && let Ok(view) = erofs::mount(&image, &scratch.view())
-    {
-        return Ok(view);
-    }
-    tmpfs::mount(entries)
+    let [(_, best), (_, second)] = KINDS;
+    best(entries, scratch).or_else(|_| second(entries, scratch))
 }
 
 const REDIRECT: &str = "overlay.redirect";

@@ -27,6 +27,13 @@ pub fn cgroups() -> Cgroups {
     found
 }
 
+/// What [`cgroups`] would find, without preparing anything.
+pub(crate) fn available() -> Cgroups {
+    let parent = unified_parent();
+    let unified = parent.map(|parent| Cgroups::V2 { parent, memory_max: None });
+    unified.or_else(legacy).unwrap_or(Cgroups::Off)
+}
+
 /// A mounted hierarchy and our place in it.
 fn own_group(mounts: &str, groups: &str, controller: Option<&str>) -> Option<PathBuf> {
     let mount = mounts.lines().find_map(|line| {
@@ -67,17 +74,20 @@ fn place(controller: Option<&str>) -> Option<PathBuf> {
     Some(place)
 }
 
-/// Takes the unified hierarchy if it has a memory controller for us. Leaves things as they were if not.
-fn unified() -> Option<Cgroups> {
+/// Our place in the unified hierarchy, if it has a memory controller for us.
+fn unified_parent() -> Option<PathBuf> {
     let mut parent = place(None)?;
     // A restart in the same group, or a second call: go up again.
     if parent.file_name().is_some_and(|name| name == OWN_GROUP) {
         parent.pop();
     }
     let controllers = fs::read_to_string(parent.join("cgroup.controllers")).ok()?;
-    if !controllers.split_whitespace().any(|name| name == "memory") {
-        return None;
-    }
+    controllers.split_whitespace().any(|name| name == "memory").then_some(parent)
+}
+
+/// Takes the unified hierarchy, or leaves things as they were.
+fn unified() -> Option<Cgroups> {
+    let parent = unified_parent()?;
     let own = parent.join(OWN_GROUP);
     match fs::create_dir(&own) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,

@@ -8,9 +8,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 
 use super::{DIRECTORY_MODE, Entry, Kind, MTIME, OPAQUE, STORE};
+use crate::Scratch;
 use crate::rootfs::new_filesystem;
 
 const BLOCK: usize = 4096;
@@ -68,7 +68,7 @@ struct Inode {
 type Name<'a> = (&'a [u8], usize, u8);
 
 /// The image, or `None` for entries that need more than compact inodes. Names must be sorted and different.
-pub(super) fn image(entries: &[Entry<'_>]) -> Option<Vec<u8>> {
+fn image(entries: &[Entry<'_>]) -> Option<Vec<u8>> {
     let mut bytes = vec![0; BLOCK];
     let root_slot = ROOT_AT / SLOT;
     let store_slot = STORE_AT / SLOT;
@@ -123,9 +123,11 @@ pub(super) fn image(entries: &[Entry<'_>]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Mounts an image, which is written to a new file at `path`, read-only and detached.
-pub(super) fn mount(image: &[u8], path: &Path) -> io::Result<OwnedFd> {
-    fs::write(path, image)?;
+/// Writes the image to `<scratch>/view` and mounts it, read-only and detached.
+pub(super) fn mount(entries: &[Entry<'_>], scratch: &Scratch) -> io::Result<OwnedFd> {
+    let image = image(entries).ok_or(io::ErrorKind::Unsupported)?;
+    let path = scratch.view();
+    fs::write(&path, image)?;
     let file = File::open(path)?;
     // Option values are limited to 255 bytes, paths are not.
     let source = format!("/proc/self/fd/{}", file.as_raw_fd());

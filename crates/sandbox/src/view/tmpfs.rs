@@ -10,10 +10,11 @@ use rustix::fs::{
 };
 
 use super::{DIRECTORY_MODE, Entry, Kind, MTIME, OPAQUE, STORE};
+use crate::Scratch;
 use crate::rootfs::new_filesystem;
 
 /// A detached tmpfs with the view in it. The process' umask must be 0.
-pub(super) fn mount(entries: &[Entry<'_>]) -> io::Result<OwnedFd> {
+pub(super) fn mount(entries: &[Entry<'_>], _scratch: &Scratch) -> io::Result<OwnedFd> {
     let root = new_filesystem("tmpfs", &[("mode", "0755")])?;
     mkdirat(&root, STORE, Mode::from_raw_mode(0o1775))?;
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;

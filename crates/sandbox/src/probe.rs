@@ -1,0 +1,52 @@
+//! Tries overlays out, in a process and a mount name space made for it.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::umask;
+use rustix::thread::UnshareFlags;
+
+use crate::failure::{Attempt, Doing};
+use crate::store::{new_overlay, open_dir};
+use crate::view::{self, Entry, Kind, STORE};
+use crate::{Personality, Scratch, rootfs, sys};
+
+/// Prints the kinds of view that can be used for inputs and outputs in `dir`, an empty directory, or why there
+/// are none.
+pub(crate) fn overlays(dir: Option<&OsStr>) -> io::Result<()> {
+    let dir = Path::new(dir.ok_or(io::ErrorKind::InvalidInput)?);
+    let mut failures = Vec::new();
+    let mut found = Vec::new();
+    sys::unshare(UnshareFlags::NEWNS)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    umask(Mode::empty());
+    for (kind, mount) in view::KINDS {
+        match try_view(&dir.join(kind), mount) {
+            Ok(()) => found.push(kind),
+            Err(failure) => failures.push(format!("{kind}: {failure}")),
+        }
+    }
+    let answer = if found.is_empty() { failures.join("; ") } else { found.join(" ") };
+    println!("{answer}");
+    Ok(())
+}
+
+fn try_view(dir: &Path, mount: view::Mount) -> Attempt<()> {
+    let scratch = Scratch::new(dir);
+    let trees = dir.join("trees");
+    for made in [dir, &scratch.store(), &scratch.work(), &scratch.tmp(), &trees.join("input/inner")] {
+        std::fs::create_dir_all(made).doing(format_args!("creating {}", made.display()))?;
+    }
+    let redirect = Some(b"/trees/input".to_vec());
+    let entries = [Entry { name: "shown", kind: Kind::Directory, redirect }];
+    let view = mount(&entries, &scratch).doing("making a view")?;
+    rootfs::attach(&view, CWD, &scratch.tmp()).doing("attaching the view")?;
+    let layers = [view, open_dir(dir)?, open_dir(&scratch.upper())?, open_dir(&scratch.work())?];
+    let overlay = new_overlay(&layers, Personality::Native).doing("mounting an overlay")?;
+    rootfs::attach(&overlay, CWD, &scratch.work()).doing("attaching the overlay")?;
+    let inner = scratch.work().join(STORE).join("shown/inner");
+    std::fs::metadata(inner).doing("looking through the overlay").map(drop)
+}
