@@ -119,7 +119,7 @@ impl<'a> Parser<'a> {
         self.expect("\"")?;
         let rest = self.rest();
         let special = |byte: &u8| matches!(byte, b'"' | b'\\');
-        let plain = rest.iter().position(special).ok_or_else(|| AtermError::Unterminated)?;
+        let plain = rest.iter().position(special).ok_or(AtermError::Unterminated)?;
         if rest[plain] == b'"' {
             self.offset += plain + 1;
             return Ok(Cow::Borrowed(&rest[..plain]));
@@ -128,13 +128,13 @@ impl<'a> Parser<'a> {
         let mut at = 0;
         loop {
             let tail = rest.get(at..).unwrap_or_default();
-            let plain = tail.iter().position(special).ok_or_else(|| AtermError::Unterminated)?;
+            let plain = tail.iter().position(special).ok_or(AtermError::Unterminated)?;
             unescaped.extend_from_slice(&tail[..plain]);
             if tail[plain] == b'"' {
                 self.offset += at + plain + 1;
                 return Ok(Cow::Owned(unescaped));
             }
-            let escaped = *tail.get(plain + 1).ok_or_else(|| AtermError::Unterminated)?;
+            let escaped = *tail.get(plain + 1).ok_or(AtermError::Unterminated)?;
             unescaped.push(match escaped {
                 b'n' => b'\n',
                 b'r' => b'\r',
@@ -151,7 +151,7 @@ impl<'a> Parser<'a> {
             Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(Cow::Borrowed).ok(),
             Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).ok(),
         }
-        .ok_or_else(|| AtermError::NotUtf8(offset))
+        .ok_or(AtermError::NotUtf8(offset))
     }
 
     fn store_path(&mut self) -> Result<StorePath, AtermError> {
