@@ -31,6 +31,15 @@ impl ChunkReader {
 
     /// Replaces `out` by the chunk's bytes. `place` is where the index said it lies, if asked already.
     pub fn read(&mut self, chunk: &ChunkRef, place: Option<Place>, out: &mut Vec<u8>) -> Result<()> {
+        let read = self.try_read(chunk, place, out);
+        if let Err(Error::Damaged(_)) = &read {
+            out.clear();
+            self.store.pins.damaged(&chunk.hash);
+        }
+        read
+    }
+
+    fn try_read(&mut self, chunk: &ChunkRef, place: Option<Place>, out: &mut Vec<u8>) -> Result<()> {
         let place = self.fetch(chunk, place)?;
         let damaged = |defect| Error::from(Damage::chunk(chunk.hash, Some(place), defect));
         let Some(decoder) = &mut self.decoder else {

@@ -137,3 +137,58 @@ fn looks_random(chunk: &[u8]) -> bool {
     let mean = n + n * (n - 1.0) / 256.0;
     (squares as f64) < mean + 6.0 * n * (2.0f64 / 256.0).sqrt()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut reader = blake3::Hasher::new().finalize_xof();
+        let mut bytes = vec![0; len];
+        reader.fill(&mut bytes);
+        bytes
+    }
+
+    fn encode(chunk: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        Encoder::new(1).expect("encoder").encode(chunk, &mut frame).expect("encode");
+        frame
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_zstd_with_their_size(len in 1..chunker::MAX, noisy in 0..4usize) {
+            // A quarter, a half, … of it incompressible.
+            let mut chunk = noise(len * noisy / 4);
+            chunk.resize(len, b'x');
+            let frame = encode(&chunk);
+            prop_assert!(frame.len() <= FRAME_LEN_MAX);
+            prop_assert_eq!(zstd::zstd_safe::get_frame_content_size(&frame).ok().flatten(), Some(len as u64));
+            prop_assert_eq!(zstd::decode_all(&frame[..]).expect("zstd"), chunk.clone());
+            let mut out = Vec::new();
+            Decoder::new().expect("decoder").decode(&frame, len, &mut out).expect("decode");
+            prop_assert_eq!(out, chunk);
+        }
+    }
+
+    #[test]
+    fn noise_is_stored_raw() {
+        for len in [1, 100, BLOCK_LEN_MAX, BLOCK_LEN_MAX + 1, chunker::MAX] {
+            let chunk = noise(len);
+            let frame = encode(&chunk);
+            assert!(frame.len() <= len + 9 + 2 * 3, "{len}");
+            assert_eq!(zstd::decode_all(&frame[..]).expect("zstd"), chunk);
+        }
+    }
+
+    #[test]
+    fn a_wrong_length_is_refused_before_anything_is_decompressed() {
+        let frame = encode(&[b'x'; 5000]);
+        let mut decoder = Decoder::new().expect("decoder");
+        let mut out = Vec::new();
+        let refused = decoder.decode(&frame, 4999, &mut out);
+        assert_eq!(refused, Err(FrameError::Length { expected: 4999, actual: 5000 }));
+        assert_eq!(decoder.decode(b"no frame", 8, &mut out), Err(FrameError::NoContentSize));
+    }
+}

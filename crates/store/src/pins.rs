@@ -8,6 +8,7 @@
 //! - while a collection runs, every chunk that was pinned since it began is `touched`, and the
 //!   collection leaves it alone: the manifest that wants it may be newer than what was marked.
 //!
+//! A chunk that was found damaged is not trusted to be stored either, until it was stored again.
 //! Manifests, which have a BLAKE3 name too, are pinned the same way.
 
 use crate::error::Result;
@@ -16,6 +17,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Hash = [u8; 32];
+
+/// Damaged chunks that are remembered: 32 MB of them. Who has more has lost the disk.
+const DAMAGED_MAX: usize = 1 << 20;
 
 #[derive(Default)]
 pub struct Pins {
@@ -26,6 +30,7 @@ pub struct Pins {
 struct State {
     pinned: HashMap<Hash, Pin>,
     dying: HashSet<Hash>,
+    damaged: HashSet<Hash>,
     touched: Option<HashSet<u64>>,
 }
 
@@ -106,6 +111,14 @@ impl Pins {
         self.state().dying.clear();
     }
 
+    /// Notes that the stored bytes of a chunk are not its own: who brings it again stores it again.
+    pub fn damaged(&self, hash: &Hash) {
+        let mut state = self.state();
+        if state.damaged.len() < DAMAGED_MAX {
+            state.damaged.insert(*hash);
+        }
+    }
+
     /// Whether nothing wants what `hash` names, nor did since the collection began.
     pub fn is_free(&self, hash: &Hash) -> bool {
         self.state().is_free(hash)
@@ -146,8 +159,8 @@ impl PinSet {
         let home = {
             let mut state = self.pins.state();
             state.touch(hash);
-            let dying = state.dying.contains(hash);
-            let first = if dying { Home::Absent } else { Home::Unknown };
+            let distrusted = state.dying.contains(hash) || state.damaged.contains(hash);
+            let first = if distrusted { Home::Absent } else { Home::Unknown };
             let pin = state.pinned.entry(*hash).or_insert(Pin { count: 0, home: first });
             pin.count += 1;
             pin.home
@@ -193,8 +206,9 @@ impl PinSet {
     pub fn published(&self) {
         let mut state = self.pins.state();
         for hash in &self.mine {
-            if let Some(pin) = state.pinned.get_mut(hash) {
-                pin.home = Home::Indexed;
+            let was = state.pinned.get_mut(hash).map(|pin| std::mem::replace(&mut pin.home, Home::Indexed));
+            if let Some(Home::Written(_)) = was {
+                state.damaged.remove(hash);
             }
         }
     }

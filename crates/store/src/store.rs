@@ -13,7 +13,9 @@ use crate::options::Options;
 use crate::pins::Pins;
 use crate::place::Place;
 use crate::segment::Segments;
+use redb::ReadableTable;
 use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::signature::Signature;
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StorePath};
 use std::fs::File;
 use std::ops::Deref;
@@ -109,6 +111,22 @@ impl Store {
                 true => Ok(Some(crate::paths::base_name(name)?)),
                 false => Ok(None),
             }
+        })
+    }
+
+    /// Adds signatures to what is known of a path; whether it is valid.
+    pub fn add_signatures(&self, path: &StorePath, signatures: &[Signature]) -> Result<bool> {
+        let (path, signatures) = (path.clone(), signatures.to_vec());
+        self.writer.write(false, move |txn| {
+            let mut table = txn.open_table(PATHS)?;
+            let name = path.base_name();
+            let row = table.get(name)?.map(|row| PathRecord::decode(name, row.value())).transpose()?;
+            let Some(mut record) = row else {
+                return Ok(false);
+            };
+            record.info.signatures.extend(signatures);
+            table.insert(name, record.encode().as_slice())?;
+            Ok(true)
         })
     }
 

@@ -141,3 +141,63 @@ macro_rules! engine {
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn widths() -> Vec<Width> {
+        let mut widths = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx512f") && has!("avx512bw") {
+                widths.push(Width::Avx512);
+            }
+            if has!("avx2") {
+                widths.push(Width::Avx2);
+            }
+        }
+        if widths.is_empty() {
+            println!("skipped: this machine has no wide vectors");
+        }
+        widths
+    }
+
+    proptest! {
+        #[test]
+        fn every_lane_is_sha256(
+            blocks in 0usize..9,
+            lanes in 1usize..=16,
+            seed in prop::collection::vec(any::<u8>(), 64),
+            words in any::<[u32; 8]>(),
+        ) {
+            // Each lane its own message and state, derived from the seed.
+            let message = |lane: usize| -> Vec<u8> {
+                let at = |i: usize| seed[i % 64].wrapping_mul(lane as u8 | 1).wrapping_add((i / 64) as u8 ^ lane as u8);
+                (0..blocks * SHA_BLOCK).map(at).collect()
+            };
+            let state = |lane: usize| State(words.map(|word| word.rotate_left(lane as u32)));
+            for width in widths() {
+                let lanes = lanes.min(width.lanes());
+                let messages: Vec<Vec<u8>> = (0..lanes).map(message).collect();
+                let data: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+                let mut states: Vec<State> = (0..lanes).map(state).collect();
+                let mut expected = states.clone();
+                expected.iter_mut().zip(&data).for_each(|(state, data)| state.compress(data));
+                compress(width, &mut states, &data);
+                prop_assert_eq!(&states, &expected, "{:?}, {} lanes", width, lanes);
+            }
+        }
+
+        #[test]
+        fn state_finishes_as_sha256(message in prop::collection::vec(any::<u8>(), 0..400)) {
+            let whole = message.len() - message.len() % SHA_BLOCK;
+            let mut state = State::default();
+            state.compress(&message[..whole]);
+            let digest = state.finish(&message[whole..], message.len() as u64);
+            prop_assert_eq!(digest, shoal_wire::nix::hash::sha256(&message));
+        }
+    }
+}

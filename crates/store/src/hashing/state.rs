@@ -18,7 +18,11 @@ impl State {
     /// Compresses whole blocks: the length of `blocks` is a multiple of [`SHA_BLOCK`].
     pub fn compress(&mut self, blocks: &[u8]) {
         assert!(blocks.len().is_multiple_of(SHA_BLOCK));
-        // SAFETY: the state is eight words, and the data as many whole blocks as are announced.
+        if blocks.is_empty() {
+            return;
+        }
+        // SAFETY: the state is eight words, and the data as many whole blocks as are announced, at
+        // least one: the function does not look at the count before the first.
         unsafe {
             aws_lc_sys::SHA256_TransformBlocks(self.0.as_mut_ptr(), blocks.as_ptr(), blocks.len() / SHA_BLOCK);
         }

@@ -1,0 +1,209 @@
+//! Collection takes what is dead, all of it, and never anything else, whatever goes on beside it.
+
+use crate::support::{Rng, TestStore, Tree, add, directory, export, file, info, ingest, named, path};
+use shoal_store::{GcAction, GcError, GcRequest, Store};
+use shoal_wire::nix::realisation::{DrvOutput, Realisation};
+use shoal_wire::nix::store_path::StorePath;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn collect(store: &Store, action: GcAction) -> Vec<StorePath> {
+    let mut paths = store.collect(&GcRequest::new(action)).expect("collect").paths;
+    paths.sort();
+    paths
+}
+
+fn sorted<const N: usize>(names: [&str; N]) -> Vec<StorePath> {
+    let mut paths = names.map(path).to_vec();
+    paths.sort();
+    paths
+}
+
+/// `a` refers to `b`, `b` to `c` and itself, `d` to `c`.
+fn graph() -> TestStore {
+    let t = TestStore::new();
+    add(&t.store, &path("c"), &file("c").nar(), &[]);
+    add(&t.store, &path("b"), &file("b").nar(), &[&path("c"), &path("b")]);
+    add(&t.store, &path("a"), &file("a").nar(), &[&path("b")]);
+    add(&t.store, &path("d"), &file("d").nar(), &[&path("c")]);
+    t
+}
+
+#[test]
+fn what_roots_reach_lives() {
+    let t = graph();
+    t.store.add_root("r", &path("b")).expect("add root");
+    assert_eq!(collect(&t.store, GcAction::ReturnLive), sorted(["b", "c"]));
+    assert_eq!(collect(&t.store, GcAction::ReturnDead), sorted(["a", "d"]));
+    assert_eq!(t.store.paths().expect("paths").len(), 4, "nothing was deleted");
+    assert_eq!(collect(&t.store, GcAction::DeleteDead), sorted(["a", "d"]));
+    assert_eq!(t.store.paths().expect("paths"), sorted(["b", "c"]));
+    assert_eq!(t.store.referrers(&path("c")).expect("referrers"), sorted(["b"]));
+    assert!(t.store.remove_root("r").expect("remove root"));
+    assert_eq!(collect(&t.store, GcAction::DeleteDead), sorted(["b", "c"]));
+    let stats = t.store.stats().expect("stats");
+    assert_eq!((stats.paths, stats.chunks, stats.live_bytes), (0, 0, 0));
+}
+
+#[test]
+fn deleting_specific_paths_means_exactly_these() {
+    let t = graph();
+    t.store.add_root("r", &path("a")).expect("add root");
+    let delete = |names: &[&str]| {
+        let paths = names.iter().map(|name| path(name)).collect();
+        let report = t.store.collect(&GcRequest { paths, ..GcRequest::new(GcAction::DeleteSpecific) })?;
+        Ok::<_, GcError>(report.paths)
+    };
+    for alive in [&["a"][..], &["c"], &["d", "b"]] {
+        let error = delete(alive).expect_err("alive");
+        assert!(matches!(error, GcError::Alive(_)) && error.to_string().contains("still alive"), "{error}");
+    }
+    assert_eq!(t.store.paths().expect("paths").len(), 4, "an error deletes nothing");
+    assert_eq!(delete(&["d"]).expect("delete"), vec![path("d")]);
+    assert_eq!(delete(&["d"]).expect("gone already"), vec![]);
+    assert!(t.store.remove_root("r").expect("remove root"));
+    assert!(matches!(delete(&["b"]), Err(GcError::Alive(p)) if p == path("b")), "a refers to it");
+    assert_eq!(delete(&["b", "a"]).expect("delete"), vec![path("a"), path("b")]);
+}
+
+#[test]
+fn a_live_path_keeps_its_derivation_where_asked() {
+    let t = TestStore::new();
+    let drv = named("d", "x.drv");
+    add(&t.store, &drv, &file("drv").nar(), &[]);
+    let ingested = ingest(&t.store, &file("out").nar());
+    let mut info = info(&path("out"), &ingested);
+    info.deriver = Some(drv.clone());
+    t.store.commit(vec![(info, ingested)]).expect("commit");
+    t.store.add_root("r", &path("out")).expect("add root");
+    assert_eq!(collect(&t.store, GcAction::DeleteDead), vec![]);
+    let request = GcRequest { paths: vec![drv.clone()], ..GcRequest::new(GcAction::DeleteSpecific) };
+    assert!(matches!(t.store.collect(&request), Err(GcError::Alive(_))));
+    let request = GcRequest { keep_derivations: false, ..GcRequest::new(GcAction::DeleteDead) };
+    assert_eq!(t.store.collect(&request).expect("collect").paths, vec![drv]);
+    assert_eq!(t.store.valid_derivers(&path("out")).expect("derivers"), vec![]);
+}
+
+#[test]
+fn space_comes_back_and_shared_chunks_stay() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("space_comes_back");
+    let shared = rng.noise(1 << 20);
+    let tree = |own: Vec<u8>| directory([("own", file(own)), ("shared", file(shared.clone()))]).nar();
+    let (keep, drop) = (tree(rng.noise(1 << 20)), tree(rng.noise(9 << 20)));
+    add(&t.store, &path("drop"), &drop, &[]);
+    add(&t.store, &path("keep"), &keep, &[]);
+    t.store.add_root("r", &path("keep")).expect("add root");
+    let before = t.store.stats().expect("stats");
+    let report = t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
+    assert_eq!(report.paths, vec![path("drop")]);
+    assert!((9 << 20..10 << 20).contains(&report.freed), "{report:?}");
+    assert!(report.deleted >= 4 << 20, "wholly dead segments go: {report:?}");
+    let after = t.store.stats().expect("stats");
+    assert_eq!(before.live_bytes - after.live_bytes, report.freed);
+    assert_eq!(before.segment_bytes - after.segment_bytes, report.deleted);
+    let t = t.reopened();
+    assert!(export(&t.store, &path("keep")) == keep);
+    assert!(t.store.verify(true).expect("verify").damage.is_empty());
+    // And what was collected can come again.
+    add(&t.store, &path("drop"), &drop, &[]);
+    assert!(export(&t.store, &path("drop")) == drop);
+}
+
+#[test]
+fn a_limit_stops_early() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("a_limit");
+    for n in 0..200 {
+        add(&t.store, &path(&n.to_string()), &file(rng.noise(20_000)).nar(), &[]);
+    }
+    let request = GcRequest { max_freed: 1_500_000, ..GcRequest::new(GcAction::DeleteDead) };
+    let report = t.store.collect(&request).expect("collect");
+    assert!((1_500_000..3_500_000).contains(&report.freed), "{}", report.freed);
+    assert_eq!(t.store.paths().expect("paths").len(), 200 - report.paths.len());
+}
+
+#[test]
+fn realisations_go_with_their_paths() {
+    let t = TestStore::new();
+    for name in ["old", "new"] {
+        add(&t.store, &path(name), &file(name).nar(), &[]);
+    }
+    let id = |output: &str| DrvOutput { drv_hash: [1; 32], output: output.into() };
+    t.store.add_realisation(&Realisation::new(id("out"), path("old"))).expect("add");
+    t.store.add_realisation(&Realisation::new(id("dev"), path("old"))).expect("add");
+    t.store.add_realisation(&Realisation::new(id("dev"), path("new"))).expect("in its place");
+    t.store.add_root("r", &path("new")).expect("add root");
+    assert_eq!(collect(&t.store, GcAction::DeleteDead), vec![path("old")]);
+    assert_eq!(t.store.realisation(&id("out")).expect("get"), None);
+    assert_eq!(t.store.realisation(&id("dev")).expect("get").map(|r| r.out_path), Some(path("new")));
+}
+
+#[test]
+fn what_is_read_or_wanted_stays() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("what_is_read");
+    let nar = file(rng.noise(6 << 20)).nar();
+    add(&t.store, &path("dependency"), &file("x").nar(), &[]);
+    add(&t.store, &path("read"), &nar, &[&path("dependency")]);
+    let mut reading = t.store.export(&path("read")).expect("export").expect("valid");
+    let mut first = vec![0; 100];
+    reading.read_exact(&mut first).expect("read");
+    assert_eq!(collect(&t.store, GcAction::DeleteDead), vec![]);
+    reading.read_to_end(&mut first).expect("read");
+    assert!(first == nar);
+    drop(reading);
+    let roots = t.store.temp_roots();
+    roots.add(&path("read"));
+    assert_eq!(collect(&t.store, GcAction::DeleteDead), vec![]);
+    drop(roots);
+    // An ingest wants the chunks, not the path.
+    let wanted = ingest(&t.store, &nar);
+    assert_eq!(collect(&t.store, GcAction::DeleteDead).len(), 2);
+    t.store.commit(vec![(info(&path("again"), &wanted), wanted)]).expect("commit");
+    assert!(export(&t.store, &path("again")) == nar);
+}
+
+/// Three threads store the same few contents under ever new names, and check what they stored, while
+/// everything is collected all the time.
+#[test]
+fn collecting_beside_ingests_of_the_same_chunks() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("collecting_beside");
+    let nars: Vec<Vec<u8>> = (0..5).map(|_| Tree::random(&mut rng, 400_000).nar()).collect();
+    let done = AtomicBool::new(false);
+    let collections = std::thread::scope(|scope| {
+        let collector = scope.spawn(|| {
+            let mut collections = 0;
+            while !done.load(Ordering::Relaxed) {
+                t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
+                collections += 1;
+            }
+            collections
+        });
+        let writers: Vec<_> = (0..3)
+            .map(|thread| {
+                let (store, nars, mut rng) = (&t.store, &nars, Rng(rng.next()));
+                scope.spawn(move || {
+                    for n in 0..60 {
+                        let nar = &nars[rng.below(nars.len() as u64) as usize];
+                        let me = path(&format!("{thread} {n}"));
+                        let roots = store.temp_roots();
+                        roots.add(&me);
+                        add(store, &me, nar, &[]);
+                        assert!(export(store, &me) == *nar);
+                    }
+                })
+            })
+            .collect();
+        let results: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+        done.store(true, Ordering::Relaxed);
+        let collections = collector.join().expect("collector");
+        results.into_iter().for_each(|result| result.expect("writer"));
+        collections
+    });
+    assert!(collections > 3, "{collections} collections are no test");
+    collect(&t.store, GcAction::DeleteDead);
+    let stats = t.store.stats().expect("stats");
+    assert_eq!((stats.paths, stats.chunks, stats.live_bytes, stats.pinned), (0, 0, 0, 0));
+}

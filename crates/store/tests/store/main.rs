@@ -1,0 +1,13 @@
+//! What the store promises, seen through its public interface.
+
+mod chunking;
+mod collecting;
+mod committing;
+mod crash;
+mod damage;
+mod disk_full;
+mod ingest;
+mod opening;
+mod reading;
+mod roots;
+mod support;

@@ -1,0 +1,139 @@
+//! Ways to read a path: ranges, frames, files, directories.
+
+use crate::support::{Rng, TestStore, Tree, add, directory, export, file, path};
+use shoal_store::Error;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+fn sample(rng: &mut Rng) -> Tree {
+    directory([
+        ("bin", directory([("tool", Tree::File { executable: true, contents: rng.noise(300_000) })])),
+        ("empty", file("")),
+        ("lib", directory([("a.so", file(rng.text(1_500_000))), ("b", Tree::Symlink(b"a.so".to_vec()))])),
+        ("nothing", directory([])),
+        ("readme", file("read me\n")),
+    ])
+}
+
+#[test]
+fn any_range_is_that_range() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("any_range");
+    let nar = sample(&mut rng).nar();
+    add(&t.store, &path("p"), &nar, &[]);
+    let size = nar.len() as u64;
+    let mut export = t.store.export(&path("p")).expect("export").expect("valid");
+    assert_eq!(export.size(), size);
+    for round in 0..200 {
+        let (offset, len) = (rng.below(size + 10), if round % 3 == 0 { rng.below(size) } else { rng.below(2_000) });
+        export.seek(offset, len);
+        let mut bytes = Vec::new();
+        export.read_to_end(&mut bytes).expect("read");
+        let from = offset.min(size) as usize;
+        let to = (from + len as usize).min(nar.len());
+        assert!(bytes == nar[from..to], "{len} bytes from {offset}");
+    }
+}
+
+#[test]
+fn stored_frames_are_a_zst_file_of_the_nar() {
+    let t = TestStore::new();
+    let nar = sample(&mut Rng::seeded("stored_frames")).nar();
+    add(&t.store, &path("p"), &nar, &[]);
+    let mut export = t.store.export(&path("p")).expect("export").expect("valid");
+    let mut zst = Vec::new();
+    let mut frames = export.frames();
+    while let Some((chunk, frame)) = frames.next_frame().expect("frame") {
+        let size = zstd::zstd_safe::get_frame_content_size(frame).expect("a frame");
+        assert_eq!(size, Some(u64::from(chunk.len)));
+        zst.extend_from_slice(frame);
+    }
+    assert!(zstd::decode_all(&zst[..]).expect("a .zst file") == nar);
+    assert!(zst.len() < nar.len());
+    // A segment is one too, so that a store can be rescued without this program.
+    let segment =
+        std::fs::read_dir(t.dir.path().join("segments")).expect("segments").next().expect("one").expect("entry");
+    let rescued = zstd::decode_all(std::fs::File::open(segment.path()).expect("open")).expect("a .zst file");
+    assert!(rescued == nar);
+}
+
+#[test]
+fn files_are_found_by_name() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("files");
+    let tree = sample(&mut rng);
+    add(&t.store, &path("p"), &tree.nar(), &[]);
+    add(&t.store, &path("file"), &file("just me").nar(), &[]);
+    let read = |name: &str, inner: &str| {
+        let mut contents = Vec::new();
+        t.store.read_file(&path(name), inner)?.expect("valid").read_to_end(&mut contents).expect("read");
+        Ok::<_, Error>(contents)
+    };
+    let Tree::Directory(entries) = &tree else { panic!() };
+    let Tree::Directory(lib) = &entries[&b"lib"[..]] else { panic!() };
+    let Tree::File { contents, .. } = &lib[&b"a.so"[..]] else { panic!() };
+    assert!(read("p", "lib/a.so").expect("a file") == *contents);
+    assert_eq!(read("p", "/readme").expect("a file"), b"read me\n");
+    assert_eq!(read("p", "empty").expect("a file"), b"");
+    assert_eq!(read("file", "").expect("a file"), b"just me");
+    for none in ["lib", "lib/b", "lib/c", "", "readme/x", "../readme"] {
+        assert!(matches!(read("p", none), Err(Error::NoSuchFile(_))), "{none}");
+    }
+    assert!(t.store.read_file(&path("nobody"), "x").expect("no error").is_none());
+    assert!(t.store.index(&path("nobody")).expect("no error").is_none());
+}
+
+/// Compares a directory tree with what it was made from, permissions and times included.
+fn assert_unpacked(at: &Path, tree: &Tree) {
+    let metadata = std::fs::symlink_metadata(at).expect("metadata");
+    assert_eq!(metadata.mtime(), 1, "{}", at.display());
+    let mode = metadata.permissions().mode() & 0o7777;
+    match tree {
+        Tree::File { executable, contents } => {
+            assert_eq!(mode, if *executable { 0o555 } else { 0o444 }, "{}", at.display());
+            assert!(std::fs::read(at).expect("read") == *contents, "{}", at.display());
+        }
+        Tree::Symlink(target) => {
+            let found = std::fs::read_link(at).expect("a symlink");
+            assert_eq!(found.as_os_str().as_encoded_bytes(), target);
+        }
+        Tree::Directory(entries) => {
+            assert_eq!(mode, 0o555, "{}", at.display());
+            assert_eq!(std::fs::read_dir(at).expect("list").count(), entries.len());
+            for (name, entry) in entries {
+                assert_unpacked(&at.join(String::from_utf8_lossy(name).as_ref()), entry);
+            }
+        }
+    }
+}
+
+#[test]
+fn unpacked_trees_are_as_nix_lays_them_down() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("unpacked_trees");
+    let out = tempfile::tempdir().expect("temporary directory");
+    for round in 0..20 {
+        let tree = if round == 0 { sample(&mut rng) } else { Tree::random(&mut rng, 300_000) };
+        let me = path(&format!("{round}"));
+        add(&t.store, &me, &tree.nar(), &[]);
+        let dest = out.path().join(me.base_name());
+        assert!(t.store.unpack(&me, &dest).expect("unpack"));
+        assert_unpacked(&dest, &tree);
+        assert!(t.store.unpack(&me, &dest).is_err(), "what is there is not touched");
+        assert_unpacked(&dest, &tree);
+    }
+    assert!(!t.store.unpack(&path("nobody"), &out.path().join("x")).expect("no error"));
+}
+
+#[test]
+fn many_readers_at_once() {
+    let t = TestStore::new();
+    let nar = sample(&mut Rng::seeded("many_readers")).nar();
+    add(&t.store, &path("p"), &nar, &[]);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| assert!(export(&t.store, &path("p")) == nar));
+        }
+    });
+}
