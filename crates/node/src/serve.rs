@@ -64,7 +64,7 @@ pub fn run(start: Start<'_>) -> Result<()> {
     let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
     (start.on_ready)(&ready, imported)?;
     notify::notify("READY=1");
-    tracing::info!(name = %ready.name, ssh = ?ready.ssh, socket = %ready.socket.display(), "ready");
+    tracing::info!(name = %ready.name, ssh = ready.ssh.map(tracing::field::display), socket = %ready.socket.display(), "ready");
 
     let mut current = config.clone();
     runtime.block_on(async {
@@ -94,7 +94,6 @@ fn runtime() -> Result<Runtime> {
 struct Node {
     dir: StoreDir,
     store: Store,
-    trees: Arc<Trees>,
     builds: Arc<BuildService>,
 }
 
@@ -104,17 +103,16 @@ impl Node {
         let store = Store::open(&config.data_dir.join("store"), shoal_store::Options::default())
             .with_context(|| format!("cannot open the store in {}", config.data_dir.display()))?;
         let trees = Trees::open(store.clone(), &config.data_dir)?;
-        let builds = BuildService::start(store.clone(), dir.clone(), trees.clone(), builds_config(config)?)?;
-        Ok(Node { dir, store, trees, builds })
+        let builds = BuildService::start(store.clone(), dir.clone(), trees, builds_config(config)?)?;
+        Ok(Node { dir, store, builds })
     }
 
     fn state(&self, ready: Ready, sessions: Sessions) -> NodeState {
-        let Node { dir, store, trees, builds } = self;
+        let Node { dir, store, builds } = self;
         NodeState {
             ready,
             dir: dir.clone(),
             store: store.clone(),
-            trees: trees.clone(),
             builds: builds.clone(),
             sessions,
             started: Instant::now(),

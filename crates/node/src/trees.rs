@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 
 use anyhow::{Context, Result};
 use shoal_store::Store;
@@ -149,9 +149,12 @@ impl Trees {
     /// Takes a finished output of a build, already in canonical form, as the tree of a path that is now valid.
     pub fn adopt(&self, path: &StorePath, output: &Path, nar_size: u64) {
         let mut state = self.lock();
-        if state.known.contains_key(path) || state.being_made.contains(path) {
+        let used = state.known.get(path).is_some_and(|tree| tree.users > 0);
+        if used || state.being_made.contains(path) {
             return;
         }
+        // A tree of the same name can only be left from before the path was collected.
+        self.remove_known(&mut state, path);
         if fs::rename(output, self.path(path)).is_ok() {
             state.clock += 1;
             let last_use = state.clock;
@@ -210,13 +213,17 @@ fn remove(path: &Path) {
     }
 }
 
-/// Deletes a tree that nothing refers to any more without keeping anybody waiting.
+/// Deletes a tree that nothing refers to any more without keeping anybody waiting. What the process does not get to is
+/// found at its next start, by whoever owns the directory it lies in.
 pub fn remove_in_background(path: PathBuf) {
-    let spawned = std::thread::Builder::new().name("remove".into()).spawn({
-        let path = path.clone();
-        move || remove(&path)
+    static REMOVER: OnceLock<Option<mpsc::Sender<PathBuf>>> = OnceLock::new();
+    let remover = REMOVER.get_or_init(|| {
+        let (send, receive) = mpsc::channel::<PathBuf>();
+        let thread = std::thread::Builder::new().name("remove".into());
+        thread.spawn(move || receive.iter().for_each(|path| remove(&path))).ok().map(|_| send)
     });
-    if spawned.is_err() {
-        remove(&path);
+    match remover {
+        Some(remover) => drop(remover.send(path)),
+        None => remove(&path),
     }
 }

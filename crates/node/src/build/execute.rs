@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use shoal_sandbox::{End, Event, Killer, Outcome, Running, Scratch};
+use shoal_store::TempRoots;
 use shoal_wire::nix::log::{BuilderMessage, parse_builder_line};
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::BuildMode;
@@ -33,6 +34,8 @@ pub(super) struct Ended {
     pub result: BuildResult,
     /// Clients were told that it started.
     pub announced: bool,
+    /// Keeps inputs and outputs until everybody was told.
+    pub _roots: TempRoots,
     /// Stopped because nobody wanted it any more: says nothing about the derivation.
     pub cancelled: bool,
 }
@@ -75,14 +78,16 @@ impl KillSwitch {
 }
 
 pub(super) fn run(service: &BuildService, task: &Task, id: JobId, options: &BuildOptions, kill: &KillSwitch) -> Ended {
-    let mut job = Job { service, task, id, options, kill, announced: false };
+    let roots = service.store.temp_roots();
+    let mut job = Job { service, task, id, options, kill, roots: &roots, since: Instant::now(), announced: false };
     let result = job.run().unwrap_or_else(|failure| {
         if failure.status == BuildStatus::TransientFailure {
             tracing::warn!(derivation = %task.drv_path, error = failure.message, "a build failed for a reason of this node");
         }
         BuildResult::new(failure.status, failure.message)
     });
-    Ended { result, announced: job.announced, cancelled: kill.is_killed() }
+    let announced = job.announced;
+    Ended { result, announced, _roots: roots, cancelled: kill.is_killed() }
 }
 
 struct Job<'a> {
@@ -91,6 +96,8 @@ struct Job<'a> {
     id: JobId,
     options: &'a BuildOptions,
     kill: &'a KillSwitch,
+    roots: &'a TempRoots,
+    since: Instant,
     announced: bool,
 }
 
@@ -103,10 +110,9 @@ impl Job<'_> {
         if let Some(refusal) = self.service.refusal(self.task) {
             return Err(refusal);
         }
-        let roots = self.service.store.temp_roots();
-        self.task.known_outputs(&self.service.dir).iter().for_each(|path| roots.add(path));
+        self.task.known_outputs(&self.service.dir).iter().for_each(|path| self.roots.add(path));
         let prepared = Prepared::new(self.service, self.task)?;
-        prepared.inputs.iter().chain(prepared.scratch_outputs.values()).for_each(|path| roots.add(path));
+        prepared.inputs.iter().chain(prepared.scratch_outputs.values()).for_each(|path| self.roots.add(path));
         if let Some(valid) = self.already_valid(&prepared)? {
             return Ok(valid);
         }
@@ -116,7 +122,8 @@ impl Job<'_> {
         let infrastructure = |error: anyhow::Error| Failure::infrastructure(&error);
         let _trees = self.service.trees.ensure(&prepared.inputs).map_err(infrastructure)?;
         let scratch = self.scratch().map_err(infrastructure)?;
-        let running = self.start(&prepared, &scratch).inspect_err(|_| remove_in_background(scratch.path().to_path_buf()))?;
+        let running =
+            self.start(&prepared, &scratch).inspect_err(|_| remove_in_background(scratch.path().to_path_buf()))?;
         self.announced = true;
         let event = BuildEvent::Started { job: self.id, drv_path: self.task.drv_path.clone() };
         self.service.tell(&self.task.drv_path, &event);
@@ -205,7 +212,7 @@ impl Job<'_> {
         result.cpu_user = i64::try_from(outcome.usage.cpu_user_us).ok();
         result.cpu_system = i64::try_from(outcome.usage.cpu_system_us).ok();
         self.record(prepared, &paths, &mut result)?;
-        let took_ms = outcome.stopped_at.saturating_sub(outcome.started_at).saturating_mul(1_000);
+        let took_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.service.history.record(self.task.drv_path.name(), took_ms);
         Ok(result)
     }
@@ -250,6 +257,7 @@ impl Job<'_> {
         paths: &BTreeMap<String, StorePath>,
         result: &mut BuildResult,
     ) -> Result<(), Failure> {
+        paths.values().for_each(|path| self.roots.add(path));
         result.built_outputs =
             self.service.record_outputs(prepared, paths).map_err(|error| Failure::infrastructure(&error))?;
         Ok(())

@@ -42,6 +42,12 @@ impl Prepared {
         let reject = |error: String| Failure::new(BuildStatus::InputRejected, error);
         let options =
             DerivationOptions::of_basic(&service.dir, &derivation).map_err(|error| reject(error.to_string()))?;
+        if options.no_chroot {
+            let drv = service.dir.print(&task.drv_path);
+            return Err(reject(format!(
+                "derivation '{drv}' has '__noChroot' set, but every build of this node is sandboxed"
+            )));
+        }
         let kind = derivation.kind().map_err(|error| reject(error.to_string()))?;
         let scratch_outputs = scratch_outputs(service, &task.drv_path, &derivation)
             .map_err(|error| refuse(BuildStatus::InputRejected, error))?;

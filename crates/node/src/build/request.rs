@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_grid::schedule::RequestId;
+use shoal_store::TempRoots;
 use shoal_wire::nix::derived_path::DerivedPath;
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::BuildResult;
@@ -61,6 +62,8 @@ pub struct BuildHandle {
     pub(super) request: Option<RequestId>,
     pub(super) feed: Feed,
     pub(super) goals: Vec<Goal>,
+    /// What was built is kept until this handle goes.
+    pub(super) _roots: Arc<TempRoots>,
 }
 
 /// What [`BuildHandle::next`] found.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use shoal_grid::can_run::{Machine, can_run};
 use shoal_grid::schedule::{Action, Answer, Node, RequestId, Schedule};
-use shoal_store::Store;
+use shoal_store::{GcAction, GcError, GcReport, GcRequest, Store, TempRoots};
 use shoal_wire::nix::derivation::BasicDerivation;
 use shoal_wire::nix::signature::SecretKey;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
@@ -81,6 +81,8 @@ struct Counts {
 
 struct Client {
     feed: Feed,
+    /// Keeps what was built for it, until the session has made it its own.
+    roots: Arc<TempRoots>,
     counts: Counts,
     goals: BTreeSet<StorePath>,
 }
@@ -204,6 +206,7 @@ impl BuildService {
             })
             .collect();
         let feed = Feed::new(keys.len());
+        let roots = Arc::new(self.store.temp_roots());
         let mut state = self.lock();
         if state.draining {
             drop(state);
@@ -214,7 +217,7 @@ impl BuildService {
                 );
                 feed.settle(key, BuildResult::new(failure.status, failure.message));
             }
-            return BuildHandle { service: self.clone(), request: None, feed, goals };
+            return BuildHandle { service: self.clone(), request: None, feed, goals, _roots: roots };
         }
         let nodes: Vec<Node<StorePath>> = graph
             .tasks
@@ -237,13 +240,13 @@ impl BuildService {
         let (request, actions) = state.schedule.submit(nodes, keys.clone(), keep_going);
         if !keys.is_empty() {
             let counts = Counts { expected, ..Counts::default() };
-            state.clients.insert(request, Client { feed: feed.clone(), counts, goals: keys });
+            state.clients.insert(request, Client { feed: feed.clone(), roots: roots.clone(), counts, goals: keys });
             self.tell_what_runs(&mut state, request);
         }
         self.carry_out(&mut state, actions, None);
         drop(state);
         let request = (!feed.is_done()).then_some(request);
-        BuildHandle { service: self.clone(), request, feed, goals }
+        BuildHandle { service: self.clone(), request, feed, goals, _roots: roots }
     }
 
     /// A client that joins hears of the builds of its graph that already run.
@@ -342,6 +345,7 @@ impl BuildService {
             Answer::Abandoned { failed: other } => failed(texts.abandoned(&other)),
         };
         if let Some(client) = state.clients.get_mut(&request) {
+            result.built_outputs.values().for_each(|built| client.roots.add(&built.out_path));
             client.goals.remove(&key);
             client.feed.settle(key, result);
             if client.goals.is_empty() {
@@ -375,6 +379,15 @@ impl BuildService {
         let refusal = can_run(&self.config.machine, &task.requirement).err()?;
         let texts = Texts { dir: &self.dir, drv_path: &task.drv_path };
         Some(texts.refused(&refusal, &self.config.machine))
+    }
+
+    /// Collects garbage; what is built on and what clients hold stays.
+    pub fn collect(&self, request: &GcRequest) -> Result<GcReport, GcError> {
+        let report = self.store.collect(request)?;
+        if matches!(request.action, GcAction::DeleteDead | GcAction::DeleteSpecific) {
+            self.trees.forget(&report.paths);
+        }
+        Ok(report)
     }
 
     pub fn overview(&self) -> Overview {

@@ -22,7 +22,6 @@ use super::{LINE_BYTES_MAX, Reply, Request};
 use crate::build::service::BuildService;
 use crate::door::Sessions;
 use crate::serve::ready::Ready;
-use crate::trees::Trees;
 
 /// People and scripts ask a few questions at a time.
 const REQUESTS_MAX: usize = 64;
@@ -40,7 +39,6 @@ pub struct NodeState {
     pub ready: Ready,
     pub dir: StoreDir,
     pub store: Store,
-    pub trees: Arc<Trees>,
     pub builds: Arc<BuildService>,
     pub sessions: Sessions,
     pub started: Instant,
@@ -250,10 +248,7 @@ impl NodeState {
         if let Some(max_freed) = max_freed {
             request.max_freed = max_freed;
         }
-        let report = self.store.collect(&request)?;
-        if !dry_run {
-            self.trees.forget(&report.paths);
-        }
+        let report = self.builds.collect(&request)?;
         let paths: Vec<String> = report.paths.iter().map(|path| self.dir.print(path)).collect();
         Ok(json!({ "paths": paths, "freed_bytes": report.freed }))
     }

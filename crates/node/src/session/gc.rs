@@ -39,7 +39,7 @@ impl Client {
             }
             collect.paths = paths.into_iter().collect();
         }
-        let report = self.store().collect(&collect).map_err(|error| self.explain_gc(error))?;
+        let report = self.services.builds.collect(&collect).map_err(|error| self.explain_gc(error))?;
         Ok(Collected { paths: report.paths, bytes_freed: report.freed })
     }
 
