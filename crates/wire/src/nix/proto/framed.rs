@@ -19,17 +19,26 @@ pub struct FramedReader<R> {
     inner: R,
     /// Bytes of the current frame still to come.
     left: u64,
-    ended: bool,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// The empty frame has been read.
+    Ended,
+    /// A length was out of range, so nobody knows where the next one is.
+    Lost(u64),
 }
 
 impl<R: Read> FramedReader<R> {
     pub fn new(inner: R) -> Self {
-        FramedReader { inner, left: 0, ended: false }
+        FramedReader { inner, left: 0, state: State::Open }
     }
 
     /// Whether the empty frame has been read.
     pub fn is_ended(&self) -> bool {
-        self.ended
+        self.state == State::Ended
     }
 
     /// Reads up to and including the empty frame, and returns how many bytes were thrown away.
@@ -48,17 +57,20 @@ impl<R: Read> FramedReader<R> {
 
     /// Goes to the next frame if the current one is used up; false at the end.
     fn in_frame(&mut self) -> io::Result<bool> {
-        if self.left == 0 && !self.ended {
+        if self.left == 0 && self.state == State::Open {
             let mut bytes = [0; 8];
             self.inner.read_exact(&mut bytes)?;
-            let len = u64::from_le_bytes(bytes);
-            if len > FRAME_LEN_MAX {
-                return Err(ProtoError::TooLong { what: "frame", len, limit: FRAME_LEN_MAX }.into());
+            match u64::from_le_bytes(bytes) {
+                0 => self.state = State::Ended,
+                len if len > FRAME_LEN_MAX => self.state = State::Lost(len),
+                len => self.left = len,
             }
-            self.left = len;
-            self.ended = len == 0;
         }
-        Ok(!self.ended)
+        match self.state {
+            State::Open => Ok(true),
+            State::Ended => Ok(false),
+            State::Lost(len) => Err(ProtoError::TooLong { what: "frame", len, limit: FRAME_LEN_MAX }.into()),
+        }
     }
 
     /// How many of `n` bytes lie in this frame.
