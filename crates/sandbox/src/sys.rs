@@ -62,9 +62,18 @@ pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
 
 /// Every signal back to its default action, none blocked.
 pub(crate) fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL runs no code of ours; signals that can't be set answer EINVAL, which is fine.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    const SIGNALS: c_int = 64;
+    /// The kernel's `struct sigaction`: handler (0 is the default), flags, restorer, mask.
+    static DEFAULT: [u64; 4] = [0; 4];
+    const MASK_LEN: usize = 8;
+
+    for signal in 1..=SIGNALS {
+        // Not through libc, which keeps two signals to itself and ignores them in what it spawns.
+        // SAFETY: reads DEFAULT; runs no code of ours; signals that can't be set answer EINVAL.
+        unsafe {
+            let nowhere = std::ptr::null_mut::<c_void>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const DEFAULT, nowhere, MASK_LEN);
+        }
     }
     // SAFETY: an all-zero sigset_t is filled by sigemptyset before use.
     unsafe {

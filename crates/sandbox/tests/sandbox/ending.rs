@@ -1,0 +1,161 @@
+//! How builds end, and that nothing of them is left.
+
+use std::time::{Duration, Instant};
+
+use expect_test::expect;
+use shoal_sandbox::{End, Event, Program, spawn};
+
+use crate::harness::Test;
+use crate::world::{World, finish, run};
+
+pub const TESTS: &[Test] = &[
+    ("exit_codes_and_signals", exit_codes_and_signals),
+    ("what_cannot_be_executed_says_so", what_cannot_be_executed_says_so),
+    ("a_panicking_builtin_fails", a_panicking_builtin_fails),
+    ("timeout", timeout),
+    ("silence", silence),
+    ("log_limit", log_limit),
+    ("kill", kill),
+    ("leftover_processes_are_dead", leftover_processes_are_dead),
+    ("closing_the_log_is_death", closing_the_log_is_death),
+    ("usage_is_metered", usage_is_metered),
+    ("last_words_are_heard", last_words_are_heard),
+    ("a_used_scratch_is_refused", a_used_scratch_is_refused),
+];
+
+fn end(world: &World, script: &str) -> End {
+    run(&world.script(script)).outcome.end
+}
+
+fn exit_codes_and_signals(world: &World) {
+    assert_eq!(end(world, "exit 0"), End::Exited(0));
+    assert_eq!(end(world, "exit 42"), End::Exited(42));
+    // Process 1 ignores what it does not handle from inside, so a child must die for it.
+    assert_eq!(end(world, "sh -c 'kill -SEGV $$'; exit $?"), End::Exited(128 + 11));
+    let ran = run(&world.script("true"));
+    assert_eq!(ran.log, "");
+    assert!(ran.outcome.setup_us > 0);
+    assert!(ran.outcome.started_at > 1_700_000_000);
+    assert!(ran.outcome.stopped_at >= ran.outcome.started_at);
+}
+
+fn what_cannot_be_executed_says_so(world: &World) {
+    for (path, reason) in [
+        ("/no/such/builder", "No such file or directory"),
+        ("/etc/passwd", "Permission denied"),
+        ("/build", "Permission denied"),
+    ] {
+        let mut spec = world.script("");
+        spec.program = Program::Exec { path: path.into(), argv: vec![b"builder".to_vec()] };
+        let ran = run(&spec);
+        assert_eq!(ran.outcome.end, End::Exited(1));
+        assert_eq!(ran.log, format!("error: executing '{path}': {reason}\n"));
+    }
+}
+
+fn a_panicking_builtin_fails(world: &World) {
+    let ran = run(&world.builtin("panic"));
+    assert_eq!(ran.outcome.end, End::Exited(1));
+    assert!(ran.log.contains("a builtin that panics"), "{}", ran.log);
+}
+
+fn timeout(world: &World) {
+    let mut spec = world.script("while true; do echo still here; sleep 0.05; done");
+    spec.limits.timeout = Some(Duration::from_millis(300));
+    spec.limits.max_silent = Some(Duration::from_secs(30));
+    let start = Instant::now();
+    let ran = run(&spec);
+    assert_eq!(ran.outcome.end, End::TimedOut);
+    assert!(ran.log.starts_with("still here\n"));
+    assert!(start.elapsed() >= Duration::from_millis(300));
+}
+
+fn silence(world: &World) {
+    let mut spec = world.script("for i in 1 2 3 4; do echo $i; sleep 0.2; done; sleep 100");
+    spec.limits.timeout = Some(Duration::from_secs(50));
+    spec.limits.max_silent = Some(Duration::from_millis(500));
+    let ran = run(&spec);
+    assert_eq!((ran.outcome.end, ran.log.as_str()), (End::Silent, "1\n2\n3\n4\n"));
+}
+
+fn log_limit(world: &World) {
+    let mut spec = world.script("yes; exit 0");
+    spec.limits.max_log_bytes = Some(100_001);
+    let ran = run(&spec);
+    assert_eq!(ran.outcome.end, End::LogLimit);
+    assert_eq!((ran.outcome.log_bytes, ran.log.len()), (100_001, 100_001));
+    assert_eq!(std::fs::metadata(spec.scratch.join("log")).unwrap().len(), 100_001);
+
+    let mut spec = world.script("printf 12345");
+    spec.limits.max_log_bytes = Some(5);
+    assert_eq!(run(&spec).outcome.end, End::Exited(0), "exactly the limit is allowed");
+}
+
+fn kill(world: &World) {
+    let mut running = spawn(&world.script("echo ready; sleep 100")).unwrap();
+    assert_eq!(running.next(None).unwrap(), Some(Event::Output(b"ready\n".to_vec())));
+    let soon = Instant::now() + Duration::from_millis(20);
+    assert_eq!(running.next(Some(soon)).unwrap(), None, "a deadline passes without an event");
+    let killer = running.killer().unwrap();
+    std::thread::spawn(move || killer.kill().unwrap());
+    let ran = finish(running);
+    assert_eq!((ran.outcome.end, ran.log.as_str()), (End::Killed, ""));
+}
+
+/// Process ids that a process with this word in its command line has on the host.
+fn processes_with(word: &str) -> Vec<String> {
+    let is_one = |entry: &std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(word)
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let name = |entry: std::fs::DirEntry| entry.file_name().into_string().unwrap();
+    entries.filter(is_one).map(name).filter(|name| name.parse::<u32>().is_ok()).collect()
+}
+
+fn leftover_processes_are_dead(world: &World) {
+    let marker = format!("86{:07}", std::process::id());
+    let script = format!(
+        "setsid sleep {marker} > /dev/null 2>&1 < /dev/null & \
+         (setsid sh -c 'sleep {marker}; echo never' &) ; sleep 0.1; echo done"
+    );
+    let ran = run(&world.script(&script));
+    assert_eq!(processes_with(&marker), Vec::<String>::new());
+    assert_eq!((ran.outcome.end, ran.log.as_str()), (End::Exited(0), "done\n"));
+}
+
+fn closing_the_log_is_death(world: &World) {
+    let start = Instant::now();
+    let ran = run(&world.script("echo last; exec > /dev/null 2>&1; sleep 50"));
+    assert_eq!((ran.outcome.end, ran.log.as_str()), (End::Signaled(9), "last\n"));
+    assert!(start.elapsed() < Duration::from_secs(40));
+}
+
+fn usage_is_metered(world: &World) {
+    let mut spec =
+        world.script("i=0; while test $i -lt 20000; do i=$((i+1)); done; dd if=/dev/zero of=/dev/null bs=32M count=2");
+    for cgroups in [shoal_sandbox::Cgroups::Off, shoal_sandbox::cgroups()] {
+        spec.scratch = world.scratch();
+        spec.cgroups = cgroups;
+        let ran = run(&spec);
+        let usage = ran.outcome.usage;
+        assert_eq!(ran.outcome.end, End::Exited(0), "{}", ran.log);
+        assert!(usage.cpu_user_us + usage.cpu_system_us > 1_000, "{usage:?}");
+        assert!(usage.memory_peak_bytes > 32 * 1024 * 1024, "{usage:?}");
+        assert!(!usage.out_of_memory);
+    }
+}
+
+fn last_words_are_heard(world: &World) {
+    for length in [1, 4096, 60_000] {
+        let ran = run(&world.script(&format!("head -c {length} /dev/zero | tr '\\000' 'x'")));
+        assert_eq!(ran.log.len(), length);
+    }
+}
+
+fn a_used_scratch_is_refused(world: &World) {
+    let spec = world.script("true");
+    assert_eq!(run(&spec).outcome.end, End::Exited(0));
+    let End::SetupFailed(text) = run(&spec).outcome.end else { panic!("must not run twice in one place") };
+    expect!["listening for watchers: Address already in use"].assert_eq(&text);
+}
