@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::io::{BufReader, Read, Write};
 
-use shoal_wire::nix::derived_path::{DerivedPath, OutputsSpec, SingleDerivedPath};
 use shoal_wire::nix::nar::{Discard, NarLimits};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::proto::{Dialect, Done, Reader, Writer};
@@ -163,7 +162,7 @@ impl Server {
     fn build_paths(&mut self, request: BuildPaths) -> Result<BuildPathsReply, Fault> {
         self.require_write(Role::Build, "build")?;
         let options = self.options(&request.options)?;
-        let wanted: Vec<DerivedPath> = request.paths.into_iter().map(all_outputs).collect();
+        let wanted = request.paths;
         let client = &self.client;
         let results = client.build(&wanted, BuildMode::Normal, options, &mut self.terminal)?;
         let Some((before, text)) = builds::failure(client.dir(), &wanted, &results) else {
@@ -195,16 +194,6 @@ impl Server {
             max_log_bytes: Some(options.max_log_size).filter(|&bytes| bytes > 0),
             ..self.client.options.clone()
         })
-    }
-}
-
-/// A bare derivation means all its outputs.
-fn all_outputs(path: DerivedPath) -> DerivedPath {
-    match path {
-        DerivedPath::Opaque(path) if path.is_derivation() => {
-            DerivedPath::Built { drv: Box::new(SingleDerivedPath::Opaque(path)), outputs: OutputsSpec::All }
-        }
-        path => path,
     }
 }
 
