@@ -27,7 +27,7 @@ fn is_cancelled_by(signal: Signal, remote: Remote) {
     client.signal(signal);
     client.wait(CANCEL_PATIENCE);
     wait_for("the end of a build that nobody wants", CANCEL_PATIENCE, || {
-        (running(&node) == 0 && node.supervisors().is_empty()).then_some(())
+        (running(&node) == 0 && node.builders().is_empty()).then_some(())
     });
     // The node is as good as new.
     shapes::build_on(&machine, &node, remote, &["hello"]);

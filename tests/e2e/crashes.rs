@@ -113,7 +113,7 @@ fn a_build_outlives_its_node() {
     let mut node = Node::start(&[&machine]);
     let client = shapes::build_command(&machine, &node, Remote::SshNg, "", &["brief"]).start();
     shoal_tests::command::wait_for("a build that runs", CLIENT_PATIENCE, || {
-        (!node.supervisors().is_empty()).then_some(())
+        (!node.builders().is_empty()).then_some(())
     });
     node.kill();
     assert!(!client.finish(CLIENT_PATIENCE).status.success());

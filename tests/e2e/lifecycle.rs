@@ -61,7 +61,7 @@ fn a_node_that_is_told_to_stop_finishes_its_builds() {
     let machine = Machine::new(&Nix::newest());
     let mut node = Node::start(&[&machine]);
     let client = shapes::build_command(&machine, &node, Remote::Unix, "", &["brief"]).start();
-    wait_for("a build that runs", PATIENCE, || (!node.supervisors().is_empty()).then_some(()));
+    wait_for("a build that runs", PATIENCE, || (!node.builders().is_empty()).then_some(()));
     node.stop();
     client.finish(PATIENCE).expect_code(0);
     node.start_again();
@@ -73,7 +73,7 @@ fn a_second_signal_stops_at_once() {
     let machine = Machine::new(&Nix::newest());
     let mut node = Node::start(&[&machine]);
     let _client = shapes::build_command(&machine, &node, Remote::Unix, "", &["sleeps"]).start();
-    wait_for("a build that runs", PATIENCE, || (!node.supervisors().is_empty()).then_some(()));
+    wait_for("a build that runs", PATIENCE, || (!node.builders().is_empty()).then_some(()));
     node.signal(Signal::TERM);
     wait_for("a node that drains", PATIENCE, || node.log().contains("a second signal stops at once").then_some(()));
     assert!(!node.has_ended());

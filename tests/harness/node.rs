@@ -39,7 +39,7 @@ pub fn program() -> PathBuf {
             }
         }
         let release = profile.ends_with("release").then_some("--release");
-        let cargo = cargo.args(["build", "-q", "-p", "shoal-node", "--bin", "shoal", "--target-dir"]).arg(target);
+        let cargo = cargo.args(["build", "-q", "--workspace", "--bin", "shoal", "--target-dir"]).arg(target);
         cargo.args(release).dir(&place::repository()).patience(BUILD_PATIENCE).ok();
         profile.join("shoal")
     };
@@ -189,16 +189,32 @@ impl Node {
         self.running.as_mut().is_none_or(Running::has_ended)
     }
 
-    /// Builds whose supervisor runs, whether the node does or not.
-    pub fn supervisors(&self) -> Vec<Pid> {
-        supervisors(self.place.path())
+    /// Processes of builders, whether the node runs or not.
+    pub fn builders(&self) -> Vec<Pid> {
+        let sandboxes = self.sandboxes();
+        descendants(&sandboxes).into_iter().filter(|pid| !sandboxes.contains(pid)).collect()
+    }
+
+    /// Processes that make sandboxes and stay with them. They have the node's environment, so its home tells whose
+    /// they are.
+    fn sandboxes(&self) -> Vec<Pid> {
+        let home = format!("HOME={}", self.place.path().display());
+        let has = |pid: Pid, file: &str, at: Option<usize>, word: &str| {
+            let text = fs::read(format!("/proc/{}/{file}", pid.as_raw_nonzero())).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let mut words = text.split('\0').enumerate();
+            words.any(|(i, found)| found == word && at.is_none_or(|at| at == i))
+        };
+        let pids = processes();
+        pids.filter(|pid| has(*pid, "cmdline", Some(1), SUPERVISOR_ARG) && has(*pid, "environ", None, &home)).collect()
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
-        for pid in self.supervisors() {
+        let sandboxes = self.sandboxes();
+        for pid in descendants(&sandboxes).into_iter().chain(sandboxes) {
             let _ = kill_process(pid, Signal::KILL);
         }
         if std::thread::panicking() {
@@ -210,15 +226,28 @@ impl Drop for Node {
     }
 }
 
-/// Processes of sandboxes below `dir`.
-fn supervisors(dir: &Path) -> Vec<Pid> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let is_ours = |pid: i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).into_owned();
-        let words: Vec<&str> = line.split('\0').collect();
-        words.get(1) == Some(&SUPERVISOR_ARG) && words.iter().any(|word| Path::new(word).starts_with(dir))
+fn processes() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+}
+
+/// Children of `roots`, and theirs.
+fn descendants(roots: &[Pid]) -> Vec<Pid> {
+    let parent = |pid: Pid| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+        // pid (name) state ppid ...; the name may hold anything but ends at the last parenthesis.
+        Pid::from_raw(stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?)
     };
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| is_ours(*pid)).filter_map(Pid::from_raw).collect()
+    let all: Vec<(Pid, Option<Pid>)> = processes().map(|pid| (pid, parent(pid))).collect();
+    let mut found: Vec<Pid> = Vec::new();
+    loop {
+        let is_new = |(pid, parent): &(Pid, Option<Pid>)| {
+            parent.is_some_and(|parent| roots.contains(&parent) || found.contains(&parent)) && !found.contains(pid)
+        };
+        let new: Vec<Pid> = all.iter().filter(|process| is_new(process)).map(|(pid, _)| *pid).collect();
+        if new.is_empty() {
+            return found;
+        }
+        found.extend(new);
+    }
 }

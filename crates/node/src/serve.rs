@@ -27,6 +27,7 @@ use ready::{Ready, ReadyFile};
 
 pub mod lock;
 pub mod notify;
+pub mod quota;
 pub mod ready;
 
 /// Bridges between doors and sessions copy bytes and encrypt; more threads than this only take turns.
@@ -65,6 +66,9 @@ pub fn run(start: Start<'_>) -> Result<()> {
     (start.on_ready)(&ready, imported)?;
     notify::notify("READY=1");
     tracing::info!(name = %ready.name, ssh = ready.ssh.map(tracing::field::display), socket = %ready.socket.display(), "ready");
+
+    let quota = quota::bytes(config.store_quota, &config.data_dir)?;
+    runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), quota));
 
     let mut current = config.clone();
     runtime.block_on(async {

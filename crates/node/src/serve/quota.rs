@@ -1,0 +1,106 @@
+//! Keeps the store within its quota: when it grew beyond it, paths that nothing keeps are deleted.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use shoal_store::{GcAction, GcError, GcReport, GcRequest, Store};
+
+use crate::build::service::BuildService;
+use crate::config::units::{Quota, size_text};
+
+/// A disk fills by some 100 MB/s at most; the store's own reserve covers the time between.
+const PERIOD: Duration = Duration::from_secs(30);
+/// Collecting goes this far below the quota, so that it does not start over at once.
+const SLACK_PERCENT: u64 = 5;
+
+/// The quota in bytes for a store in `data_dir`.
+pub fn bytes(quota: Quota, data_dir: &Path) -> Result<u64> {
+    let disk = rustix::fs::statvfs(data_dir).with_context(|| format!("cannot look at {}", data_dir.display()))?;
+    Ok(quota.bytes(disk.f_blocks.saturating_mul(disk.f_frsize)))
+}
+
+/// Watches for as long as it is polled.
+pub async fn watch(store: Store, builds: Arc<BuildService>, quota: u64) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let (store, builds) = (store.clone(), builds.clone());
+        let kept = tokio::task::spawn_blocking(move || keep(&store, quota, |request| builds.collect(request)));
+        match kept.await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(report))) => {
+                let freed = size_text(report.freed);
+                tracing::info!(paths = report.paths.len(), freed, "the store was beyond its quota");
+            }
+            Ok(Err(error)) => tracing::warn!("cannot bring the store below its quota: {error:#}"),
+            // The runtime is going down.
+            Err(_) => return,
+        }
+    }
+}
+
+/// `None` when there was nothing to do.
+fn keep(
+    store: &Store,
+    quota: u64,
+    collect: impl FnOnce(&GcRequest) -> Result<GcReport, GcError>,
+) -> Result<Option<GcReport>> {
+    let used = store.stats()?.segment_bytes;
+    if used <= quota {
+        return Ok(None);
+    }
+    let goal = quota - quota / 100 * SLACK_PERCENT;
+    let request = GcRequest { max_freed: used - goal, ..GcRequest::new(GcAction::DeleteDead) };
+    let report = collect(&request)?;
+    Ok((!report.paths.is_empty()).then_some(report))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_wire::nix::path_info::PathInfo;
+    use shoal_wire::nix::store_path::StorePath;
+    use std::io::Write;
+
+    /// A NAR of one regular file.
+    fn nar(contents: &[u8]) -> Vec<u8> {
+        let mut nar = Vec::new();
+        let mut string = |bytes: &[u8]| {
+            nar.extend((bytes.len() as u64).to_le_bytes());
+            nar.extend(bytes);
+            nar.resize(nar.len().next_multiple_of(8), 0);
+        };
+        for word in ["nix-archive-1", "(", "type", "regular", "contents"] {
+            string(word.as_bytes());
+        }
+        string(contents);
+        string(b")");
+        nar
+    }
+
+    #[test]
+    fn a_store_beyond_its_quota_loses_what_nothing_keeps() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let mut paths = Vec::new();
+        for i in 0..4u8 {
+            let contents: Vec<u8> = (0..200_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 ^ i).collect();
+            let mut ingest = store.ingest();
+            ingest.write_all(&nar(&contents)).unwrap();
+            let ingested = ingest.finish().unwrap();
+            let path = StorePath::from_base_name(&format!("{}-x", i.to_string().repeat(32))).unwrap();
+            let info = PathInfo::new(path.clone(), ingested.nar_hash, ingested.nar_size);
+            store.commit(vec![(info, ingested)]).unwrap();
+            paths.push(path);
+        }
+        let kept = store.temp_roots();
+        kept.add(&paths[2]);
+        assert!(keep(&store, u64::MAX, |request| store.collect(request)).unwrap().is_none());
+        assert_eq!(store.paths().unwrap().len(), 4);
+        keep(&store, 1, |request| store.collect(request)).unwrap().unwrap();
+        assert_eq!(store.paths().unwrap(), [paths[2].clone()]);
+    }
+}
