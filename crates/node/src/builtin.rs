@@ -58,7 +58,7 @@ impl Payload {
         build_dir: &Path,
     ) -> Self {
         let flat_hash = match declared.get("out") {
-            Some(Output::Fixed { ca }) if ca.method == CaMethod::Flat => Some(ca.hash.clone()),
+            Some(Output::Fixed { ca }) if ca.method == CaMethod::Flat => Some(ca.hash),
             _ => None,
         };
         Payload {

@@ -191,10 +191,8 @@ fn directories_and_files_collide() {
 #[test]
 fn a_missing_package_is_an_error() {
     let error = Lab::new().build(&[("true", 5, &["00000000000000000000000000000000-x"])]).unwrap_err();
-    expect![
-        "cannot read directory '/nix/store/00000000000000000000000000000000-x': No such file or directory"
-    ]
-    .assert_eq(&error);
+    expect!["cannot read directory '/nix/store/00000000000000000000000000000000-x': No such file or directory"]
+        .assert_eq(&error);
 }
 
 #[test]

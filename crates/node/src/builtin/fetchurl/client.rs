@@ -203,7 +203,7 @@ fn open_file(url: &Url, offset: u64) -> Result<Answer, Fault> {
         Ok(Answer { body: Box::new(file), offset, length: metadata.len().checked_sub(offset), resumable: true })
     };
     opened()
-        .map_err(|error| Fault::permanent(format!("Couldn't open file {}: {}", path.display(), super::reason(&error))))
+        .map_err(|error| Fault::permanent(format!("Could not open file {}: {}", path.display(), super::reason(&error))))
 }
 
 /// Where a response leads, if it is a redirect.
@@ -261,3 +261,7 @@ fn refusal(status: StatusCode, response: Response<Body>) -> Fault {
         _ => Fault::permanent(text),
     }
 }
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tls_tests;

@@ -29,10 +29,10 @@ pub struct Retries {
 }
 
 impl Retries {
-    /// Nix's `filetransfer-retry-*`.
+    /// Nix 2.34's for quick retries, Nix 2.36's (`filetransfer-retry-*`) for the rest.
     pub const DEFAULT: Retries = Retries {
         attempts: 5,
-        delay: Duration::from_millis(100),
+        delay: Duration::from_millis(250),
         delay_overloaded: Duration::from_secs(5),
         delay_max: Duration::from_secs(60),
     };
@@ -177,8 +177,8 @@ mod tests {
     #[test]
     fn waits_double_up_to_a_limit() {
         let most = |pace, attempt| Retries::DEFAULT.wait(pace, attempt, 255);
-        assert_eq!(most(Pace::Quick(None), 1), Duration::from_millis(100));
-        assert_eq!(most(Pace::Quick(None), 4), Duration::from_millis(800));
+        assert_eq!(most(Pace::Quick(None), 1), Duration::from_millis(250));
+        assert_eq!(most(Pace::Quick(None), 4), Duration::from_secs(2));
         assert_eq!(most(Pace::Slow(None), 2), Duration::from_secs(10));
         assert_eq!(most(Pace::Slow(None), u32::MAX), Duration::from_secs(60));
         let asked = Pace::Slow(Some(Duration::from_secs(30)));
