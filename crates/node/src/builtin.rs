@@ -117,7 +117,8 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-/// The form in which a payload goes to the sandbox (postcard).
+/// The form in which a payload goes to the sandbox (postcard). Of paths that are not UTF-8, which no store has, it is
+/// empty, and [`run`] refuses it.
 pub fn encode(payload: &Payload) -> Vec<u8> {
     postcard::to_stdvec(payload).unwrap_or_default()
 }

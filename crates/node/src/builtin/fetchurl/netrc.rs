@@ -42,6 +42,7 @@ impl Netrc {
         let fits = |entry: &&Entry| {
             entry.machine.as_ref().is_none_or(|machine| machine.eq_ignore_ascii_case(host))
                 && user.is_none_or(|user| user == entry.login)
+                && !(entry.login.is_empty() && entry.password.is_empty())
         };
         self.entries.iter().find(fits).map(|entry| (entry.login.as_str(), entry.password.as_str()))
     }
@@ -114,6 +115,7 @@ mod tests {
         assert_eq!(netrc.login("b.example", None), Some(("three", "")));
         assert_eq!(netrc.login("evil", None), Some(("anonymous", "guest")));
         assert_eq!(Netrc::parse("machine x login y").login("z", None), None);
+        assert_eq!(Netrc::parse("machine x").login("x", None), None);
     }
 
     #[test]
