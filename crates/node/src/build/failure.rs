@@ -185,6 +185,12 @@ impl Texts<'_> {
     }
 }
 
+/// An error as Nix prints it: the lines after the first stand under the text, not under `error:`.
+pub fn error_text(message: &[u8]) -> String {
+    let text = String::from_utf8_lossy(message);
+    format!("{RED}error:{NORMAL} {}\n", text.replace('\n', "\n       "))
+}
+
 fn signal_name(signal: i32) -> String {
     // SAFETY: strsignal returns a valid string for any number; it is copied before anything else can call it here.
     let name = unsafe { libc::strsignal(signal) };

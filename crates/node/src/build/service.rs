@@ -21,7 +21,7 @@ use shoal_wire::nix::worker::ops::BuildMode;
 
 use super::derivations::Derivations;
 use super::execute::{self, Ended, KillSwitch};
-use super::failure::{Failure, Texts};
+use super::failure::{Failure, Texts, error_text};
 use super::feed::{BuildEvent, Feed, JobId};
 use super::graph::{self, Graph, Missing, Task};
 use super::history::History;
@@ -310,10 +310,7 @@ impl BuildService {
                 client.feed.push(BuildEvent::Finished { job });
             }
             if !ended.is_success() && !client.goals.contains(key) {
-                client.feed.push(BuildEvent::Message(format!(
-                    "error: {}\n",
-                    String::from_utf8_lossy(&ended.result.error_msg)
-                )));
+                client.feed.push(BuildEvent::Message(error_text(&ended.result.error_msg)));
             }
             client.tell_progress();
         }
