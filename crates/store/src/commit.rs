@@ -9,100 +9,109 @@ use crate::paths::edge;
 use crate::pins::PinSet;
 use crate::place::{Place, SegmentId};
 use crate::store::Store;
-use redb::{ReadableTable, WriteTransaction};
+use redb::{ReadableTable, Table, WriteTransaction};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 use std::collections::{HashMap, HashSet};
 
-/// All that one commit writes.
+/// All that one path publishes.
 struct Publication {
-    paths: Vec<PathRecord>,
-    manifests: Vec<([u8; 32], Vec<u8>)>,
+    record: PathRecord,
+    packed_manifest: Vec<u8>,
     chunks: Vec<([u8; 32], Place)>,
 }
+
+/// Whether each path of a batch became valid by it; what was valid before published nothing.
+type Published = Vec<bool>;
 
 impl Store {
     /// Makes paths valid, durably, all or none. Every reference must be valid or among `batch`.
     /// Paths that are valid already stay as they are. Concurrent commits share the wait for the disk.
     pub fn commit(&self, batch: Vec<(PathInfo, Ingested)>) -> Result<(), CommitError> {
-        let mut publication = Publication { paths: Vec::new(), manifests: Vec::new(), chunks: Vec::new() };
+        let mut publications = Vec::with_capacity(batch.len());
         let mut pins: Vec<PinSet> = Vec::with_capacity(batch.len());
         for (info, ingested) in batch {
             if info.nar_hash != ingested.nar_hash || info.nar_size != ingested.nar_size {
                 return Err(CommitError::Contents { path: info.path });
             }
-            let content_root = ingested.content_root;
-            publication.chunks.extend(ingested.pins.unpublished());
-            publication.manifests.push((content_root, ingested.packed_manifest));
-            publication.paths.push(PathRecord { content_root, info });
+            let record = PathRecord { content_root: ingested.content_root, info };
+            let (packed_manifest, chunks) = (ingested.packed_manifest, ingested.pins.unpublished());
+            publications.push(Publication { record, packed_manifest, chunks });
             pins.push(ingested.pins);
         }
-        self.writer.write(true, move |txn| publication.publish(txn))??;
-        for set in &pins {
-            set.published();
-        }
+        let needs_sync = publications.iter().any(|publication| !publication.chunks.is_empty());
+        let published = self.writer.write(needs_sync, move |txn| publish(txn, &publications))??;
+        pins.iter().zip(published).filter(|(_, published)| *published).for_each(|(set, _)| set.published());
         Ok(())
     }
 }
 
-impl Publication {
-    /// The inner error is decided on before anything is written.
-    fn publish(self, txn: &WriteTransaction) -> Result<Result<(), CommitError>> {
-        let mut paths = txn.open_table(PATHS)?;
-        if let Some(error) = self.missing_reference(&paths)? {
-            return Ok(Err(error));
-        }
-        publish_chunks(txn, &self.chunks)?;
-        let mut manifests = txn.open_table(MANIFESTS)?;
-        for (root, packed) in &self.manifests {
+/// The inner error is decided on before anything is written.
+fn publish(txn: &WriteTransaction, batch: &[Publication]) -> Result<Result<Published, CommitError>> {
+    if let Some(error) = missing_reference(&txn.open_table(PATHS)?, batch)? {
+        return Ok(Err(error));
+    }
+    let mut live = LiveChange::default();
+    let mut published = Vec::with_capacity(batch.len());
+    for publication in batch {
+        let is_new = publish_path(txn, &publication.record)?;
+        if is_new {
+            publish_chunks(&mut txn.open_table(CHUNKS)?, &publication.chunks, &mut live)?;
+            let mut manifests = txn.open_table(MANIFESTS)?;
+            let root = &publication.record.content_root;
             if manifests.get(root)?.is_none() {
-                manifests.insert(root, packed.as_slice())?;
+                manifests.insert(root, publication.packed_manifest.as_slice())?;
             }
         }
-        let mut referrers = txn.open_table(REFERRERS)?;
-        let mut derivers = txn.open_table(DERIVERS)?;
-        for record in &self.paths {
-            let info = &record.info;
-            let name = info.path.base_name();
-            if paths.get(name)?.is_some() {
-                continue;
-            }
-            paths.insert(name, record.encode().as_slice())?;
-            for reference in &info.references {
-                referrers.insert(&edge(reference, &info.path), ())?;
-            }
-            if let Some(deriver) = &info.deriver {
-                derivers.insert(&edge(&info.path, deriver), ())?;
-            }
-        }
-        Ok(Ok(()))
+        published.push(is_new);
     }
+    live.apply(txn)?;
+    Ok(Ok(published))
+}
 
-    fn missing_reference(
-        &self,
-        paths: &impl ReadableTable<&'static str, &'static [u8]>,
-    ) -> Result<Option<CommitError>> {
-        let batch: HashSet<&StorePath> = self.paths.iter().map(|record| &record.info.path).collect();
-        for PathRecord { info, .. } in &self.paths {
-            for reference in info.references.iter().filter(|reference| !batch.contains(reference)) {
-                if paths.get(reference.base_name())?.is_none() {
-                    let (path, reference) = (info.path.clone(), reference.clone());
-                    return Ok(Some(CommitError::Reference { path, reference }));
-                }
+/// Whether the path was not valid yet.
+fn publish_path(txn: &WriteTransaction, record: &PathRecord) -> Result<bool> {
+    let info = &record.info;
+    let name = info.path.base_name();
+    let mut paths = txn.open_table(PATHS)?;
+    if paths.get(name)?.is_some() {
+        return Ok(false);
+    }
+    paths.insert(name, record.encode().as_slice())?;
+    let mut referrers = txn.open_table(REFERRERS)?;
+    for reference in &info.references {
+        referrers.insert(&edge(reference, &info.path), ())?;
+    }
+    if let Some(deriver) = &info.deriver {
+        txn.open_table(DERIVERS)?.insert(&edge(&info.path, deriver), ())?;
+    }
+    Ok(true)
+}
+
+fn missing_reference(
+    paths: &impl ReadableTable<&'static str, &'static [u8]>,
+    batch: &[Publication],
+) -> Result<Option<CommitError>> {
+    let infos = || batch.iter().map(|publication| &publication.record.info);
+    let together: HashSet<&StorePath> = infos().map(|info| &info.path).collect();
+    for info in infos() {
+        for reference in info.references.iter().filter(|reference| !together.contains(reference)) {
+            if paths.get(reference.base_name())?.is_none() {
+                let (path, reference) = (info.path.clone(), reference.clone());
+                return Ok(Some(CommitError::Reference { path, reference }));
             }
         }
-        Ok(None)
     }
+    Ok(None)
 }
 
 /// Points the index at chunks' places. The place given is one that somebody keeps; one that the index
 /// knows already may be about to be swept.
-fn publish_chunks(txn: &WriteTransaction, chunks: &[([u8; 32], Place)]) -> Result<()> {
-    if chunks.is_empty() {
-        return Ok(());
-    }
-    let mut live = LiveChange::default();
-    let mut table = txn.open_table(CHUNKS)?;
+fn publish_chunks(
+    table: &mut Table<'_, &'static [u8; 32], &'static [u8; 16]>,
+    chunks: &[([u8; 32], Place)],
+    live: &mut LiveChange,
+) -> Result<()> {
     for (hash, place) in chunks {
         let old = table.insert(hash, &place.encode())?.map(|row| Place::decode(row.value()));
         if old != Some(*place) {
@@ -112,7 +121,7 @@ fn publish_chunks(txn: &WriteTransaction, chunks: &[([u8; 32], Place)]) -> Resul
             }
         }
     }
-    live.apply(txn)
+    Ok(())
 }
 
 /// What a transaction changes in what segments hold of live records.
@@ -136,6 +145,9 @@ impl LiveChange {
     }
 
     pub fn apply(self, txn: &WriteTransaction) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
         let mut segments = txn.open_table(SEGMENTS)?;
         for (id, (bytes, records)) in self.0 {
             let row = segments.get(id)?.map(|row| SegmentRow::decode(row.value())).unwrap_or_default();

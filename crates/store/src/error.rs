@@ -30,7 +30,7 @@ pub enum Error {
         "an earlier write to the store could not be made durable ({0}), so nothing more is written; check the disk, then restart"
     )]
     Stopped(Arc<str>),
-    #[error("{0} is not a file of the store path")]
+    #[error("{0} is no regular file")]
     NoSuchFile(String),
 }
 

@@ -156,7 +156,9 @@ impl Export {
         if self.at < self.end && self.used >= self.contents.len() {
             let filled = self.fill();
             if filled.is_err() {
+                // Who asks again gets the same error, not the next chunk.
                 self.contents.clear();
+                (self.next, self.next_at) = self.find(self.at);
             }
             filled.map_err(in_path(&self.path))?;
         }

@@ -53,6 +53,11 @@ impl Encoder {
         Ok(())
     }
 
+    /// One frame of anything, compressed whether it helps or not.
+    pub fn encode_whole(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        self.zstd.compress(bytes)
+    }
+
     /// Appends the frame of `chunk` (at most [`chunker::MAX`] bytes) to `out`; returns its length.
     pub fn encode(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> io::Result<usize> {
         let start = out.len();
@@ -84,10 +89,9 @@ impl Decoder {
 
     /// Replaces `out` by the `len` bytes of the chunk in `frame`.
     pub fn decode(&mut self, frame: &[u8], len: usize, out: &mut Vec<u8>) -> Result<(), FrameError> {
-        match zstd::zstd_safe::get_frame_content_size(frame) {
-            Ok(Some(size)) if size == len as u64 => {}
-            Ok(Some(actual)) => return Err(FrameError::Length { expected: len, actual }),
-            _ => return Err(FrameError::NoContentSize),
+        match content_size(frame)? {
+            size if size == len as u64 => {}
+            actual => return Err(FrameError::Length { expected: len, actual }),
         }
         out.clear();
         out.reserve(len);
@@ -98,6 +102,11 @@ impl Decoder {
             false => Err(FrameError::Length { expected: len, actual: actual as u64 }),
         }
     }
+}
+
+/// What a frame says it holds.
+pub fn content_size(frame: &[u8]) -> Result<u64, FrameError> {
+    zstd::zstd_safe::get_frame_content_size(frame).ok().flatten().ok_or(FrameError::NoContentSize)
 }
 
 /// A frame of raw blocks.

@@ -9,7 +9,7 @@ pub mod path_record;
 pub mod tables;
 
 use crate::error::{Error, Result};
-use redb::{Database, Durability, ReadTransaction, WriteTransaction};
+use redb::{Database, ReadTransaction, WriteTransaction};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -54,9 +54,7 @@ impl Index {
 
     fn try_transact<T>(&self, f: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {
         let database = self.database();
-        let mut txn = database.as_ref().ok_or_else(closed)?.begin_write()?;
-        // Immediate cannot be refused: nothing here makes savepoints.
-        let _ = txn.set_durability(Durability::Immediate);
+        let txn = database.as_ref().ok_or_else(closed)?.begin_write()?;
         let value = f(&txn)?;
         txn.commit()?;
         Ok(value)

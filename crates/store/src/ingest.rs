@@ -8,7 +8,6 @@ use crate::chunker::{self, Chunker};
 use crate::error::{Error, IngestError, Result};
 use crate::frame::{Encoder, FRAME_LEN_MAX};
 use crate::hashing::NarHasher;
-use crate::manifests;
 use crate::pins::PinSet;
 use crate::place::Place;
 use crate::segment::record::{HEADER_LEN, Header};
@@ -126,20 +125,20 @@ impl Ingest {
         intake.flush()?;
         let nar_size = self.parser.offset();
         let index = self.plan.index.finish(nar_size)?;
-        let Intake { chunks, mut pins, store, encoder, .. } = self.intake;
-        if let Some(encoder) = encoder {
-            store.encoders.put(encoder);
-        }
+        let Intake { chunks, mut pins, store, mut encoder, .. } = self.intake;
         let manifest = Manifest { chunks, index };
         let encoded = manifest.encode();
         let content_root = content_root(&encoded);
         pins.hold(&content_root);
+        let packed_manifest = ready(&mut encoder, &store)?.encode_whole(&encoded);
+        let packed_manifest = packed_manifest.map_err(Error::io("compress", &store.dir))?;
+        encoder.into_iter().for_each(|encoder| store.encoders.put(encoder));
         Ok(Ingested {
             nar_hash: self.hasher.finish(),
             nar_size,
             content_root,
             index: Arc::new(manifest.index),
-            packed_manifest: manifests::pack(&encoded)?,
+            packed_manifest,
             pins,
         })
     }
@@ -183,16 +182,8 @@ impl Intake {
         if !self.pins.claim(&hash, indexed)? {
             return Ok(());
         }
-        if self.encoder.is_none() {
-            let level = store.options.level;
-            let mut encoder = store.encoders.take(|| Encoder::new(level))?;
-            encoder.set_level(level).map_err(Error::io("compress", &store.dir))?;
-            self.encoder = Some(encoder);
-        }
-        if let Some(encoder) = &mut self.encoder {
-            let pushed = self.batch.push(chunk, bytes, encoder);
-            pushed.map_err(Error::io("compress", &store.dir))?;
-        }
+        let encoder = ready(&mut self.encoder, store)?;
+        self.batch.push(chunk, bytes, encoder).map_err(Error::io("compress", &store.dir))?;
         match self.batch.bytes.len() >= BATCH_LEN {
             true => self.flush(),
             false => Ok(()),
@@ -220,6 +211,17 @@ impl Intake {
         self.batch.records.clear();
         Ok(())
     }
+}
+
+/// The encoder, from the store's idle ones the first time.
+fn ready<'a>(slot: &'a mut Option<Encoder>, store: &Store) -> Result<&'a mut Encoder> {
+    if slot.is_none() {
+        let level = store.options.level;
+        let mut encoder = store.encoders.take(|| Encoder::new(level))?;
+        encoder.set_level(level).map_err(Error::io("compress", &store.dir))?;
+        *slot = Some(encoder);
+    }
+    slot.as_mut().ok_or_else(|| Error::Stopped("no encoder".into()))
 }
 
 impl Batch {

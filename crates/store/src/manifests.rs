@@ -1,7 +1,7 @@
 //! Manifests as they lie in the index: one zstd frame of the encoding that the content root names.
 
-use crate::error::{Damage, Defect, Error, Result};
-use crate::frame::FrameError;
+use crate::error::{Damage, Defect, Result};
+use crate::frame::{self, Decoder, FrameError};
 use crate::index::tables::MANIFESTS;
 use crate::store::Store;
 use shoal_wire::mesh::manifest::{ENCODED_LEN_MAX, Manifest, content_root};
@@ -9,37 +9,34 @@ use shoal_wire::nix::nar::index::NarIndex;
 use shoal_wire::nix::store_path::StorePath;
 use std::sync::Arc;
 
-/// Level for manifests: written once, and hashes in them do not compress anyway.
-const LEVEL: i32 = 1;
-
-/// The stored form of an encoded manifest.
-pub fn pack(encoded: &[u8]) -> Result<Vec<u8>> {
-    zstd::bulk::compress(encoded, LEVEL).map_err(Error::io("compress", "a manifest".as_ref()))
+/// The manifest of a stored form, verified.
+pub fn unpack(root: &[u8; 32], packed: &[u8], decoder: &mut Decoder) -> Result<Manifest> {
+    try_unpack(root, packed, decoder).map_err(|defect| Damage::manifest(*root, defect).into())
 }
 
-/// The manifest of a stored form, verified.
-pub fn unpack(root: &[u8; 32], packed: &[u8]) -> Result<Manifest> {
-    let damaged = |defect| Error::from(Damage::manifest(*root, defect));
-    let size = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten();
-    let size = size.ok_or_else(|| damaged(FrameError::NoContentSize.into()))?;
-    if size > ENCODED_LEN_MAX as u64 {
-        return Err(damaged(FrameError::Length { expected: ENCODED_LEN_MAX, actual: size }.into()));
+fn try_unpack(root: &[u8; 32], packed: &[u8], decoder: &mut Decoder) -> Result<Manifest, Defect> {
+    let size = frame::content_size(packed)?;
+    // A length that no manifest has is not asked of the allocator.
+    let len = usize::try_from(size).ok().filter(|&len| len <= ENCODED_LEN_MAX);
+    let len = len.ok_or(FrameError::Length { expected: ENCODED_LEN_MAX, actual: size })?;
+    let mut encoded = Vec::new();
+    decoder.decode(packed, len, &mut encoded)?;
+    match content_root(&encoded) == *root {
+        true => Ok(Manifest::decode(&encoded)?),
+        false => Err(Defect::Hash),
     }
-    let encoded = zstd::bulk::decompress(packed, size as usize);
-    let encoded = encoded.map_err(|error| damaged(FrameError::Codec(error.to_string()).into()))?;
-    if content_root(&encoded) != *root {
-        return Err(damaged(Defect::Hash));
-    }
-    Manifest::decode(&encoded).map_err(|error| damaged(error.into()))
 }
 
 impl Store {
     /// The manifest with this content root.
     pub fn manifest_by_root(&self, root: &[u8; 32]) -> Result<Option<Manifest>> {
-        self.index.read(|txn| match txn.open_table(MANIFESTS)?.get(root)? {
-            Some(row) => Ok(Some(unpack(root, row.value())?)),
+        let mut decoder = self.decoders.take(Decoder::new)?;
+        let manifest = self.index.read(|txn| match txn.open_table(MANIFESTS)?.get(root)? {
+            Some(row) => Ok(Some(unpack(root, row.value(), &mut decoder)?)),
             None => Ok(None),
-        })
+        });
+        self.decoders.put(decoder);
+        manifest
     }
 
     /// The manifest of a valid path.

@@ -276,10 +276,9 @@ impl Appender<'_> {
         self.tail.writing.last().filter(|_| self.tail.open).map(|w| w.id)
     }
 
-    /// Deletes a closed segment of which nothing is live.
-    pub fn delete(&mut self, id: SegmentId) -> Result<()> {
+    /// Does nothing more for the durability of a closed segment of which nothing is live.
+    pub fn forget(&mut self, id: SegmentId) {
         self.tail.writing.retain(|w| w.id != id);
-        self.segments.delete(id)
     }
 
     fn begin_segment(&mut self) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::chunks::ChunkReader;
 use crate::error::{Damage, Defect, Error, Result};
+use crate::frame::Decoder;
 use crate::index::path_record::PathRecord;
 use crate::index::tables::{CHUNKS, MANIFESTS, PATHS, SEGMENTS, SegmentRow};
 use crate::manifests;
@@ -47,9 +48,10 @@ impl Store {
                 self.verify_chunks(segments, &mut report, &mut broken)?;
             }
         }
+        let mut decoder = self.decoders.take(Decoder::new)?;
         for path in self.paths()? {
             report.paths += 1;
-            if let Err(error) = self.verify_path(&path, &broken) {
+            if let Err(error) = self.verify_path(&path, &broken, &mut decoder) {
                 match error {
                     Error::Damaged(damage) => report.found(Damage { path: Some(path), ..(*damage).clone() }),
                     error => return Err(error),
@@ -124,7 +126,12 @@ impl Store {
     }
 
     /// The first thing that is wrong with a path. One that was deleted meanwhile is right.
-    fn verify_path(&self, path: &StorePath, broken: &HashMap<[u8; 32], Damage>) -> Result<()> {
+    fn verify_path(
+        &self,
+        path: &StorePath,
+        broken: &HashMap<[u8; 32], Damage>,
+        decoder: &mut Decoder,
+    ) -> Result<()> {
         self.index.read(|txn| {
             let paths = txn.open_table(PATHS)?;
             let Some(row) = paths.get(path.base_name())? else {
@@ -139,7 +146,7 @@ impl Store {
             let root = &record.content_root;
             let row = txn.open_table(MANIFESTS)?.get(root)?;
             let row = row.ok_or_else(|| Damage::manifest(*root, Defect::Unknown))?;
-            let manifest = manifests::unpack(root, row.value())?;
+            let manifest = manifests::unpack(root, row.value(), decoder)?;
             let chunks = txn.open_table(CHUNKS)?;
             for chunk in &manifest.chunks {
                 if let Some(damage) = broken.get(&chunk.hash) {

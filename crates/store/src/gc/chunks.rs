@@ -2,6 +2,7 @@
 
 use crate::commit::LiveChange;
 use crate::error::Result;
+use crate::frame::Decoder;
 use crate::index::tables::{CHUNKS, MANIFESTS};
 use crate::manifests;
 use crate::pins::{Pins, prefix};
@@ -25,6 +26,7 @@ pub struct ChunkCounts {
 impl ChunkCounts {
     /// Counts for every chunk that the index knows.
     pub fn read(store: &Store) -> Result<Self> {
+        let mut decoder = store.decoders.take(Decoder::new)?;
         store.index.read(|txn| {
             let mut prefixes = Vec::new();
             for row in txn.open_table(CHUNKS)?.iter()? {
@@ -34,7 +36,7 @@ impl ChunkCounts {
             for row in txn.open_table(MANIFESTS)?.iter()? {
                 let (root, packed) = row?;
                 // What a damaged manifest wants nobody can know or read.
-                let Ok(manifest) = manifests::unpack(root.value(), packed.value()) else {
+                let Ok(manifest) = manifests::unpack(root.value(), packed.value(), &mut decoder) else {
                     continue;
                 };
                 for chunk in &manifest.chunks {

@@ -1,6 +1,7 @@
 //! Deletes path records, and the manifests that only they used.
 
 use crate::error::Result;
+use crate::frame::Decoder;
 use crate::index::path_record::PathRecord;
 use crate::index::tables::{DERIVERS, MANIFESTS, PATHS, REFERRERS};
 use crate::leases::Leases;
@@ -28,6 +29,7 @@ pub fn delete(store: &Store, batch: &[StorePath], users: &mut HashMap<[u8; 32], 
     let _ending = Ending(&store.leases);
     let (pins, store_dir) = (store.pins.clone(), store.options.store_dir.clone());
     let mut counts = std::mem::take(users);
+    let mut decoder = store.decoders.take(Decoder::new)?;
     let (gone, counts) = store.writer.write(false, move |txn| {
         let mut doomed: HashSet<StorePath> = chosen.iter().cloned().collect();
         for (_, rooted) in lasting_in(txn, &store_dir)? {
@@ -46,7 +48,7 @@ pub fn delete(store: &Store, batch: &[StorePath], users: &mut HashMap<[u8; 32], 
                 *count
             });
             if left == Some(0) && pins.is_free(&root) {
-                gone.manifests.extend(remove_manifest(txn, &root)?);
+                gone.manifests.extend(remove_manifest(txn, &root, &mut decoder)?);
             }
         }
         Ok((gone, counts))
@@ -91,10 +93,10 @@ fn remove_record(txn: &WriteTransaction, path: &StorePath) -> Result<Option<Path
 }
 
 /// A damaged manifest is removed too; the chunks it had are found unused by the next collection.
-fn remove_manifest(txn: &WriteTransaction, root: &[u8; 32]) -> Result<Option<Manifest>> {
+fn remove_manifest(txn: &WriteTransaction, root: &[u8; 32], decoder: &mut Decoder) -> Result<Option<Manifest>> {
     let mut manifests = txn.open_table(MANIFESTS)?;
     let row = manifests.remove(root)?;
-    Ok(row.and_then(|row| manifests::unpack(root, row.value()).ok()))
+    Ok(row.and_then(|row| manifests::unpack(root, row.value(), decoder).ok()))
 }
 
 /// Forgets the outputs of derivations that are gone.

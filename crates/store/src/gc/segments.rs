@@ -23,12 +23,13 @@ pub fn delete_dead(store: &Store) -> Result<u64> {
         }
         Ok(dead)
     })?;
-    for &(id, _) in &dead {
-        appender.delete(id)?;
-    }
+    dead.iter().for_each(|&(id, _)| appender.forget(id));
     drop(appender);
     if dead.is_empty() {
         return Ok(0);
+    }
+    for &(id, _) in &dead {
+        store.segments.delete(id)?;
     }
     let bytes = dead.iter().map(|(_, bytes)| bytes).sum();
     store.writer.write(false, move |txn| {

@@ -111,6 +111,9 @@ impl HashService {
         let drained = |stream: &Stream| stream.queue.is_empty() && !stream.busy;
         let mut board = self.shared.wait_for(self.shared.board(), id, drained);
         let state = board.streams.remove(&id).map(|stream| stream.state);
+        if board.streams.is_empty() {
+            board.spare.truncate(QUEUE_MAX);
+        }
         drop(board);
         // One stream less may be what a gathering thread waited for.
         self.shared.work.notify_one();
@@ -212,9 +215,6 @@ impl Shared {
                 block.clear();
                 board.spare.push(block);
             }
-        }
-        if board.streams.is_empty() {
-            board.spare.clear();
         }
         self.progress.notify_all();
         board

@@ -89,8 +89,10 @@ fn a_valid_path_stays_as_it_is() {
     let me = path("me");
     add(&t.store, &me, &file("first").nar(), &[]);
     let before = t.store.path_info(&me).expect("path info");
+    let chunks = t.store.stats().expect("stats").chunks;
     add(&t.store, &me, &file("second").nar(), &[]);
     assert_eq!(t.store.path_info(&me).expect("path info"), before);
+    assert_eq!(t.store.stats().expect("stats").chunks, chunks, "nothing of the second is kept");
     assert_eq!(export(&t.store, &me), file("first").nar());
 }
 

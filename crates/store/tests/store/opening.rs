@@ -5,6 +5,18 @@ use shoal_store::{OpenError, Options, Store};
 use std::fs;
 
 #[test]
+fn handles_may_go_to_other_threads() {
+    fn sent<T: Send>() {}
+    fn shared<T: Send + Sync>() {}
+    shared::<Store>();
+    shared::<shoal_store::TempRoots>();
+    sent::<shoal_store::Ingest>();
+    sent::<shoal_store::Ingested>();
+    sent::<shoal_store::Export>();
+    sent::<shoal_store::LogWriter>();
+}
+
+#[test]
 fn one_process_at_a_time() {
     let t = TestStore::new();
     let second = Store::open(t.dir.path(), small_options());
