@@ -9,6 +9,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -138,7 +140,7 @@ impl Trees {
         let info = self.store.path_info(path)?.with_context(|| format!("{} is not valid here", path.base_name()))?;
         let temporary = self.temporary();
         self.store.unpack(path, &temporary).with_context(|| format!("cannot unpack {}", path.base_name()))?;
-        fs::rename(&temporary, self.path(path)).with_context(|| format!("cannot move {} in", path.base_name()))?;
+        move_tree(&temporary, &self.path(path)).with_context(|| format!("cannot move {} in", path.base_name()))?;
         Ok(info.nar_size)
     }
 
@@ -155,7 +157,7 @@ impl Trees {
         }
         // A tree of the same name can only be left from before the path was collected.
         self.remove_known(&mut state, path);
-        if fs::rename(output, self.path(path)).is_ok() {
+        if move_tree(output, &self.path(path)).is_ok() {
             state.clock += 1;
             let last_use = state.clock;
             state.bytes += nar_size;
@@ -178,7 +180,7 @@ impl Trees {
         let Some(tree) = state.known.remove(path) else { return };
         state.bytes = state.bytes.saturating_sub(tree.bytes);
         let aside = self.temporary();
-        if fs::rename(self.path(path), &aside).is_ok() {
+        if move_tree(&self.path(path), &aside).is_ok() {
             remove_in_background(aside);
         }
     }
@@ -204,6 +206,18 @@ impl Drop for InUse {
                 tree.users = tree.users.saturating_sub(1);
             }
         }
+    }
+}
+
+/// Moves a tree into another directory. Without the rights of root that takes a directory that its owner may write to.
+fn move_tree(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && from.symlink_metadata()?.is_dir() => {
+            fs::set_permissions(from, fs::Permissions::from_mode(0o755))?;
+            fs::rename(from, to)?;
+            fs::set_permissions(to, fs::Permissions::from_mode(0o555))
+        }
+        moved => moved,
     }
 }
 
