@@ -4,6 +4,7 @@
 //! segments and a transaction. redb refuses everything after a failed write (a full disk), so the
 //! database is then opened anew.
 
+mod backend;
 pub mod group;
 pub mod path_record;
 pub mod tables;
@@ -73,7 +74,8 @@ impl Index {
 }
 
 fn open(path: &Path, cache_bytes: usize) -> Result<Database> {
-    Ok(Database::builder().set_cache_size(cache_bytes).create(path)?)
+    let file = backend::IndexFile::open(path).map_err(Error::io("open", path))?;
+    Ok(Database::builder().set_cache_size(cache_bytes).create_with_backend(file)?)
 }
 
 fn closed() -> Error {

@@ -61,7 +61,17 @@ pub fn open(dir: &Path, options: Options) -> Result<Inner, OpenError> {
     })
 }
 
-fn lock(dir: &Path) -> Result<File, OpenError> {
+/// Keeps other processes out of a store.
+pub struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would do, but for a child of ours that has not come to its `exec` yet.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn lock(dir: &Path) -> Result<Lock, OpenError> {
     let path = dir.join("lock");
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let mut file = file.map_err(Error::io("open", &path))?;
@@ -72,7 +82,7 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     }
     let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     noted.map_err(Error::io("write", &path))?;
-    Ok(file)
+    Ok(Lock(file))
 }
 
 /// Writes the format into a new store; refuses anything that is not a store of this format.

@@ -8,7 +8,7 @@ use crate::index::group::Writer;
 use crate::index::path_record::PathRecord;
 use crate::index::tables::{CHUNKS, PATHS};
 use crate::leases::{Leases, TempRoots};
-use crate::open;
+use crate::open::{self, Lock};
 use crate::options::Options;
 use crate::pins::Pins;
 use crate::place::Place;
@@ -17,7 +17,6 @@ use redb::ReadableTable;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::signature::Signature;
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StorePath};
-use std::fs::File;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,8 +41,7 @@ pub struct Inner {
     pub decoders: Pool<Decoder>,
     /// Held by the one collection that may run.
     pub collecting: Mutex<()>,
-    /// Locked as long as the store is open.
-    pub _lock: File,
+    pub _lock: Lock,
 }
 
 impl Deref for Store {
