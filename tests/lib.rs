@@ -22,7 +22,7 @@ pub mod sources;
 
 pub use clients::Nix;
 pub use command::{Cmd, Finished};
-pub use machine::{Machine, Remote};
+pub use machine::{Machine, Remote, built};
 pub use node::Node;
 pub use place::Place;
 

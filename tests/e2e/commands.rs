@@ -17,9 +17,10 @@ fn exit_codes_tell_what_went_wrong() {
     at("status --nonsense").run().expect_code(2);
     shoal("nonsense").run().expect_code(2);
     std::fs::write(place.join("c.toml"), "name = 'n'\nmaxjobs = 2\n").unwrap();
-    let bad = at("check-config --config").arg(place.join("c.toml")).run().expect_code(64);
+    let config = |line: &str| shoal(line).arg("--config").arg(place.join("c.toml"));
+    let bad = config("check-config").run().expect_code(64);
     assert!(bad.stderr.contains("c.toml:2: maxjobs: unknown key; did you mean 'max-jobs'?"), "{bad}");
-    at("serve --config").arg(place.join("c.toml")).run().expect_code(64);
+    config("serve").run().expect_code(64);
     shoal("check-config").env("SHOAL_CORES", "many").run().expect_code(64);
     at("key show").run().expect_code(1);
 }

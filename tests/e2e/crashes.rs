@@ -5,7 +5,7 @@ use std::env;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use shoal_tests::{Machine, Nix, Node, Remote, is_full, shapes};
+use shoal_tests::{Machine, Nix, Node, Remote, built, is_full, shapes};
 
 const ROUNDS: u32 = 10;
 const ROUNDS_FULL: u32 = 60;
@@ -97,12 +97,12 @@ fn killed_while_builds_run() {
         node.kill();
         let finished = client.finish(CLIENT_PATIENCE);
         if ended {
-            promised.extend(finished.expect_code(0).lines().into_iter().map(String::from));
+            promised.extend(built(&finished.expect_code(0)));
         }
         node.start_again();
         is_sound(&machine, &node, &promised, round);
         let again = build(&node).ok();
-        promised.extend(again.lines().into_iter().map(String::from));
+        promised.extend(built(&again));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shoal_tests::sources::{self, PackageSet};
-use shoal_tests::{Cmd, Machine, Nix, Node, Remote};
+use shoal_tests::{Cmd, Machine, Nix, Node, Remote, built};
 
 const PACKAGES: [&str; 5] = ["tcc", "zlib", "lua", "jq", "report"];
 /// Compiling all of it takes two seconds on an idle machine.
@@ -13,15 +13,9 @@ by_each_version!(builds_over_ssh_ng, builds_over_the_socket, builds_through_the_
 
 /// Builds the whole set on the node; the output paths.
 fn build(machine: &Machine, node: &Node, remote: Remote, set: &PackageSet) -> Vec<String> {
-    let built = machine
-        .remote("nix-build", node, remote)
-        .args(set.args())
-        .args(PACKAGES.iter().flat_map(|package| ["-A", package]))
-        .arg("--no-out-link")
-        .patience(BUILD_PATIENCE)
-        .ok();
-    assert!(built.stderr.contains("cc lvm.c"), "the log is not shown: {built}");
-    built.lines().into_iter().map(String::from).collect()
+    let build = machine.build(node, remote, &set.args(), &PACKAGES).patience(BUILD_PATIENCE).ok();
+    assert!(build.stderr.contains("cc lvm.c"), "the log is not shown: {build}");
+    built(&build)
 }
 
 /// The same paths and contents as Nix itself makes on `machine`, and they run there.
@@ -48,7 +42,7 @@ fn is_what_nix_makes(machine: &Machine, set: &PackageSet, paths: &[String]) {
 
 fn fetch(machine: &Machine, node: &Node, remote: Remote, paths: &[String]) {
     let key = node.shoal("key show").ok();
-    let store = machine.store(node, remote);
+    let store = machine.store(node, remote.to_fetch_with(&machine.nix));
     let cmd = machine.near("nix", node).args(["copy", "--from", &store]);
     cmd.args(["--option", "trusted-public-keys", key.text()]).args(paths).ok();
 }
@@ -65,7 +59,7 @@ fn builds_over_ssh_ng(nix: &Nix) {
 fn builds_over_the_socket(nix: &Nix) {
     let set = sources::examples();
     let machine = Machine::new(nix);
-    let node = Node::start(&[]);
+    let node = Node::start(&[&machine]);
     let paths = build(&machine, &node, Remote::Unix, &set);
     fetch(&machine, &node, Remote::Unix, &paths);
     is_what_nix_makes(&machine, &set, &paths);
@@ -111,12 +105,7 @@ fn what_is_built_is_not_built_again() {
     let machine = Machine::new(&Nix::newest());
     let node = Node::start(&[&machine]);
     let first = build(&machine, &node, Remote::SshNg, &set);
-    let again = machine
-        .remote("nix-build", &node, Remote::SshNg)
-        .args(set.args())
-        .args(PACKAGES.iter().flat_map(|package| ["-A", package]))
-        .arg("--no-out-link")
-        .ok();
-    assert_eq!(again.lines(), first);
+    let again = machine.build(&node, Remote::SshNg, &set.args(), &PACKAGES).ok();
+    assert_eq!(built(&again), first);
     assert!(!again.stderr.contains("building '"), "{again}");
 }

@@ -60,7 +60,7 @@ fn the_service_manager_hears_of_start_reload_and_stop() {
 fn a_node_that_is_told_to_stop_finishes_its_builds() {
     let machine = Machine::new(&Nix::newest());
     let mut node = Node::start(&[&machine]);
-    let client = shapes::build_command(&machine, &node, Remote::Unix, "", &["brief"]).start();
+    let client = shapes::build_command(&machine, &node, Remote::SshNg, "", &["brief"]).start();
     wait_for("a build that runs", PATIENCE, || (!node.builders().is_empty()).then_some(()));
     node.stop();
     client.finish(PATIENCE).expect_code(0);
@@ -72,7 +72,7 @@ fn a_node_that_is_told_to_stop_finishes_its_builds() {
 fn a_second_signal_stops_at_once() {
     let machine = Machine::new(&Nix::newest());
     let mut node = Node::start(&[&machine]);
-    let _client = shapes::build_command(&machine, &node, Remote::Unix, "", &["sleeps"]).start();
+    let _client = shapes::build_command(&machine, &node, Remote::SshNg, "", &["sleeps"]).start();
     wait_for("a build that runs", PATIENCE, || (!node.builders().is_empty()).then_some(()));
     node.signal(Signal::TERM);
     wait_for("a node that drains", PATIENCE, || node.log().contains("a second signal stops at once").then_some(()));

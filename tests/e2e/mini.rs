@@ -17,20 +17,15 @@ const OTHER_PATH_IN_2_8: [&str; 1] = ["ca-self"];
 
 by_each_version!(quick_shapes_over_ssh_ng, quick_shapes_over_the_socket, content_addressed);
 
-fn build(machine: &Machine, node: &Node, remote: Remote, set: &PackageSet, attributes: &[String]) -> Finished {
-    machine
-        .remote("nix-build", node, remote)
-        .args(set.args())
-        .args(attributes.iter().flat_map(|attribute| ["-A", attribute]))
-        .args(["--no-out-link", "-k", "--option", "extra-experimental-features", "ca-derivations"])
-        .patience(SET_PATIENCE)
-        .ok()
+fn build(machine: &Machine, node: &Node, remote: Remote, set: &PackageSet, attributes: &[&str]) -> Finished {
+    let build = machine.build(node, remote, &set.args(), attributes);
+    build.args(["-k", "--option", "extra-experimental-features", "ca-derivations"]).patience(SET_PATIENCE).ok()
 }
 
 /// Copies the outputs of `rows` to the machine, which checks every hash and signature, and says what it has then.
 fn fetched(machine: &Machine, node: &Node, remote: Remote, rows: &[Row]) -> BTreeMap<String, Facts> {
     let key = node.shoal("key show").ok();
-    let store = machine.store(node, remote);
+    let store = machine.store(node, remote.to_fetch_with(&machine.nix));
     let features = ["--option", "extra-experimental-features", "ca-derivations"];
     let copy = machine.near("nix", node).args(["copy", "--from", &store]).args(features);
     let copy = copy.args(["--option", "trusted-public-keys", key.text()]);
@@ -48,7 +43,8 @@ fn quick_shapes(nix: &Nix, remote: Remote) {
     let Some(set) = sources::mini() else { return skip(ABSENT) };
     let machine = Machine::new(nix);
     let node = Node::start(&[&machine]);
-    build(&machine, &node, remote, &set, &QUICK.map(|name| format!("good.{name}")));
+    let attributes = QUICK.map(|name| format!("good.{name}"));
+    build(&machine, &node, remote, &set, &attributes.each_ref().map(String::as_str));
     let rows = quick_rows(&set);
     expected::compare(&rows, &expected::of_node(&node.paths()), &[]);
     expected::compare(&rows, &fetched(&machine, &node, remote, &rows), &[]);
@@ -66,7 +62,7 @@ fn content_addressed(nix: &Nix) {
     let Some(set) = sources::mini() else { return skip(ABSENT) };
     let machine = Machine::new(nix);
     let node = Node::start(&[&machine]);
-    build(&machine, &node, Remote::SshNg, &set, &["ca".into()]);
+    build(&machine, &node, Remote::SshNg, &set, &["ca"]);
     let known: &[&str] = if nix.is_before("2.26") { &OTHER_PATH_IN_2_8 } else { &[] };
     let mut rows = expected::rows(&set.expected(), "ca");
     rows.retain(|row| !known.contains(&row.attribute.as_str()));
@@ -78,12 +74,12 @@ fn whole(nix: &Nix, name: &str) {
     let Some(set) = sources::mini() else { return skip(ABSENT) };
     let machine = Machine::new(nix);
     let node = Node::start(&[&machine]);
-    build(&machine, &node, Remote::SshNg, &set, &[name.into()]);
+    build(&machine, &node, Remote::SshNg, &set, &[name]);
     let rows = expected::rows(&set.expected(), name);
     expected::compare(&rows, &expected::of_node(&node.paths()), &[]);
     expected::compare(&rows, &fetched(&machine, &node, Remote::SshNg, &rows), &[]);
     // A set that is there already is only asked for, over the other protocol too.
-    let again = build(&machine, &node, Remote::Unix, &set, &[name.into()]);
+    let again = build(&machine, &node, Remote::Unix, &set, &[name]);
     assert!(!again.stderr.contains("building '"), "{again}");
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::clients::Nix;
-use crate::command::Cmd;
+use crate::command::{Cmd, Finished};
 use crate::node::Node;
 use crate::place::Place;
 
@@ -17,6 +17,13 @@ pub enum Remote {
     Ssh,
     /// `unix://`, the worker protocol on the node's socket.
     Unix,
+}
+
+impl Remote {
+    /// This way, or ssh where `nix` cannot fetch over this one: old clients of a socket look for the files themselves.
+    pub fn to_fetch_with(self, nix: &Nix) -> Remote {
+        if self == Remote::Unix && nix.is_before("2.26") { Remote::SshNg } else { self }
+    }
 }
 
 pub struct Machine {
@@ -80,6 +87,18 @@ impl Machine {
         }
     }
 
+    /// A build on `node` of attributes of `expression` (a file, and what it is called with), with the builders' logs on
+    /// stderr; see [`built`]. The socket takes the new command line: the old one looks for the node's files itself.
+    pub fn build(&self, node: &Node, remote: Remote, expression: &[String], attributes: &[&str]) -> Cmd {
+        if remote != Remote::Unix {
+            let attributes = attributes.iter().flat_map(|attribute| ["-A", attribute]);
+            return self.remote("nix-build", node, remote).arg("--no-out-link").args(expression).args(attributes);
+        }
+        let own = format!("local?root={}", self.root().display());
+        let cmd = self.local("nix").args(["build", "--no-link", "--json", "-L", "--eval-store", &own]);
+        cmd.args(["--store", &self.store(node, remote), "-f"]).args(expression).args(attributes)
+    }
+
     pub fn ssh_options(&self, node: &Node) -> String {
         let port = node.ready().ssh_port;
         let known = self.place.join("known_hosts");
@@ -97,4 +116,18 @@ impl Machine {
     pub fn real_path(&self, store_path: &str) -> PathBuf {
         self.root().join(store_path.trim_start_matches('/'))
     }
+}
+
+/// The paths that a [`Machine::build`] built: the first output of each attribute.
+pub fn built(build: &Finished) -> Vec<String> {
+    if !build.stdout.starts_with('[') {
+        return build.lines().into_iter().map(String::from).collect();
+    }
+    let json = build.json();
+    let outputs = json.as_array().into_iter().flatten().map(|built| &built["outputs"]);
+    let path = |outputs: &serde_json::Value| {
+        let outputs = outputs.as_object()?;
+        outputs.get("out").or_else(|| outputs.values().next())?.as_str().map(String::from)
+    };
+    outputs.filter_map(path).collect()
 }

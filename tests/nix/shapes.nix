@@ -2,7 +2,9 @@
 { busybox, salt ? "", system ? "x86_64-linux" }:
 
 let
-  shell = builtins.path { path = busybox; name = "busybox"; };
+  # busybox goes by its own name, so it needs a directory.
+  seed = builtins.path { path = dirOf busybox; name = "seed"; filter = path: type: baseNameOf path == "busybox"; };
+  shell = "${seed}/busybox";
   run = name: script: attrs: derivation ({
     inherit name system salt;
     builder = shell;

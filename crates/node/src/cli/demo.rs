@@ -101,7 +101,7 @@ fn announce(dir: &Path, kept: bool, config: &Config, ready: &Ready) -> Result<()
          nix-build --store $SHOAL_STORE <expression>            # build on it over ssh\n  \
          nix copy --to $SHOAL_STORE <path>                      # upload\n  \
          nix copy --from $SHOAL_STORE --option extra-trusted-public-keys $SHOAL_KEY <path>\n  \
-         NIX_REMOTE=$SHOAL_SOCKET nix-build <expression>        # the same through its socket\n  \
+         nix build --eval-store auto --store $SHOAL_SOCKET <installable>   # through its socket\n  \
          shoal status --data-dir {data}\n\n\
          Ctrl-C ends it{and}.",
         dir = dir.display(),
