@@ -60,7 +60,6 @@ impl Newborn {
                 let terminal = terminal.master;
                 let socket = near;
                 let newborn = Newborn { pid, pidfd, socket, terminal, group, has_own_network };
-                newborn.group.add(pid);
                 newborn.warm(context.rights)?;
                 Ok(newborn)
             }

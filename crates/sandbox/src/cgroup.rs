@@ -2,10 +2,12 @@
 
 mod discovery;
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::Pid;
 
@@ -18,66 +20,86 @@ pub use discovery::cgroups;
 pub(crate) const PREFIX: &str = "shoal-build-";
 
 /// The directories of one build. Dropping it removes them, so nothing must be left inside.
-#[derive(Debug)]
+///
+/// In version 2 a process is born in its group, at no cost. In version 1 it has to be moved, for which the
+/// kernel stops every fork and exit of the machine for some milliseconds: that is done before the build only if
+/// its memory is limited, and otherwise once it has run for [`JOIN_AFTER`].
+#[derive(Debug, Default)]
 pub(crate) struct Group {
-    settings: Cgroups,
+    parent: Option<PathBuf>,
     dirs: Vec<PathBuf>,
     unified: Option<OwnedFd>,
 }
 
+/// A build that is over by then is metered well enough by its resource usage.
+pub(crate) const JOIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Passes over a build's processes, some of which may fork while others are moved. What is left out then is
+/// forking without end.
+const PASSES_MAX: usize = 8;
+
 impl Group {
-    /// Metering is no reason to fail a build: what can't be made is left out.
+    /// The group to be born in, if there is such a thing. Metering is no reason to fail a build: what can't be
+    /// made is left out.
     pub fn create(settings: &Cgroups) -> Group {
-        let name = format!("{PREFIX}{}", std::process::id());
-        let parents: Vec<&PathBuf> = match settings {
-            Cgroups::Off => Vec::new(),
-            Cgroups::V2 { parent, .. } => vec![parent],
-            Cgroups::V1 { memory, cpuacct, .. } => memory.iter().chain(cpuacct).collect(),
-        };
-        let mut group = Group { settings: settings.clone(), dirs: Vec::new(), unified: None };
-        for parent in parents {
-            let dir = parent.join(&name);
-            // A directory of a supervisor that was killed and had our process id.
-            let _ = fs::remove_dir(&dir);
-            if fs::create_dir(&dir).is_ok() {
-                group.dirs.push(dir);
-            }
-        }
-        if let (Cgroups::V2 { .. }, Some(dir)) = (settings, group.dirs.first()) {
-            group.unified = File::open(dir).ok().map(OwnedFd::from);
-        }
-        group
+        let Cgroups::V2 { parent, .. } = settings else { return Group::default() };
+        let dirs: Vec<PathBuf> = make(parent).into_iter().collect();
+        let unified = dirs.first().and_then(|dir| File::open(dir).ok()).map(OwnedFd::from);
+        Group { parent: Some(parent.clone()), dirs, unified }
     }
 
     /// Whether a build that wants `settings` can use this group.
     pub fn serves(&self, settings: &Cgroups) -> bool {
-        parents(&self.settings) == parents(settings)
+        match settings {
+            Cgroups::V2 { parent, .. } => self.parent.as_ref() == Some(parent),
+            Cgroups::V1 { .. } | Cgroups::Off => self.parent.is_none(),
+        }
     }
 
-    /// The group to clone into (v2). Without it [`Group::add`] is needed (v1).
+    /// The group to clone into.
     pub fn unified(&self) -> Option<BorrowedFd<'_>> {
         self.unified.as_ref().map(AsFd::as_fd)
     }
 
-    /// Moves a process that has no children yet. Waits some milliseconds for the kernel now and then.
-    pub fn add(&self, pid: Pid) {
-        for dir in self.dirs.iter().filter(|_| self.unified.is_none()) {
-            // A process that stays outside is metered by its resource usage.
-            let _ = fs::write(dir.join("cgroup.procs"), pid.as_raw_nonzero().to_string());
+    /// Limits the memory of a process that has no children yet, if `settings` say so.
+    pub fn limit(&mut self, settings: &Cgroups, first: Pid) -> io::Result<()> {
+        let unsupported = || io::Error::new(io::ErrorKind::Unsupported, "no memory control group");
+        match settings {
+            Cgroups::V2 { memory_max: Some(max), .. } => {
+                let dir = self.dirs.first().ok_or_else(unsupported)?;
+                fs::write(dir.join("memory.max"), max.to_string())
+            }
+            Cgroups::V1 { memory_max: Some(max), .. } => {
+                self.join(settings, first);
+                let limit = |dir: &PathBuf| dir.join("memory.limit_in_bytes");
+                let limit = self.dirs.iter().map(limit).find(|file| file.exists());
+                fs::write(limit.ok_or_else(unsupported)?, max.to_string())
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Sets the memory limit that `settings` has.
-    pub fn limit(&self, settings: &Cgroups) -> io::Result<()> {
-        let (file, max) = match settings {
-            Cgroups::Off => return Ok(()),
-            Cgroups::V2 { memory_max, .. } => ("memory.max", memory_max),
-            Cgroups::V1 { memory_max, .. } => ("memory.limit_in_bytes", memory_max),
-        };
-        let Some(max) = max else { return Ok(()) };
-        match self.dirs.iter().find(|dir| dir.join(file).exists()) {
-            Some(dir) => fs::write(dir.join(file), max.to_string()),
-            None => Err(io::Error::new(io::ErrorKind::Unsupported, "no memory control group")),
+    /// Version 1: moves a sandbox's first process and all its descendants. Only the first call counts.
+    pub fn join(&mut self, settings: &Cgroups, first: Pid) {
+        let Cgroups::V1 { memory, cpuacct, .. } = settings else { return };
+        if !self.dirs.is_empty() {
+            return;
+        }
+        self.dirs = memory.iter().chain(cpuacct).filter_map(|parent| make(parent)).collect();
+        let mut moved = HashSet::new();
+        for _ in 0..PASSES_MAX {
+            let mut all = vec![first.as_raw_nonzero().get()];
+            descendants(first.as_raw_nonzero().get(), &mut all);
+            let before = moved.len();
+            for pid in all.into_iter().filter(|pid| moved.insert(*pid)) {
+                for dir in &self.dirs {
+                    // It may be gone by now.
+                    let _ = fs::write(dir.join("cgroup.procs"), pid.to_string());
+                }
+            }
+            if moved.len() == before {
+                return;
+            }
         }
     }
 
@@ -117,11 +139,24 @@ impl Drop for Group {
     }
 }
 
-fn parents(settings: &Cgroups) -> [Option<&Path>; 2] {
-    match settings {
-        Cgroups::Off => [None, None],
-        Cgroups::V2 { parent, .. } => [Some(parent), None],
-        Cgroups::V1 { memory, cpuacct, .. } => [memory.as_deref(), cpuacct.as_deref()],
+/// A directory for this supervisor's build.
+fn make(parent: &Path) -> Option<PathBuf> {
+    let dir = parent.join(format!("{PREFIX}{}", std::process::id()));
+    // Of a supervisor that was killed and had our process id.
+    let _ = fs::remove_dir(&dir);
+    fs::create_dir(&dir).ok().map(|()| dir)
+}
+
+/// Adds the children of a process, and theirs. There are no more of them than processes on the machine.
+fn descendants(pid: i32, all: &mut Vec<i32>) {
+    let mut unseen = vec![pid];
+    while let Some(pid) = unseen.pop() {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for task in tasks.flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+            unseen.extend(children.inspect(|child| all.push(*child)));
+        }
     }
 }
 

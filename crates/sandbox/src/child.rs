@@ -24,8 +24,9 @@ use rustix::thread::{
 use crate::failure::{Attempt, Doing, Failure, reason};
 use crate::identity::{INSIDE_GID, INSIDE_UID, Ids, Rights};
 use crate::rootfs::Root;
+use crate::store::Plan;
 use crate::supervisor::Builtin;
-use crate::{Personality, Program, Scratch, Spec, message, store, sys};
+use crate::{Personality, Program, Scratch, Spec, message, sys};
 
 /// What the two say to each other.
 pub(crate) mod talk {
@@ -33,6 +34,8 @@ pub(crate) mod talk {
     pub const WARM: &[u8] = b"w";
     /// Child: I am in a new user name space, map my ids. Supervisor: done.
     pub const IDS: &[u8] = b"i";
+    /// Supervisor: a spec, attached. Then, when the scratch directory is ready, the builder's ids.
+    pub const SPEC: &[u8] = b"s";
     /// Child: I failed, and why.
     pub const FAILED: u8 = b'f';
 }
@@ -81,12 +84,13 @@ fn set_up(inheritance: &Inheritance<'_>) -> Attempt<i32> {
     rustix::system::sethostname(b"localhost").doing("setting the host name")?;
     rustix::system::setdomainname(b"(none)").doing("setting the domain name")?;
 
-    let (spec, ids) = receive_spec(inheritance)?;
+    let spec = receive_spec(inheritance)?;
+    let plan = Plan::new(&spec.inputs)?;
     if let (true, Some(network)) = (spec.network, &inheritance.host_network) {
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
             .doing("joining the host's network")?;
     }
-    enter_root(&spec, ids, inheritance.rights)?;
+    enter_root(&spec, &plan, inheritance)?;
     redirect_streams(&inheritance.terminal)?;
     give_up_rights(inheritance)?;
     restrict(&spec, inheritance)?;
@@ -103,13 +107,17 @@ fn expect(inheritance: &Inheritance<'_>, wanted: &[u8]) -> Attempt<()> {
     if received.bytes == wanted { Ok(()) } else { Err(gone()) }
 }
 
-/// The spec comes as a file, and with it the host's ids of the builder.
-fn receive_spec(inheritance: &Inheritance<'_>) -> Attempt<(Spec, Ids)> {
-    let mut buffer = [0; 16];
+fn receive_spec(inheritance: &Inheritance<'_>) -> Attempt<Spec> {
+    let mut buffer = [0; 1];
     let received = message::receive(&inheritance.supervisor, &mut buffer).doing("waiting for a build")?;
-    let ids = Ids::decode(received.bytes).ok_or_else(gone)?;
-    let spec = read_spec(received.fd.ok_or_else(gone)?)?;
-    Ok((spec, ids))
+    read_spec(received.fd.ok_or_else(gone)?)
+}
+
+/// Waits for the supervisor to have the scratch directory ready.
+fn receive_ids(inheritance: &Inheritance<'_>) -> Attempt<Ids> {
+    let mut buffer = [0; 16];
+    let received = message::receive(&inheritance.supervisor, &mut buffer).doing("waiting for ids")?;
+    Ids::decode(received.bytes).ok_or_else(gone)
 }
 
 /// Decodes a spec file from its start.
@@ -121,14 +129,15 @@ pub(crate) fn read_spec(file: OwnedFd) -> Attempt<Spec> {
 }
 
 /// Makes the builder's file system and leaves the host's.
-fn enter_root(spec: &Spec, ids: Ids, rights: Rights) -> Attempt<()> {
+fn enter_root(spec: &Spec, plan: &Plan<'_>, inheritance: &Inheritance<'_>) -> Attempt<()> {
     sys::unshare(UnshareFlags::NEWNS).doing("making a mount name space")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).doing("making mounts private")?;
     umask(Mode::empty());
+    let ids = receive_ids(inheritance)?;
     let scratch = Scratch::new(&spec.scratch);
-    let root = Root::create(spec, &scratch, rights, ids)?;
-    store::mount(spec, &scratch, &root, rights)?;
+    let root = Root::create(spec, &scratch, inheritance.rights, ids)?;
+    plan.mount(spec, &scratch, &root, inheritance.rights)?;
     fchdir(&root.dir).doing("entering the root")?;
     pivot_root(".", ".").doing("changing the root")?;
     unmount(".", UnmountFlags::DETACH).doing("leaving the host's root")?;

@@ -21,14 +21,18 @@ impl Display for Failure {
     }
 }
 
-/// Says what an operation was for.
-pub(crate) trait Doing<T> {
-    fn doing(self, what: impl Display) -> Attempt<T>;
+/// Says what an operation was for. Only a failure is worth a text: give `format_args!`, or a function.
+pub(crate) trait Doing<T>: Sized {
+    fn doing(self, what: impl Display) -> Attempt<T> {
+        self.doing_with(|| what)
+    }
+
+    fn doing_with<D: Display>(self, what: impl FnOnce() -> D) -> Attempt<T>;
 }
 
 impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
-    fn doing(self, what: impl Display) -> Attempt<T> {
-        self.map_err(|error| Failure(format!("{what}: {}", reason(&error.into()))))
+    fn doing_with<D: Display>(self, what: impl FnOnce() -> D) -> Attempt<T> {
+        self.map_err(|error| Failure(format!("{}: {}", what(), reason(&error.into()))))
     }
 }
 

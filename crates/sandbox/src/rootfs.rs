@@ -116,10 +116,10 @@ impl Root {
 
     fn make_file(&self, path: &Path, content: &str) -> Attempt<()> {
         let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-        let doing = format!("creating file '{}'", path.display());
-        let file = openat(&self.dir, inside(path)?, flags, Mode::from_raw_mode(0o644)).doing(&doing)?;
+        let doing = || format!("creating file '{}'", path.display());
+        let file = openat(&self.dir, inside(path)?, flags, Mode::from_raw_mode(0o644)).doing_with(doing)?;
         if !content.is_empty() {
-            io::Write::write_all(&mut std::fs::File::from(file), content.as_bytes()).doing(doing)?;
+            io::Write::write_all(&mut std::fs::File::from(file), content.as_bytes()).doing_with(doing)?;
         }
         Ok(())
     }
@@ -132,12 +132,12 @@ impl Root {
 
     /// Shows `source`, a directory or anything else, at `target`.
     fn bind(&self, source: &Path, target: &Path, read_only: bool) -> Attempt<()> {
-        let doing = format!("binding '{}' to '{}'", source.display(), target.display());
-        let mount = copy_mount(CWD, source).doing(&doing)?;
+        let doing = || format!("binding '{}' to '{}'", source.display(), target.display());
+        let mount = copy_mount(CWD, source).doing_with(doing)?;
         if read_only {
-            sys::set_read_only(&mount).doing(&doing)?;
+            sys::set_read_only(&mount).doing_with(doing)?;
         }
-        let kind = FileType::from_raw_mode(fstat(&mount).doing(&doing)?.st_mode);
+        let kind = FileType::from_raw_mode(fstat(&mount).doing_with(doing)?.st_mode);
         if kind.is_dir() {
             self.make_dir(target)?;
         } else {

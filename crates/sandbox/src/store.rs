@@ -4,8 +4,10 @@
 //! The overlay needs root's rights in the first user name space and trees on a file system that overlays can
 //! read; for a few inputs bind mounts are faster.
 
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, readlinkat, statat, symlinkat};
@@ -22,71 +24,90 @@ use crate::{Input, Personality, Scratch, Spec, sys};
 /// Up to this many inputs bind mounts (30 us each, measured) cost less than a view (350 us).
 const BIND_MAX: usize = 8;
 
-/// Shows the store in `root`.
-pub(crate) fn mount(spec: &Spec, scratch: &Scratch, root: &Root, rights: Rights) -> Attempt<()> {
-    let inputs = classify(&spec.inputs)?;
-    root.make_dir(&spec.store_dir)?;
-    if rights == Rights::Root && inputs.len() > BIND_MAX && overlay(spec, scratch, root, &inputs).is_ok() {
-        return Ok(());
-    }
-    let outputs = copy_mount(CWD, &scratch.store()).doing("opening the output directory")?;
-    root.attach(outputs, &spec.store_dir)?;
-    let mut trees = Trees::default();
-    inputs.iter().try_for_each(|input| {
-        make_room(input, scratch)?;
-        cover(input, spec, root, &mut trees)
-    })
-}
+/// What shall be shown, looked at before anything is mounted. Sorted by name, each name once.
+pub(crate) struct Plan<'a>(Vec<Planned<'a>>);
 
 /// An input and what its tree is.
-struct Classified<'a> {
+struct Planned<'a> {
     input: &'a Input,
     kind: Kind,
 }
 
-/// Looks at every tree. Sorted by name, each name once.
-fn classify(inputs: &[Input]) -> Attempt<Vec<Classified<'_>>> {
-    let mut trees = Trees::default();
-    let mut classified = inputs
-        .iter()
-        .map(|input| {
-            let doing = || format!("looking at input '{}'", input.tree.display());
-            let (dir, name) = trees.locate(&input.tree)?;
-            let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).doing(doing())?;
-            let kind = match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => Kind::Directory,
-                FileType::Symlink => {
-                    let target = readlinkat(dir, name, Vec::new()).doing(doing())?;
-                    Kind::Symlink { target: target.into_bytes() }
-                }
-                _ => Kind::File { size: stat.st_size as u64, mode: stat.st_mode & 0o555 },
-            };
-            Ok(Classified { input, kind })
+impl<'a> Plan<'a> {
+    /// Looks at every tree.
+    pub fn new(inputs: &'a [Input]) -> Attempt<Plan<'a>> {
+        let mut trees = Trees::default();
+        let mut planned = inputs
+            .iter()
+            .map(|input| Ok(Planned { input, kind: kind(input, &mut trees)? }))
+            .collect::<Attempt<Vec<_>>>()?;
+        planned.sort_unstable_by(|a, b| a.input.name.cmp(&b.input.name));
+        planned.dedup_by(|a, b| a.input.name == b.input.name);
+        Ok(Plan(planned))
+    }
+
+    /// Shows the store in `root`.
+    pub fn mount(&self, spec: &Spec, scratch: &Scratch, root: &Root, rights: Rights) -> Attempt<()> {
+        root.make_dir(&spec.store_dir)?;
+        let many = self.0.len() > BIND_MAX;
+        if rights == Rights::Root && many && overlay(spec, scratch, root, &self.0).is_ok() {
+            return Ok(());
+        }
+        let outputs = copy_mount(CWD, &scratch.store()).doing("opening the output directory")?;
+        root.attach(outputs, &spec.store_dir)?;
+        let mut trees = Trees::default();
+        self.0.iter().try_for_each(|planned| {
+            make_room(planned, scratch)?;
+            cover(planned, spec, root, &mut trees)
         })
-        .collect::<Attempt<Vec<_>>>()?;
-    classified.sort_unstable_by(|a, b| a.input.name.cmp(&b.input.name));
-    classified.dedup_by(|a, b| a.input.name == b.input.name);
-    Ok(classified)
+    }
+}
+
+fn kind<'a>(input: &'a Input, trees: &mut Trees<'a>) -> Attempt<Kind> {
+    let doing = || format!("looking at input '{}'", input.tree.display());
+    let (dir, name) = trees.locate(&input.tree)?;
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).doing_with(doing)?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => {
+            let target = readlinkat(dir, name, Vec::new()).doing_with(doing)?;
+            Kind::Symlink { target: target.into_bytes() }
+        }
+        _ => Kind::File { size: stat.st_size as u64, mode: stat.st_mode & 0o555 },
+    })
 }
 
 /// The directory that the last asked-for tree lies in, kept open: it is mostly the same for all.
 #[derive(Default)]
-struct Trees {
-    last: Option<(std::path::PathBuf, OwnedFd)>,
+struct Trees<'a> {
+    last: Option<(&'a Path, OwnedFd)>,
 }
 
-impl Trees {
-    fn locate<'a>(&mut self, tree: &'a Path) -> Attempt<(&OwnedFd, &'a Path)> {
-        let dir = tree.parent().unwrap_or(Path::new("/"));
-        let name = Path::new(tree.file_name().unwrap_or_default());
-        if self.last.as_ref().is_none_or(|(last, _)| last != dir) {
-            self.last = Some((dir.to_owned(), open_dir(dir)?));
+impl<'a> Trees<'a> {
+    /// A tree's directory and its name in there.
+    fn locate(&mut self, tree: &'a Path) -> Attempt<(BorrowedFd<'_>, &'a OsStr)> {
+        let (dir, name) = split(tree);
+        // Not compared by components, which is slow.
+        if self.last.as_ref().is_none_or(|(last, _)| last.as_os_str() != dir.as_os_str()) {
+            self.last = None;
         }
-        match &self.last {
-            Some((_, fd)) => Ok((fd, name)),
-            None => unreachable!("was filled above"),
-        }
+        let (_, fd) = match &mut self.last {
+            Some(last) => last,
+            none => none.insert((dir, open_dir(dir)?)),
+        };
+        Ok((OwnedFd::as_fd(fd), name))
     }
+}
+
+/// Directory and name. A thousand times by `Path`'s components would take half a millisecond.
+fn split(tree: &Path) -> (&Path, &OsStr) {
+    let bytes = tree.as_os_str().as_bytes();
+    let (dir, name) = match bytes.iter().rposition(|byte| *byte == b'/') {
+        Some(0) => (&b"/"[..], &bytes[1..]),
+        Some(slash) => (&bytes[..slash], &bytes[slash + 1..]),
+        None => (&b"."[..], bytes),
+    };
+    (Path::new(OsStr::from_bytes(dir)), OsStr::from_bytes(name))
 }
 
 pub(crate) fn open_dir(path: &Path) -> Attempt<OwnedFd> {
@@ -95,7 +116,7 @@ pub(crate) fn open_dir(path: &Path) -> Attempt<OwnedFd> {
 }
 
 /// Makes room for one input in the directory of the outputs.
-fn make_room(input: &Classified<'_>, scratch: &Scratch) -> Attempt<()> {
+fn make_room(input: &Planned<'_>, scratch: &Scratch) -> Attempt<()> {
     let target = scratch.store().join(&input.input.name);
     let made = match &input.kind {
         Kind::Symlink { target: link } => symlinkat(link.as_slice(), CWD, target),
@@ -109,22 +130,18 @@ fn make_room(input: &Classified<'_>, scratch: &Scratch) -> Attempt<()> {
 }
 
 /// Mounts all inputs at once, and singly those that do not lie with most of the others.
-fn overlay(spec: &Spec, scratch: &Scratch, root: &Root, inputs: &[Classified<'_>]) -> Attempt<()> {
-    let home = inputs.iter().find_map(|input| input.input.tree.parent());
-    let home = home.unwrap_or(Path::new("/"));
+fn overlay(spec: &Spec, scratch: &Scratch, root: &Root, inputs: &[Planned<'_>]) -> Attempt<()> {
+    let (home, _) = inputs.first().map_or((Path::new("/"), OsStr::new("")), |first| split(&first.input.tree));
     let (Some(below), Some(home_name)) = (home.parent(), home.file_name()) else {
         return Err(Failure::new("trees in the root directory"));
     };
-    let entries: Vec<Entry> = inputs
-        .iter()
-        .map(|Classified { input, kind }| {
-            let redirect = (input.tree.parent() == Some(home)).then(|| {
-                let name = input.tree.file_name().unwrap_or_default();
-                [b"/", home_name.as_encoded_bytes(), b"/", name.as_encoded_bytes()].concat()
-            });
-            Entry { name: &input.name, kind: kind.clone(), redirect }
-        })
-        .collect();
+    let is_home = |tree: &Path| split(tree).0.as_os_str() == home.as_os_str();
+    let entry = |Planned { input, kind }: &_| {
+        let name = split(&input.tree).1.as_encoded_bytes();
+        let redirect = [b"/", home_name.as_encoded_bytes(), b"/", name].concat();
+        Entry { name: &input.name, kind: kind.clone(), redirect: is_home(&input.tree).then_some(redirect) }
+    };
+    let entries: Vec<Entry> = inputs.iter().map(entry).collect();
     let view = view::mount(&entries, scratch).doing("mounting the view of the inputs")?;
     // Layers must be attached somewhere; these places vanish with the old root.
     attach(&view, CWD, &scratch.tmp()).doing("attaching the view")?;
@@ -134,19 +151,19 @@ fn overlay(spec: &Spec, scratch: &Scratch, root: &Root, inputs: &[Classified<'_>
     let store = copy_mount(CWD, &scratch.work().join(STORE)).doing("opening the overlay")?;
     root.attach(store, &spec.store_dir)?;
     let mut trees = Trees::default();
-    let elsewhere = inputs.iter().filter(|input| input.input.tree.parent() != Some(home));
-    elsewhere.into_iter().try_for_each(|input| cover(input, spec, root, &mut trees))
+    let mut elsewhere = inputs.iter().filter(|planned| !is_home(&planned.input.tree));
+    elsewhere.try_for_each(|planned| cover(planned, spec, root, &mut trees))
 }
 
 /// Mounts an input on its empty place in the store directory. Symlinks are there already.
-fn cover(input: &Classified<'_>, spec: &Spec, root: &Root, trees: &mut Trees) -> Attempt<()> {
+fn cover<'a>(input: &Planned<'a>, spec: &Spec, root: &Root, trees: &mut Trees<'a>) -> Attempt<()> {
     if let Kind::Symlink { .. } = input.kind {
         return Ok(());
     }
     let doing = || format!("binding input '{}'", input.input.tree.display());
     let (dir, tree) = trees.locate(&input.input.tree)?;
-    let mount = copy_mount(dir, tree).doing(doing())?;
-    sys::set_read_only(&mount).doing(doing())?;
+    let mount = copy_mount(dir, Path::new(tree)).doing_with(doing)?;
+    sys::set_read_only(&mount).doing_with(doing)?;
     root.attach(mount, &spec.store_dir.join(&input.input.name))
 }
 

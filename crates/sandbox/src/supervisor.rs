@@ -16,7 +16,7 @@ use rustix::process::umask;
 
 use crate::audience::Audience;
 use crate::birth::{Network, Newborn};
-use crate::child::read_spec;
+use crate::child::{read_spec, talk};
 use crate::failure::{Attempt, Doing, Failure};
 use crate::identity::{Ids, Lease, Rights};
 use crate::log::Log;
@@ -105,11 +105,12 @@ impl Build {
         file: OwnedFd,
     ) -> Attempt<Seen> {
         let network = if spec.network { Network::Host } else { Network::Own };
-        let sandbox = if newborn.suits(context, network, &spec.cgroups) {
+        let mut sandbox = if newborn.suits(context, network, &spec.cgroups) {
             newborn
         } else {
             Newborn::bear(context, &spec.cgroups, network)?
         };
+        message::send_with_fd(&sandbox.socket, talk::SPEC, file).doing("handing over the spec")?;
         let lease = Lease::acquire(&spec.identity, context.rights)?;
         self.uid = lease.ids.uid;
         self.audience.listen(scratch).doing("listening for watchers")?;
@@ -120,9 +121,9 @@ impl Build {
         if context.rights == Rights::Root {
             lend(&sandbox.terminal, lease.ids).doing("lending the terminal to the builder")?;
         }
-        sandbox.group.limit(&spec.cgroups).doing("limiting memory")?;
-        message::send_with_fd(&sandbox.socket, &lease.ids.encode(), file).doing("handing over the spec")?;
-        Watch::new(&sandbox, lease.ids, &spec.limits, log, &mut self.audience, self.started)
+        sandbox.group.limit(&spec.cgroups, sandbox.pid).doing("limiting memory")?;
+        message::send(&sandbox.socket, &lease.ids.encode()).doing("handing over the ids")?;
+        Watch::new(&mut sandbox, lease.ids, spec, log, &mut self.audience, self.started)
             .run()
             .doing("watching the builder")
     }
@@ -191,13 +192,13 @@ fn prepare(spec: &Spec, scratch: &Scratch, rights: Rights, ids: Ids) -> Attempt<
             return Err(Failure::new(format!("'{}' is not a file name", file.name)));
         }
         let path = scratch.build_dir().join(name);
-        let doing = format!("writing '{}'", path.display());
+        let doing = || format!("writing '{}'", path.display());
         let mut options = OpenOptions::new();
         let created = options.write(true).create_new(true).mode(file.mode).open(&path);
-        let mut created = created.doing(&doing)?;
-        created.write_all(&file.bytes).doing(&doing)?;
+        let mut created = created.doing_with(doing)?;
+        created.write_all(&file.bytes).doing_with(doing)?;
         if rights == Rights::Root {
-            fchown(&created, Some(ids.uid), Some(ids.gid)).doing(&doing)?;
+            fchown(&created, Some(ids.uid), Some(ids.gid)).doing_with(doing)?;
         }
     }
     Ok(())

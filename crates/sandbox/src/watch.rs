@@ -12,12 +12,13 @@ use rustix::io::Errno;
 
 use crate::audience::Audience;
 use crate::birth::Newborn;
+use crate::cgroup::JOIN_AFTER;
 use crate::child::talk;
 use crate::failure::reason;
 use crate::identity::{Ids, map_ids};
 use crate::log::{Appended, Log};
 use crate::message::{self, MESSAGE_MAX};
-use crate::{End, Limits, Usage, sys};
+use crate::{Cgroups, End, Spec, Usage, sys};
 
 /// Reads between two looks at everything else, each of up to a terminal's buffer (4 KiB).
 const READS_MAX: usize = 64;
@@ -29,9 +30,9 @@ const DRAIN_MAX: Duration = Duration::from_millis(200);
 
 /// What is being watched.
 pub(crate) struct Watch<'a> {
-    pub sandbox: &'a Newborn,
+    pub sandbox: &'a mut Newborn,
     pub ids: Ids,
-    pub limits: &'a Limits,
+    pub spec: &'a Spec,
     pub log: &'a mut Log,
     pub audience: &'a mut Audience,
     started: Instant,
@@ -42,6 +43,8 @@ pub(crate) struct Watch<'a> {
     verdict: Option<End>,
     /// Keeps the mounts until somebody has time to take them down.
     mounts: Option<File>,
+    /// When to move it into its control group.
+    join_at: Option<Instant>,
 }
 
 /// What [`Watch::run`] saw.
@@ -55,9 +58,9 @@ pub(crate) struct Seen {
 
 impl<'a> Watch<'a> {
     pub fn new(
-        sandbox: &'a Newborn,
+        sandbox: &'a mut Newborn,
         ids: Ids,
-        limits: &'a Limits,
+        spec: &'a Spec,
         log: &'a mut Log,
         audience: &'a mut Audience,
         started: Instant,
@@ -65,7 +68,7 @@ impl<'a> Watch<'a> {
         Watch {
             sandbox,
             ids,
-            limits,
+            spec,
             log,
             audience,
             started,
@@ -74,6 +77,7 @@ impl<'a> Watch<'a> {
             executed: None,
             verdict: None,
             mounts: None,
+            join_at: matches!(spec.cgroups, Cgroups::V1 { .. }).then(|| started + JOIN_AFTER),
         }
     }
 
@@ -136,19 +140,23 @@ impl<'a> Watch<'a> {
         if self.verdict.is_some() {
             return None;
         }
-        let timeout = self.limits.timeout.map(|limit| self.started + limit);
-        let silence = self.limits.max_silent.map(|limit| self.last_output + limit);
-        timeout.into_iter().chain(silence).min()
+        let timeout = self.spec.limits.timeout.map(|limit| self.started + limit);
+        let silence = self.spec.limits.max_silent.map(|limit| self.last_output + limit);
+        timeout.into_iter().chain(silence).chain(self.join_at).min()
     }
 
     fn enforce(&mut self) {
         let now = Instant::now();
+        if self.join_at.is_some_and(|at| at <= now) {
+            self.join_at = None;
+            self.sandbox.group.join(&self.spec.cgroups, self.sandbox.pid);
+        }
         let over = |since: Instant, limit: Option<Duration>| {
             limit.is_some_and(|limit| now.saturating_duration_since(since) >= limit)
         };
-        if over(self.started, self.limits.timeout) {
+        if over(self.started, self.spec.limits.timeout) {
             self.kill(End::TimedOut);
-        } else if over(self.last_output, self.limits.max_silent) {
+        } else if over(self.last_output, self.spec.limits.max_silent) {
             self.kill(End::Silent);
         }
     }

@@ -21,8 +21,12 @@ const CONTROLLERS: &str = "+memory";
 /// before there are threads or processes that must not move. Removes groups that killed builds left behind.
 pub fn cgroups() -> Cgroups {
     let found = unified().or_else(legacy).unwrap_or(Cgroups::Off);
-    for parent in super::parents(&found).into_iter().flatten() {
-        remove_leftovers(parent);
+    match &found {
+        Cgroups::Off => {}
+        Cgroups::V2 { parent, .. } => remove_leftovers(parent),
+        Cgroups::V1 { memory, cpuacct, .. } => {
+            memory.iter().chain(cpuacct).for_each(|parent| remove_leftovers(parent));
+        }
     }
     found
 }

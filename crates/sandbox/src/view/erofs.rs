@@ -196,13 +196,17 @@ impl Inode {
             0 => 0,
             len => (len - XATTR_HEADER_LEN) / 4 + 1,
         };
-        let head = [(self.layout as u16) << 1, xattr_count as u16, self.mode as u16, if is_dir { 2 } else { 1 }];
-        let body = [self.size, 0, self.place, slot as u32, 0, 0];
-        let fields = head.iter().flat_map(|n| n.to_le_bytes());
-        let fields = fields.chain(body.iter().flat_map(|n| n.to_le_bytes()));
-        for (to, byte) in to.iter_mut().zip(fields.chain(self.xattrs.iter().copied())) {
-            *to = byte;
-        }
+        let mut head = [0; INODE_LEN];
+        let mut put = |at: usize, field: &[u8]| head[at..at + field.len()].copy_from_slice(field);
+        put(0, &((self.layout as u16) << 1).to_le_bytes());
+        put(2, &(xattr_count as u16).to_le_bytes());
+        put(4, &(self.mode as u16).to_le_bytes());
+        put(6, &(if is_dir { 2u16 } else { 1 }).to_le_bytes());
+        put(8, &self.size.to_le_bytes());
+        put(16, &self.place.to_le_bytes());
+        put(20, &(slot as u32).to_le_bytes());
+        to[..INODE_LEN].copy_from_slice(&head);
+        to[INODE_LEN..INODE_LEN + self.xattrs.len()].copy_from_slice(&self.xattrs);
     }
 }
 
