@@ -3,7 +3,7 @@
 use crate::chunks::ChunkReader;
 use crate::error::{Result, in_path};
 use crate::leases::Lease;
-use crate::place::Place;
+use crate::read_ahead::{self, ReadAhead};
 use crate::store::Store;
 use shoal_wire::mesh::manifest::{ChunkRef, Manifest};
 use shoal_wire::nix::nar::index::NarIndex;
@@ -11,14 +11,12 @@ use shoal_wire::nix::store_path::StorePath;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-/// Chunks whose places are looked up at once.
-const LOOK_AHEAD: usize = 64;
-
 /// The NAR of a path, or a range of it. The path is not deleted while this lives.
 pub struct Export {
     path: StorePath,
     manifest: Arc<Manifest>,
     reader: ChunkReader,
+    ahead: Option<ReadAhead>,
     _lease: Lease,
     /// Offsets in the NAR: of the next byte, and of the end.
     at: u64,
@@ -26,17 +24,9 @@ pub struct Export {
     /// The chunk to read next, and where it begins in the NAR.
     next: usize,
     next_at: u64,
-    places: Places,
     /// The chunk read last, and how much of it is used up or skipped.
     contents: Vec<u8>,
     used: usize,
-}
-
-/// Places of chunks `first..`.
-#[derive(Default)]
-struct Places {
-    first: usize,
-    known: Vec<Option<Place>>,
 }
 
 impl Store {
@@ -52,11 +42,11 @@ impl Store {
             end: manifest.index.nar_size(),
             manifest: Arc::new(manifest),
             reader: ChunkReader::new(self)?,
+            ahead: None,
             _lease: lease,
             at: 0,
             next: 0,
             next_at: 0,
-            places: Places::default(),
             contents: Vec::new(),
             used: 0,
         }))
@@ -123,30 +113,22 @@ impl Export {
         (chunk, from)
     }
 
-    /// The next chunk and its place.
-    fn advance(&mut self) -> Result<Option<(ChunkRef, Option<Place>)>> {
-        let Some(&chunk) = self.manifest.chunks.get(self.next) else {
-            return Ok(None);
-        };
-        let known = self.places.first..self.places.first + self.places.known.len();
-        if !known.contains(&self.next) {
-            let ahead = self.manifest.chunks[self.next..].iter().take(LOOK_AHEAD);
-            let known = self.reader.store().places(ahead.map(|chunk| &chunk.hash))?;
-            self.places = Places { first: self.next, known };
-        }
-        let place = self.places.known.get(self.next - self.places.first).copied().flatten();
-        self.next += 1;
-        self.next_at += u64::from(chunk.len);
-        Ok(Some((chunk, place)))
-    }
-
     /// Reads the chunk that the next byte is in.
     fn fill(&mut self) -> Result<()> {
-        let chunk_at = self.next_at;
         self.contents.clear();
-        if let Some((chunk, place)) = self.advance()? {
-            self.reader.read(&chunk, place, &mut self.contents)?;
+        let (number, chunk_at) = (self.next, self.next_at);
+        let Some(chunk) = self.manifest.chunks.get(number) else {
+            return Ok(());
+        };
+        if self.ahead.is_none() && self.end - self.at >= read_ahead::WORTH_IT {
+            self.ahead = ReadAhead::start(self.reader.store(), &self.manifest);
         }
+        match &self.ahead {
+            Some(ahead) => ahead.read(number, &mut self.reader, &mut self.contents)?,
+            None => self.reader.read(chunk, None, &mut self.contents)?,
+        }
+        self.next += 1;
+        self.next_at += u64::from(chunk.len);
         self.used = (self.at - chunk_at) as usize;
         Ok(())
     }
@@ -156,9 +138,8 @@ impl Export {
         if self.at < self.end && self.used >= self.contents.len() {
             let filled = self.fill();
             if filled.is_err() {
-                // Who asks again gets the same error, not the next chunk.
                 self.contents.clear();
-                (self.next, self.next_at) = self.find(self.at);
+                self.used = 0;
             }
             filled.map_err(in_path(&self.path))?;
         }
@@ -204,13 +185,16 @@ impl Frames<'_> {
     /// The next chunk and its frame, whose contents were verified; `None` at the end.
     pub fn next_frame(&mut self) -> Result<Option<(ChunkRef, &[u8])>> {
         let export = &mut *self.export;
+        let Some(&chunk) = export.manifest.chunks.get(export.next) else {
+            return Ok(None);
+        };
         if export.next_at >= export.end {
             return Ok(None);
         }
-        let Some((chunk, place)) = export.advance().map_err(in_path(&export.path))? else {
-            return Ok(None);
-        };
-        let frame = export.reader.read_frame(&chunk, place, &mut export.contents);
-        Ok(Some((chunk, frame.map_err(in_path(&export.path))?)))
+        let frame = export.reader.read_frame(&chunk, None, &mut export.contents);
+        let frame = frame.map_err(in_path(&export.path))?;
+        export.next += 1;
+        export.next_at += u64::from(chunk.len);
+        Ok(Some((chunk, frame)))
     }
 }

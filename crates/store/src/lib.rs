@@ -25,6 +25,7 @@ mod options;
 mod paths;
 mod pins;
 mod place;
+mod read_ahead;
 mod realisations;
 mod roots;
 mod segment;

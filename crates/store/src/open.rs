@@ -17,6 +17,7 @@ use crate::index::tables::{CHUNKS, SEGMENTS, SegmentRow};
 use crate::options::Options;
 use crate::pins::Pins;
 use crate::place::{Place, SegmentId};
+use crate::read_ahead::Helpers;
 use crate::segment::{self, Segments, scan};
 use crate::store::{Inner, Pool};
 use redb::{ReadableTable, WriteTransaction};
@@ -55,6 +56,7 @@ pub fn open(dir: &Path, options: Options) -> Result<Inner, OpenError> {
         hashing: Arc::new(HashService::new()),
         encoders: Pool::default(),
         decoders: Pool::default(),
+        helpers: Helpers::default(),
         collecting: Mutex::new(()),
         options,
         _lock: lock,

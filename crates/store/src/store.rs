@@ -12,6 +12,7 @@ use crate::open::{self, Lock};
 use crate::options::Options;
 use crate::pins::Pins;
 use crate::place::Place;
+use crate::read_ahead::Helpers;
 use crate::segment::Segments;
 use redb::ReadableTable;
 use shoal_wire::nix::path_info::PathInfo;
@@ -39,6 +40,7 @@ pub struct Inner {
     pub hashing: Arc<HashService>,
     pub encoders: Pool<Encoder>,
     pub decoders: Pool<Decoder>,
+    pub helpers: Helpers,
     /// Held by the one collection that may run.
     pub collecting: Mutex<()>,
     pub _lock: Lock,

@@ -125,6 +125,30 @@ fn concurrent_commits_are_all_kept() {
 }
 
 #[test]
+fn one_rejected_commit_does_not_touch_those_beside_it() {
+    let t = TestStore::new();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let store = &t.store;
+            scope.spawn(move || {
+                for n in 0..20 {
+                    let me = path(&format!("{thread} {n}"));
+                    let ingested = ingest(store, &file(format!("{thread} {n}")).nar());
+                    let mut info = info(&me, &ingested);
+                    let good = (thread + n) % 2 == 0;
+                    if !good {
+                        info.references.insert(path("nobody"));
+                    }
+                    assert_eq!(store.commit(vec![(info, ingested)]).is_ok(), good);
+                }
+            });
+        }
+    });
+    assert_eq!(t.store.paths().expect("paths").len(), 80);
+    assert!(t.store.verify(true).expect("verify").damage.is_empty());
+}
+
+#[test]
 fn derivers_are_found_from_both_sides() {
     let t = TestStore::new();
     let (drv, other, out) = (named("d", "x.drv"), named("e", "y.drv"), path("out"));

@@ -126,6 +126,24 @@ fn unpacked_trees_are_as_nix_lays_them_down() {
     assert!(!t.store.unpack(&path("nobody"), &out.path().join("x")).expect("no error"));
 }
 
+/// Long reads have a second thread, which has to follow wherever the reader goes.
+#[test]
+fn long_reads_may_jump_about() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("long_reads");
+    let nar = file(rng.text(24 << 20)).nar();
+    add(&t.store, &path("p"), &nar, &[]);
+    let size = nar.len() as u64;
+    let mut export = t.store.export(&path("p")).expect("export").expect("valid");
+    for _ in 0..60 {
+        let (offset, len) = (rng.below(size), rng.below(5 << 20) as usize);
+        export.seek(offset, size);
+        let mut bytes = vec![0; len.min((size - offset) as usize)];
+        export.read_exact(&mut bytes).expect("read");
+        assert!(bytes == nar[offset as usize..][..bytes.len()], "{len} bytes from {offset}");
+    }
+}
+
 #[test]
 fn many_readers_at_once() {
     let t = TestStore::new();
