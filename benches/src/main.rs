@@ -16,7 +16,6 @@ mod graphs;
 mod idle;
 mod limits;
 mod machine;
-mod nars;
 mod noop;
 mod push;
 mod report;
@@ -80,11 +79,8 @@ fn scale(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    let hidden: Vec<String> = std::env::args().skip(1).collect();
-    match hidden.first().map(String::as_str) {
-        Some(shoal_sandbox::SUPERVISOR_ARG) => return sandbox::supervisor(),
-        Some(store::HUGE_ARG) => return store::huge_main(&hidden[1..]),
-        _ => {}
+    if std::env::args().nth(1).is_some_and(|arg| arg == shoal_sandbox::SUPERVISOR_ARG) {
+        return sandbox::supervisor();
     }
     let args = Args::parse();
     // What a step panics with is told as the failure of its section.

@@ -41,6 +41,15 @@ struct Row {
     who: String,
     unit: &'static str,
     samples: Samples,
+    /// In the words of another benchmark.
+    told: Option<String>,
+}
+
+/// What a ratio is between.
+#[derive(Default)]
+struct Sides {
+    ours: String,
+    against: String,
 }
 
 /// A bar beside what it was held against.
@@ -114,7 +123,7 @@ impl Report {
             None => {
                 let mut samples = Samples::default();
                 samples.push(value);
-                self.rows.push(Row { section, what: what.into(), who: who.into(), unit, samples });
+                self.rows.push(Row { section, what: what.into(), who: who.into(), unit, samples, told: None });
             }
         }
         Ok(())
@@ -126,37 +135,49 @@ impl Report {
 
     /// Holds `what` of `ours` over `what` of `theirs` against the bar.
     pub fn hold_ratio(&mut self, what: &str, ours: &str, theirs: &str, bar: Bar) {
-        self.hold_ratio_of(what, (what, ours), (what, theirs), bar);
-    }
-
-    /// The same where the two were not measured under one name.
-    pub fn hold_ratio_of(&mut self, shown: &str, ours: (&str, &str), theirs: (&str, &str), bar: Bar) {
-        let (Some(our), Some(their)) = (self.row(ours.0, ours.1), self.row(theirs.0, theirs.1)) else { return };
+        let (Some(our), Some(their)) = (self.row(what, ours), self.row(what, theirs)) else { return };
         let ratio = our.samples.over(&their.samples);
         let side = |row: &Row| format!("{} {}", number(row.samples.median().unwrap_or(f64::NAN)), row.unit);
-        let (ours, against) = (side(our), format!("{}: {}", theirs.1, side(their)));
-        self.hold(shown, ours, against, &ratio, "x", bar);
+        let sides = Sides { ours: side(our), against: format!("{theirs}: {}", side(their)) };
+        self.hold(what, sides, &ratio, "x", bar);
     }
 
     /// Holds `what` itself against the bar.
     pub fn hold_value(&mut self, what: &str, who: &str, bar: Bar) {
         let Some(row) = self.row(what, who) else { return };
         let (samples, unit) = (row.samples.clone(), row.unit);
-        self.hold(what, String::new(), String::new(), &samples, unit, bar);
+        self.hold(what, Sides::default(), &samples, unit, bar);
     }
 
-    fn hold(&mut self, what: &str, ours: String, against: String, value: &Samples, unit: &str, bar: Bar) {
+    fn hold(&mut self, what: &str, sides: Sides, value: &Samples, unit: &str, bar: Bar) {
         let is_met = value.median().is_some_and(|median| bar.is_met(median));
+        let (value, bar) = (format!("{} {unit}", value.cell()), format!("{} {unit}", bar.shown()));
+        self.judge(what, sides, value, bar, is_met);
+    }
+
+    fn judge(&mut self, what: &str, sides: Sides, value: String, bar: String, is_met: bool) {
         self.all_met &= is_met;
-        self.verdicts.push(Verdict {
-            section: self.section,
-            what: what.into(),
-            ours,
-            against,
-            value: format!("{} {unit}", value.cell()),
-            bar: format!("{} {unit}", bar.shown()),
-            mark: if is_met { "✓" } else { "✗" },
-        });
+        let mark = if is_met { "✓" } else { "✗" };
+        let Sides { ours, against } = sides;
+        self.verdicts.push(Verdict { section: self.section, what: what.into(), ours, against, value, bar, mark });
+    }
+
+    /// What another benchmark measured: `1.02`, `700 MB/s`; and its bar, `>= 0.9`, `< 150 MiB` or none.
+    pub fn tell(&mut self, what: &str, value: &str, bar: &str) -> Result<()> {
+        let mut words = value.split_whitespace();
+        let number: f64 = words.next().unwrap_or_default().parse().with_context(|| format!("{what}: {value}"))?;
+        let section = self.section;
+        self.add(what, "shoal", "", number)?;
+        if let Some(row) = self.rows.iter_mut().rfind(|row| row.section == section && row.what == what) {
+            row.told = Some(value.into());
+        }
+        let mut words = bar.split_whitespace();
+        let (Some(sign), Some(limit)) = (words.next(), words.next()) else { return Ok(()) };
+        let limit: f64 = limit.parse().with_context(|| format!("{what}: {bar}"))?;
+        let bar_held = if sign.starts_with('>') { Bar::AtLeast(limit) } else { Bar::AtMost(limit) };
+        let is_met = bar_held.is_met(number);
+        self.judge(what, Sides::default(), value.into(), bar.into(), is_met);
+        Ok(())
     }
 
     pub fn is_all_met(&self) -> bool {
@@ -203,10 +224,11 @@ impl Report {
         for (what, unit) in what {
             let cell = |who: &&str| {
                 let row = rows.iter().find(|row| row.what == what && row.who == **who);
-                row.map(|row| row.samples.cell()).unwrap_or_default()
+                row.map(|row| row.told.clone().unwrap_or_else(|| row.samples.cell())).unwrap_or_default()
             };
             let cells: Vec<String> = who.iter().map(cell).collect();
-            text.push_str(&format!("| {what} ({unit}) | {} |\n", cells.join(" | ")));
+            let unit = if unit.is_empty() { String::new() } else { format!(" ({unit})") };
+            text.push_str(&format!("| {what}{unit} | {} |\n", cells.join(" | ")));
         }
         text
     }
