@@ -22,7 +22,7 @@ fn there_and_back(nix: &Nix, remote: Remote) {
     here.near("nix", &node).args(["copy", "--no-check-sigs", "--to", &store]).args(&paths).ok();
     let again = here.near("nix", &node).args(["copy", "--no-check-sigs", "--to", &store]).args(&paths).ok();
     assert!(!again.stderr.contains("copying path"), "{again}");
-    let store = there.store(&node, remote.to_fetch_with(nix));
+    let store = there.store(&node, remote.to_fetch());
     there.near("nix", &node).args(["copy", "--no-check-sigs", "--from", &store]).args(&paths).ok();
     let closure = |machine: &Machine| {
         let closure = machine.local("nix-store").args(["-qR"]).args(&paths).ok();

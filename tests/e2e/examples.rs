@@ -42,7 +42,7 @@ fn is_what_nix_makes(machine: &Machine, set: &PackageSet, paths: &[String]) {
 
 fn fetch(machine: &Machine, node: &Node, remote: Remote, paths: &[String]) {
     let key = node.shoal("key show").ok();
-    let store = machine.store(node, remote.to_fetch_with(&machine.nix));
+    let store = machine.store(node, remote.to_fetch());
     let cmd = machine.near("nix", node).args(["copy", "--from", &store]);
     cmd.args(["--option", "trusted-public-keys", key.text()]).args(paths).ok();
 }

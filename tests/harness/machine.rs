@@ -20,9 +20,9 @@ pub enum Remote {
 }
 
 impl Remote {
-    /// This way, or ssh where `nix` cannot fetch over this one: old clients of a socket look for the files themselves.
-    pub fn to_fetch_with(self, nix: &Nix) -> Remote {
-        if self == Remote::Unix && nix.is_before("2.26") { Remote::SshNg } else { self }
+    /// This way, or ssh: Nix expects the store of a socket in its own file system, and reads contents there.
+    pub fn to_fetch(self) -> Remote {
+        if self == Remote::Unix { Remote::SshNg } else { self }
     }
 }
 
