@@ -5,8 +5,7 @@
 //! something fails; that the builder runs shows in the socket being closed.
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -24,6 +23,7 @@ use rustix::thread::{
 use crate::failure::{Attempt, Doing, Failure, reason};
 use crate::identity::{INSIDE_GID, INSIDE_UID, Ids, Rights};
 use crate::rootfs::Root;
+use crate::spec::decode_inputs;
 use crate::store::Plan;
 use crate::supervisor::Builtin;
 use crate::{Personality, Program, Scratch, Spec, message, sys};
@@ -42,6 +42,9 @@ pub(crate) mod talk {
 
 /// Code of a child that has told why it failed, and of a builder that could not be executed.
 const FAILURE_CODE: i32 = 1;
+
+/// The largest spec: a hundred times the environment, files and inputs of the largest known derivation.
+const SPEC_MAX: usize = 256 * 1024 * 1024;
 
 /// `ADDR_NO_RANDOMIZE` and `PER_LINUX32` of `sys/personality.h`.
 const NO_RANDOMIZE: u64 = 0x004_0000;
@@ -84,8 +87,9 @@ fn set_up(inheritance: &Inheritance<'_>) -> Attempt<i32> {
     rustix::system::sethostname(b"localhost").doing("setting the host name")?;
     rustix::system::setdomainname(b"(none)").doing("setting the domain name")?;
 
-    let spec = receive_spec(inheritance)?;
-    let plan = Plan::new(&spec.inputs)?;
+    let bytes = receive_spec(inheritance)?;
+    let (spec, inputs) = Spec::decode(&bytes).map_err(unreadable)?;
+    let plan = Plan::new(decode_inputs(inputs).map_err(unreadable)?)?;
     if let (true, Some(network)) = (spec.network, &inheritance.host_network) {
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
             .doing("joining the host's network")?;
@@ -107,10 +111,10 @@ fn expect(inheritance: &Inheritance<'_>, wanted: &[u8]) -> Attempt<()> {
     if received.bytes == wanted { Ok(()) } else { Err(gone()) }
 }
 
-fn receive_spec(inheritance: &Inheritance<'_>) -> Attempt<Spec> {
+fn receive_spec(inheritance: &Inheritance<'_>) -> Attempt<Vec<u8>> {
     let mut buffer = [0; 1];
     let received = message::receive(&inheritance.supervisor, &mut buffer).doing("waiting for a build")?;
-    read_spec(received.fd.ok_or_else(gone)?)
+    read_spec(&received.fd.ok_or_else(gone)?)
 }
 
 /// Waits for the supervisor to have the scratch directory ready.
@@ -120,12 +124,19 @@ fn receive_ids(inheritance: &Inheritance<'_>) -> Attempt<Ids> {
     Ids::decode(received.bytes).ok_or_else(gone)
 }
 
-/// Decodes a spec file from its start.
-pub(crate) fn read_spec(file: OwnedFd) -> Attempt<Spec> {
-    let mut bytes = Vec::new();
-    let mut file = File::from(file);
-    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).doing("reading the spec")?;
-    postcard::from_bytes(&bytes).map_err(|error| Failure::new(format!("reading the spec: {error}")))
+/// An encoded spec, from its file.
+pub(crate) fn read_spec(file: &OwnedFd) -> Attempt<Vec<u8>> {
+    let doing = "reading the spec";
+    let len = usize::try_from(rustix::fs::fstat(file).doing(doing)?.st_size).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; len.min(SPEC_MAX)];
+    // A memory file is read as a whole.
+    let read = rustix::io::pread(file, bytes.as_mut_slice(), 0).doing(doing)?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+pub(crate) fn unreadable(error: postcard::Error) -> Failure {
+    Failure::new(format!("reading the spec: {error}"))
 }
 
 /// Makes the builder's file system and leaves the host's.

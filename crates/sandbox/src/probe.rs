@@ -1,6 +1,7 @@
 //! Tries overlays out, in a process and a mount name space made for it.
 
 use std::ffi::OsStr;
+use std::fs::{create_dir_all, metadata, read, write};
 use std::io;
 use std::path::Path;
 
@@ -9,10 +10,12 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::umask;
 use rustix::thread::UnshareFlags;
 
-use crate::failure::{Attempt, Doing};
+use crate::failure::{Attempt, Doing, Failure};
 use crate::store::{new_overlay, open_dir};
-use crate::view::{self, Entry, Kind, STORE};
+use crate::view::{self, Entry, Kind, Redirect, STORE};
 use crate::{Personality, Scratch, rootfs, sys};
+
+const CONTENT: &[u8] = b"content";
 
 /// Prints the kinds of view that can be used for inputs and outputs in `dir`, an empty directory, or why there
 /// are none.
@@ -37,16 +40,28 @@ pub(crate) fn overlays(dir: Option<&OsStr>) -> io::Result<()> {
 fn try_view(dir: &Path, mount: view::Mount) -> Attempt<()> {
     let scratch = Scratch::new(dir);
     let trees = dir.join("trees");
-    for made in [dir, &scratch.store(), &scratch.work(), &scratch.tmp(), &trees.join("input/inner")] {
-        std::fs::create_dir_all(made).doing(format_args!("creating {}", made.display()))?;
+    for made in [dir, &scratch.store(), &scratch.work(), &scratch.tmp(), &trees.join("directory/inner")] {
+        create_dir_all(made).doing(format_args!("creating {}", made.display()))?;
     }
-    let redirect = Some(b"/trees/input".to_vec());
-    let entries = [Entry { name: "shown", kind: Kind::Directory, redirect }];
+    write(trees.join("file"), CONTENT).doing("writing a file")?;
+    let kinds = [
+        ("directory", Kind::Directory),
+        ("file", Kind::File { size: CONTENT.len() as u64, mode: 0o444 }),
+        ("link", Kind::Symlink { target: b"file".to_vec() }),
+    ];
+    let entries = kinds.map(|(name, kind)| {
+        let redirect = Some(Redirect { home: b"/trees/", name: name.as_bytes() });
+        Entry { name, kind, redirect }
+    });
     let view = mount(&entries, &scratch).doing("making a view")?;
     rootfs::attach(&view, CWD, &scratch.tmp()).doing("attaching the view")?;
     let layers = [view, open_dir(dir)?, open_dir(&scratch.upper())?, open_dir(&scratch.work())?];
     let overlay = new_overlay(&layers, Personality::Native).doing("mounting an overlay")?;
     rootfs::attach(&overlay, CWD, &scratch.work()).doing("attaching the overlay")?;
-    let inner = scratch.work().join(STORE).join("shown/inner");
-    std::fs::metadata(inner).doing("looking through the overlay").map(drop)
+    let shown = scratch.work().join(STORE);
+    metadata(shown.join("directory/inner")).doing("looking through the overlay")?;
+    match read(shown.join("link")).doing("reading through the overlay")? == CONTENT {
+        true => Ok(()),
+        false => Err(Failure::new("the overlay shows other bytes")),
+    }
 }

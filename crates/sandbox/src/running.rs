@@ -180,7 +180,7 @@ fn wait_readable(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Resul
 
 /// Starts a build. Errors are the caller's machine's; what goes wrong inside comes as an [`Outcome`].
 pub fn spawn(spec: &Spec) -> io::Result<Running> {
-    let bytes = postcard::to_stdvec(spec).map_err(io::Error::other)?;
+    let bytes = spec.encode().map_err(io::Error::other)?;
     let mut file = File::from(memfd_create("spec", MemfdFlags::CLOEXEC)?);
     file.write_all(&bytes)?;
     file.rewind()?;

@@ -1,6 +1,6 @@
 //! What one build needs to know. Complete: the supervisor reads nothing else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,8 @@ pub struct Spec {
     pub program: Program,
     /// The whole environment, in this order. Nothing is added.
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
-    /// What the store directory shows beside the outputs.
+    /// What the store directory shows beside the outputs. Not encoded with the rest: see [`Spec::encode`].
+    #[serde(skip)]
     pub inputs: Vec<Input>,
     /// Usually `/nix/store`.
     pub store_dir: PathBuf,
@@ -59,6 +60,28 @@ impl Spec {
             cgroups: Cgroups::Off,
         }
     }
+
+    /// The spec, then its inputs: a supervisor need not read those, and there may be thousands.
+    pub(crate) fn encode(&self) -> postcard::Result<Vec<u8>> {
+        postcard::to_extend(&self.inputs, postcard::to_stdvec(self)?)
+    }
+
+    /// A spec without inputs, and what [`decode_inputs`] needs.
+    pub(crate) fn decode(bytes: &[u8]) -> postcard::Result<(Spec, &[u8])> {
+        postcard::take_from_bytes(bytes)
+    }
+}
+
+/// An [`Input`] in an encoded spec.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct EncodedInput<'a> {
+    pub name: &'a str,
+    pub tree: &'a Path,
+}
+
+/// The inputs, where they lie.
+pub(crate) fn decode_inputs(bytes: &[u8]) -> postcard::Result<Vec<EncodedInput<'_>>> {
+    postcard::from_bytes(bytes)
 }
 
 /// What becomes process 1 of the sandbox.

@@ -18,8 +18,9 @@ use rustix::mount::{
 use crate::failure::{Attempt, Doing, Failure};
 use crate::identity::Rights;
 use crate::rootfs::{Root, attach, copy_mount};
-use crate::view::{self, Entry, Kind, STORE};
-use crate::{Input, Personality, Scratch, Spec, sys};
+use crate::spec::EncodedInput;
+use crate::view::{self, Entry, Kind, Redirect, STORE};
+use crate::{Personality, Scratch, Spec, sys};
 
 /// Up to this many inputs bind mounts (30 us each, measured) cost less than a view (350 us).
 const BIND_MAX: usize = 8;
@@ -29,20 +30,20 @@ pub(crate) struct Plan<'a>(Vec<Planned<'a>>);
 
 /// An input and what its tree is.
 struct Planned<'a> {
-    input: &'a Input,
+    input: EncodedInput<'a>,
     kind: Kind,
 }
 
 impl<'a> Plan<'a> {
     /// Looks at every tree.
-    pub fn new(inputs: &'a [Input]) -> Attempt<Plan<'a>> {
+    pub fn new(inputs: Vec<EncodedInput<'a>>) -> Attempt<Plan<'a>> {
         let mut trees = Trees::default();
         let mut planned = inputs
-            .iter()
+            .into_iter()
             .map(|input| Ok(Planned { input, kind: kind(input, &mut trees)? }))
             .collect::<Attempt<Vec<_>>>()?;
-        planned.sort_unstable_by(|a, b| a.input.name.cmp(&b.input.name));
-        planned.dedup_by(|a, b| a.input.name == b.input.name);
+        planned.sort_unstable_by_key(|planned| planned.input.name);
+        planned.dedup_by_key(|planned| planned.input.name);
         Ok(Plan(planned))
     }
 
@@ -63,9 +64,9 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn kind<'a>(input: &'a Input, trees: &mut Trees<'a>) -> Attempt<Kind> {
+fn kind<'a>(input: EncodedInput<'a>, trees: &mut Trees<'a>) -> Attempt<Kind> {
     let doing = || format!("looking at input '{}'", input.tree.display());
-    let (dir, name) = trees.locate(&input.tree)?;
+    let (dir, name) = trees.locate(input.tree)?;
     let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).doing_with(doing)?;
     Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => Kind::Directory,
@@ -117,7 +118,7 @@ pub(crate) fn open_dir(path: &Path) -> Attempt<OwnedFd> {
 
 /// Makes room for one input in the directory of the outputs.
 fn make_room(input: &Planned<'_>, scratch: &Scratch) -> Attempt<()> {
-    let target = scratch.store().join(&input.input.name);
+    let target = scratch.store().join(input.input.name);
     let made = match &input.kind {
         Kind::Symlink { target: link } => symlinkat(link.as_slice(), CWD, target),
         Kind::Directory => mkdirat(CWD, &target, Mode::from_raw_mode(0o555)),
@@ -130,16 +131,17 @@ fn make_room(input: &Planned<'_>, scratch: &Scratch) -> Attempt<()> {
 }
 
 /// Mounts all inputs at once, and singly those that do not lie with most of the others.
-fn overlay(spec: &Spec, scratch: &Scratch, root: &Root, inputs: &[Planned<'_>]) -> Attempt<()> {
-    let (home, _) = inputs.first().map_or((Path::new("/"), OsStr::new("")), |first| split(&first.input.tree));
+fn overlay<'a>(spec: &Spec, scratch: &Scratch, root: &Root, inputs: &[Planned<'a>]) -> Attempt<()> {
+    let (home, _) = inputs.first().map_or((Path::new("/"), OsStr::new("")), |first| split(first.input.tree));
     let (Some(below), Some(home_name)) = (home.parent(), home.file_name()) else {
         return Err(Failure::new("trees in the root directory"));
     };
     let is_home = |tree: &Path| split(tree).0.as_os_str() == home.as_os_str();
-    let entry = |Planned { input, kind }: &_| {
-        let name = split(&input.tree).1.as_encoded_bytes();
-        let redirect = [b"/", home_name.as_encoded_bytes(), b"/", name].concat();
-        Entry { name: &input.name, kind: kind.clone(), redirect: is_home(&input.tree).then_some(redirect) }
+    let home_path = [b"/", home_name.as_bytes(), b"/"].concat();
+    let entry = |planned: &Planned<'a>| {
+        let redirect = Redirect { home: &home_path, name: split(planned.input.tree).1.as_bytes() };
+        let redirect = is_home(planned.input.tree).then_some(redirect);
+        Entry { name: planned.input.name, kind: planned.kind.clone(), redirect }
     };
     let entries: Vec<Entry> = inputs.iter().map(entry).collect();
     let view = view::mount(&entries, scratch).doing("mounting the view of the inputs")?;
@@ -151,7 +153,7 @@ fn overlay(spec: &Spec, scratch: &Scratch, root: &Root, inputs: &[Planned<'_>]) 
     let store = copy_mount(CWD, &scratch.work().join(STORE)).doing("opening the overlay")?;
     root.attach(store, &spec.store_dir)?;
     let mut trees = Trees::default();
-    let mut elsewhere = inputs.iter().filter(|planned| !is_home(&planned.input.tree));
+    let mut elsewhere = inputs.iter().filter(|planned| !is_home(planned.input.tree));
     elsewhere.try_for_each(|planned| cover(planned, spec, root, &mut trees))
 }
 
@@ -161,10 +163,10 @@ fn cover<'a>(input: &Planned<'a>, spec: &Spec, root: &Root, trees: &mut Trees<'a
         return Ok(());
     }
     let doing = || format!("binding input '{}'", input.input.tree.display());
-    let (dir, tree) = trees.locate(&input.input.tree)?;
+    let (dir, tree) = trees.locate(input.input.tree)?;
     let mount = copy_mount(dir, Path::new(tree)).doing_with(doing)?;
     sys::set_read_only(&mount).doing_with(doing)?;
-    root.attach(mount, &spec.store_dir.join(&input.input.name))
+    root.attach(mount, &spec.store_dir.join(input.input.name))
 }
 
 /// A detached overlay of view, layer below, upper and work directory. They are named by their descriptors:

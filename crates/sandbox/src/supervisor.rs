@@ -16,7 +16,7 @@ use rustix::process::umask;
 
 use crate::audience::Audience;
 use crate::birth::{Network, Newborn};
-use crate::child::{read_spec, talk};
+use crate::child::{read_spec, talk, unreadable};
 use crate::failure::{Attempt, Doing, Failure};
 use crate::identity::{Ids, Lease, Rights};
 use crate::log::Log;
@@ -76,7 +76,8 @@ pub(crate) fn supervise(context: &Context, starter: OwnedFd, cgroups: &Cgroups) 
         log: None,
         uid: Ids::own().uid,
     };
-    let spec = match file.try_clone().doing("reading the spec").and_then(read_spec) {
+    let spec = read_spec(&file).and_then(|bytes| Spec::decode(&bytes).map(|(spec, _)| spec).map_err(unreadable));
+    let spec = match spec {
         Ok(spec) => spec,
         Err(failure) => return build.conclude(None, Seen::failed(failure)),
     };

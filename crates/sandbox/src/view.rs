@@ -36,9 +36,17 @@ pub(crate) enum Kind {
 pub(crate) struct Entry<'a> {
     pub name: &'a str,
     pub kind: Kind,
-    /// The absolute path in the layer below that has the contents. Without it a directory or file is empty,
-    /// for something to be mounted on.
-    pub redirect: Option<Vec<u8>>,
+    /// Where the contents are in the layer below. Without it a directory or file is empty, for something to be
+    /// mounted on.
+    pub redirect: Option<Redirect<'a>>,
+}
+
+/// The absolute path of a tree in the layer below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Redirect<'a> {
+    /// The directory of the trees, with slashes before and after it.
+    pub home: &'a [u8],
+    pub name: &'a [u8],
 }
 
 /// Makes a detached mount of a view. Names must be sorted and different.
@@ -53,18 +61,15 @@ pub(crate) fn mount(entries: &[Entry<'_>], scratch: &Scratch) -> io::Result<Owne
     best(entries, scratch).or_else(|_| second(entries, scratch))
 }
 
+/// Extended attributes, without the `trusted.` before their names.
 const REDIRECT: &str = "overlay.redirect";
 const METACOPY: &str = "overlay.metacopy";
-const OPAQUE: (&str, &[u8]) = ("overlay.opaque", b"y");
+const OPAQUE: &str = "overlay.opaque";
+const OPAQUE_VALUE: &[u8] = b"y";
 
 impl Entry<'_> {
-    /// Names (without the `trusted.` before them) and values.
-    fn xattrs(&self) -> Vec<(&'static str, &[u8])> {
-        let Some(redirect) = &self.redirect else { return Vec::new() };
-        match self.kind {
-            Kind::Directory => vec![(REDIRECT, redirect)],
-            Kind::File { .. } => vec![(REDIRECT, redirect), (METACOPY, b"")],
-            Kind::Symlink { .. } => Vec::new(),
-        }
+    /// Symlinks have all they need.
+    fn effective_redirect(&self) -> Option<Redirect<'_>> {
+        self.redirect.filter(|_| !matches!(self.kind, Kind::Symlink { .. }))
     }
 }

@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::{DIRECTORY_MODE, Entry, Kind, MTIME, OPAQUE, STORE};
+use super::{DIRECTORY_MODE, Entry, Kind, METACOPY, MTIME, OPAQUE, OPAQUE_VALUE, REDIRECT, STORE};
 use crate::Scratch;
 use crate::rootfs::new_filesystem;
 
@@ -30,6 +30,7 @@ const STORE_AT: usize = ROOT_AT + 3 * SLOT;
 
 const TRUSTED: u8 = 4;
 const XATTR_HEADER_LEN: usize = 12;
+const DIRENT_LEN: usize = 12;
 
 /// One chunk for the largest file that a compact inode can have, and the index that says it is a hole.
 const ONE_CHUNK: u32 = 31;
@@ -52,72 +53,63 @@ enum Layout {
     Chunks = 4,
 }
 
-/// One inode, all but its number.
+/// What an inode says, all but its number.
 struct Inode {
     mode: u32,
     size: u32,
     layout: Layout,
     /// First block (plain), or chunk format (chunks).
     place: u32,
-    xattrs: Vec<u8>,
-    /// Follows the inode: data (inline), or the chunk index.
-    tail: Vec<u8>,
+    xattrs_len: usize,
 }
 
 /// A name, the slot of its inode, a `TYPE_`.
 type Name<'a> = (&'a [u8], usize, u8);
 
+/// `.` and `..`.
+const NO_NAMES_LEN: usize = 2 * DIRENT_LEN + 3;
+
 /// The image, or `None` for entries that need more than compact inodes. Names must be sorted and different.
 fn image(entries: &[Entry<'_>]) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; BLOCK];
-    let root_slot = ROOT_AT / SLOT;
-    let store_slot = STORE_AT / SLOT;
-    let store_xattrs = encode_xattrs(&[OPAQUE]);
-    let mut end = STORE_AT + INODE_LEN + store_xattrs.len();
+    let (root, store) = (ROOT_AT / SLOT, STORE_AT / SLOT);
+    let mut store_xattrs = Vec::new();
+    encode_xattrs(&[(OPAQUE, &[OPAQUE_VALUE])], &mut store_xattrs);
 
-    let mut names: Vec<Name> = vec![(b".", store_slot, TYPE_DIRECTORY), (b"..", root_slot, TYPE_DIRECTORY)];
+    // What typical entries need, with their names.
+    let mut bytes = Vec::with_capacity(BLOCK + entries.len() * 8 * SLOT);
+    bytes.resize(STORE_AT + INODE_LEN + store_xattrs.len(), 0);
+    let mut names: Vec<Name> = Vec::with_capacity(entries.len() + 2);
+    names.extend([(&b"."[..], store, TYPE_DIRECTORY), (b"..", root, TYPE_DIRECTORY)]);
     for entry in entries {
-        let mut inode = inode(entry)?;
-        let len = inode.len();
-        let at = fit(end, len)?;
-        let slot = at / SLOT;
-        if let Kind::Directory = entry.kind {
-            inode.tail = directory(&[(b".", slot, TYPE_DIRECTORY), (b"..", store_slot, TYPE_DIRECTORY)]);
-        }
-        end = at + len;
-        bytes.resize(bytes.len().max(end.next_multiple_of(BLOCK)), 0);
-        inode.write(&mut bytes[at..end], slot);
-        names.push((entry.name.as_bytes(), slot, inode.file_type()));
+        names.push(push(entry, &mut bytes)?);
     }
     // `.` and `..` are not before every name.
     names.sort_unstable();
 
-    let store = directory(&names);
-    let root = directory(&[
-        (b".", root_slot, TYPE_DIRECTORY),
-        (b"..", root_slot, TYPE_DIRECTORY),
-        (STORE.as_bytes(), store_slot, TYPE_DIRECTORY),
-    ]);
-    let store = Inode {
-        mode: S_IFDIR | 0o1775,
-        size: u32::try_from(store.len()).ok()?,
-        layout: Layout::Plain,
-        place: u32::try_from(bytes.len() / BLOCK).ok()?,
-        xattrs: store_xattrs,
-        tail: store,
-    };
-    let root = Inode {
-        mode: S_IFDIR | 0o755,
-        size: root.len() as u32,
-        layout: Layout::Inline,
-        place: 0,
-        xattrs: Vec::new(),
-        tail: root,
-    };
-    bytes.extend_from_slice(&store.tail);
     bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
-    root.write(&mut bytes[ROOT_AT..STORE_AT], root_slot);
-    store.write_head(&mut bytes[STORE_AT..], store_slot);
+    let first_block = bytes.len() / BLOCK;
+    directory(&names, &mut bytes);
+    let store_size = bytes.len() - first_block * BLOCK;
+    bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+
+    let store_inode = Inode {
+        mode: S_IFDIR | 0o1775,
+        size: u32::try_from(store_size).ok()?,
+        layout: Layout::Plain,
+        place: u32::try_from(first_block).ok()?,
+        xattrs_len: store_xattrs.len(),
+    };
+    let mut fixed = store_inode.encode(store).to_vec();
+    fixed.extend(store_xattrs);
+    bytes[STORE_AT..STORE_AT + fixed.len()].copy_from_slice(&fixed);
+
+    let mut tail = Vec::new();
+    let store_name = (STORE.as_bytes(), store, TYPE_DIRECTORY);
+    directory(&[(b".", root, TYPE_DIRECTORY), (b"..", root, TYPE_DIRECTORY), store_name], &mut tail);
+    let mut fixed = inline(S_IFDIR | 0o755, tail.len(), 0).encode(root).to_vec();
+    fixed.extend(tail);
+    bytes[ROOT_AT..ROOT_AT + fixed.len()].copy_from_slice(&fixed);
+
     let superblock = superblock(entries.len() as u64 + 2, u32::try_from(bytes.len() / BLOCK).ok()?);
     bytes[SUPERBLOCK_AT..ROOT_AT].copy_from_slice(&superblock);
     Some(bytes)
@@ -134,6 +126,48 @@ pub(super) fn mount(entries: &[Entry<'_>], scratch: &Scratch) -> io::Result<Owne
     new_filesystem("erofs", &[("source", &source)])
 }
 
+/// Appends an entry's inode, its attributes and what follows them.
+fn push<'a>(entry: &Entry<'a>, bytes: &mut Vec<u8>) -> Option<Name<'a>> {
+    let mut xattrs = Vec::new();
+    if let Some(redirect) = entry.effective_redirect() {
+        let redirect = [redirect.home, redirect.name];
+        let all: [(&str, &[&[u8]]); 2] = [(REDIRECT, &redirect), (METACOPY, &[])];
+        let count = if let Kind::File { .. } = entry.kind { 2 } else { 1 };
+        encode_xattrs(&all[..count], &mut xattrs);
+    }
+    let (inode, tail_len, kind) = match &entry.kind {
+        Kind::Directory => (inline(S_IFDIR | DIRECTORY_MODE, NO_NAMES_LEN, xattrs.len()), NO_NAMES_LEN, TYPE_DIRECTORY),
+        Kind::Symlink { target } => (inline(S_IFLNK | 0o777, target.len(), xattrs.len()), target.len(), TYPE_SYMLINK),
+        Kind::File { size, mode } => {
+            let size = u32::try_from(*size).ok()?;
+            let (layout, place, tail_len) = match size {
+                0 => (Layout::Plain, 0, 0),
+                _ => (Layout::Chunks, ONE_CHUNK, HOLE.len()),
+            };
+            let inode = Inode { mode: S_IFREG | mode, size, layout, place, xattrs_len: xattrs.len() };
+            (inode, tail_len, TYPE_FILE)
+        }
+    };
+    let at = fit(bytes.len(), INODE_LEN + xattrs.len() + tail_len)?;
+    let slot = at / SLOT;
+    bytes.resize(at, 0);
+    bytes.extend_from_slice(&inode.encode(slot));
+    bytes.extend_from_slice(&xattrs);
+    match &entry.kind {
+        Kind::Directory => {
+            directory(&[(b".", slot, TYPE_DIRECTORY), (b"..", STORE_AT / SLOT, TYPE_DIRECTORY)], bytes);
+        }
+        Kind::Symlink { target } => bytes.extend_from_slice(target),
+        Kind::File { .. } => bytes.extend_from_slice(&HOLE[..tail_len]),
+    }
+    Some((entry.name.as_bytes(), slot, kind))
+}
+
+fn inline(mode: u32, size: usize, xattrs_len: usize) -> Inode {
+    // Checked by `fit` to be less than a block.
+    Inode { mode, size: size as u32, layout: Layout::Inline, place: 0, xattrs_len }
+}
+
 /// The first place from `end` on where `len` bytes begin at a slot and do not cross into another block.
 fn fit(end: usize, len: usize) -> Option<usize> {
     let at = end.next_multiple_of(SLOT);
@@ -142,62 +176,16 @@ fn fit(end: usize, len: usize) -> Option<usize> {
     (len <= BLOCK).then_some(at)
 }
 
-fn inode(entry: &Entry<'_>) -> Option<Inode> {
-    let xattrs = encode_xattrs(&entry.xattrs());
-    let inline = |mode, tail: Vec<u8>, xattrs| Inode {
-        mode,
-        size: tail.len() as u32,
-        layout: Layout::Inline,
-        place: 0,
-        xattrs,
-        tail,
-    };
-    Some(match &entry.kind {
-        Kind::Directory => {
-            let names = directory(&[(b".", 0, TYPE_DIRECTORY), (b"..", 0, TYPE_DIRECTORY)]);
-            inline(S_IFDIR | DIRECTORY_MODE, names, xattrs)
-        }
-        Kind::Symlink { target } => inline(S_IFLNK | 0o777, target.clone(), xattrs),
-        Kind::File { size: 0, mode } => Inode { layout: Layout::Plain, ..inline(S_IFREG | mode, Vec::new(), xattrs) },
-        Kind::File { size, mode } => Inode {
-            mode: S_IFREG | mode,
-            size: u32::try_from(*size).ok()?,
-            layout: Layout::Chunks,
-            place: ONE_CHUNK,
-            xattrs,
-            tail: HOLE.to_vec(),
-        },
-    })
-}
-
 impl Inode {
-    fn len(&self) -> usize {
-        INODE_LEN + self.xattrs.len() + self.tail.len()
-    }
-
-    fn file_type(&self) -> u8 {
-        match self.mode & 0o170000 {
-            S_IFDIR => TYPE_DIRECTORY,
-            S_IFLNK => TYPE_SYMLINK,
-            _ => TYPE_FILE,
-        }
-    }
-
-    fn write(&self, to: &mut [u8], slot: usize) {
-        self.write_head(to, slot);
-        let tail_at = INODE_LEN + self.xattrs.len();
-        to[tail_at..tail_at + self.tail.len()].copy_from_slice(&self.tail);
-    }
-
-    /// `struct erofs_inode_compact` and the extended attributes behind it.
-    fn write_head(&self, to: &mut [u8], slot: usize) {
+    /// `struct erofs_inode_compact`. Times are the superblock's.
+    fn encode(&self, slot: usize) -> [u8; INODE_LEN] {
         let is_dir = self.mode & 0o170000 == S_IFDIR;
-        let xattr_count = match self.xattrs.len() {
+        let xattr_count = match self.xattrs_len {
             0 => 0,
             len => (len - XATTR_HEADER_LEN) / 4 + 1,
         };
-        let mut head = [0; INODE_LEN];
-        let mut put = |at: usize, field: &[u8]| head[at..at + field.len()].copy_from_slice(field);
+        let mut bytes = [0; INODE_LEN];
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &((self.layout as u16) << 1).to_le_bytes());
         put(2, &(xattr_count as u16).to_le_bytes());
         put(4, &(self.mode as u16).to_le_bytes());
@@ -205,56 +193,48 @@ impl Inode {
         put(8, &self.size.to_le_bytes());
         put(16, &self.place.to_le_bytes());
         put(20, &(slot as u32).to_le_bytes());
-        to[..INODE_LEN].copy_from_slice(&head);
-        to[INODE_LEN..INODE_LEN + self.xattrs.len()].copy_from_slice(&self.xattrs);
+        bytes
     }
 }
 
-/// `struct erofs_xattr_ibody_header` and entries, or nothing.
-fn encode_xattrs(xattrs: &[(&str, &[u8])]) -> Vec<u8> {
-    if xattrs.is_empty() {
-        return Vec::new();
-    }
-    let mut bytes = vec![0; XATTR_HEADER_LEN];
+/// Appends `struct erofs_xattr_ibody_header` and entries, each a name and the parts of its value.
+fn encode_xattrs(xattrs: &[(&str, &[&[u8]])], bytes: &mut Vec<u8>) {
+    bytes.extend([0; XATTR_HEADER_LEN]);
     for (name, value) in xattrs {
+        let value_len: usize = value.iter().map(|part| part.len()).sum();
         bytes.extend([name.len() as u8, TRUSTED]);
-        bytes.extend((value.len() as u16).to_le_bytes());
-        bytes.extend(name.as_bytes());
-        bytes.extend(*value);
+        bytes.extend((value_len as u16).to_le_bytes());
+        bytes.extend_from_slice(name.as_bytes());
+        value.iter().for_each(|part| bytes.extend_from_slice(part));
         bytes.resize(bytes.len().next_multiple_of(4), 0);
     }
-    bytes
 }
 
-/// The blocks of a directory with these names, sorted. In each block first the `struct erofs_dirent`s, then
-/// the names; all blocks but the last are filled up with zeros.
-fn directory(names: &[Name<'_>]) -> Vec<u8> {
-    const DIRENT_LEN: usize = 12;
-    let mut bytes = Vec::new();
+/// Appends the blocks of a directory with these names, sorted. In each block first the `struct erofs_dirent`s,
+/// then the names; all blocks but the last are filled up with zeros.
+fn directory(names: &[Name<'_>], bytes: &mut Vec<u8>) {
+    let start = bytes.len();
     let mut rest = names;
     while !rest.is_empty() {
-        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        let filled = (bytes.len() - start).next_multiple_of(BLOCK);
+        bytes.resize(start + filled, 0);
         let mut room = BLOCK;
-        let fitting = rest
-            .iter()
-            .take_while(|(name, ..)| {
-                let fits = room.checked_sub(DIRENT_LEN + name.len());
-                room = fits.unwrap_or(0);
-                fits.is_some()
-            })
-            .count();
-        let (block, after) = rest.split_at(fitting.max(1));
+        let fits = |(name, ..): &&Name| {
+            let left = room.checked_sub(DIRENT_LEN + name.len());
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        let (block, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
         let mut name_at = block.len() * DIRENT_LEN;
         for (name, slot, kind) in block {
-            bytes.extend((*slot as u64).to_le_bytes());
-            bytes.extend((name_at as u16).to_le_bytes());
-            bytes.extend([*kind, 0]);
+            bytes.extend_from_slice(&(*slot as u64).to_le_bytes());
+            bytes.extend_from_slice(&(name_at as u16).to_le_bytes());
+            bytes.extend_from_slice(&[*kind, 0]);
             name_at += name.len();
         }
-        bytes.extend(block.iter().flat_map(|(name, ..)| *name));
+        block.iter().for_each(|(name, ..)| bytes.extend_from_slice(name));
         rest = after;
     }
-    bytes
 }
 
 /// `struct erofs_super_block`.

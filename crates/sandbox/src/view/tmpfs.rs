@@ -9,7 +9,7 @@ use rustix::fs::{
     utimensat,
 };
 
-use super::{DIRECTORY_MODE, Entry, Kind, MTIME, OPAQUE, STORE};
+use super::{DIRECTORY_MODE, Entry, Kind, METACOPY, MTIME, OPAQUE, OPAQUE_VALUE, REDIRECT, STORE};
 use crate::Scratch;
 use crate::rootfs::new_filesystem;
 
@@ -22,7 +22,7 @@ pub(super) fn mount(entries: &[Entry<'_>], _scratch: &Scratch) -> io::Result<Own
     // There is no call to set attributes by descriptor and name, so names are relative to where we are.
     let here = openat(CWD, ".", flags, Mode::empty())?;
     rustix::process::fchdir(&store)?;
-    let filled = set(Path::new("."), OPAQUE).and_then(|()| entries.iter().try_for_each(make));
+    let filled = set(Path::new("."), OPAQUE, OPAQUE_VALUE).and_then(|()| entries.iter().try_for_each(make));
     rustix::process::fchdir(here)?;
     filled.map(|()| root)
 }
@@ -39,15 +39,18 @@ fn make(entry: &Entry<'_>) -> io::Result<()> {
             ftruncate(file, *size)?;
         }
     }
-    for attribute in entry.xattrs() {
-        set(name, attribute)?;
+    if let Some(redirect) = entry.effective_redirect() {
+        set(name, REDIRECT, &[redirect.home, redirect.name].concat())?;
+        if let Kind::File { .. } = entry.kind {
+            set(name, METACOPY, b"")?;
+        }
     }
     let time = Timespec { tv_sec: MTIME, tv_nsec: 0 };
     let times = Timestamps { last_access: time, last_modification: time };
     Ok(utimensat(CWD, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-fn set(path: &Path, (name, value): (&str, &[u8])) -> io::Result<()> {
+fn set(path: &Path, name: &str, value: &[u8]) -> io::Result<()> {
     let name = PathBuf::from(format!("trusted.{name}"));
     Ok(setxattr(path, name, value, XattrFlags::CREATE)?)
 }

@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("a_missing_input_fails_the_set_up", a_missing_input_fails_the_set_up),
     ("inputs_cannot_be_changed", inputs_cannot_be_changed),
     ("data_directory_with_a_long_path", data_directory_with_a_long_path),
+    ("every_kind_of_view_shows_the_same", every_kind_of_view_shows_the_same),
 ];
 
 /// More than are mounted one by one.
@@ -209,4 +210,22 @@ fn data_directory_with_a_long_path(world: &World) {
     assert_eq!(ran.log, format!("{}\nhere\n", MANY + 1));
     let again = crate::world::finish(shoal_sandbox::attach(&spec.scratch, 3).unwrap());
     assert_eq!(again.log, "here\n");
+}
+
+fn every_kind_of_view_shows_the_same(world: &World) {
+    if world.who == Who::User {
+        println!("skipped: views: only root has them");
+        return;
+    }
+    let dir = world.scratch();
+    let output = std::process::Command::new("/proc/self/exe")
+        .args([shoal_sandbox::SUPERVISOR_ARG, "probe"])
+        .arg(&dir)
+        .output()
+        .unwrap();
+    let found = String::from_utf8(output.stdout).unwrap();
+    if !found.contains("erofs") {
+        println!("skipped: EROFS views: this kernel can't mount a file");
+    }
+    assert!(["erofs tmpfs\n", "tmpfs\n"].contains(&found.as_str()), "{found}");
 }
