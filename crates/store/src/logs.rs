@@ -39,12 +39,13 @@ impl Store {
         Ok(LogWriter { encoder: Some(encoder), new, path: log_path(&self.dir, drv) })
     }
 
-    /// Keeps the log of a derivation, in the place of an earlier one.
+    /// Keeps the log of a derivation, in the place of an earlier one. It survives the end of the process; a machine that
+    /// stops at once may lose it, which is no reason to keep builds waiting for the disk.
     pub fn put_log(&self, drv: &StorePath, mut log: impl Read) -> Result<()> {
         let mut writer = self.begin_log(drv)?;
         let copied = io::copy(&mut log, &mut writer);
         copied.map_err(Error::io("write", &writer.new))?;
-        writer.finish()
+        writer.publish(|_| Ok(()))
     }
 
     pub fn log(&self, drv: &StorePath) -> Result<Option<Log>> {
@@ -62,11 +63,15 @@ impl Store {
 
 impl LogWriter {
     /// Makes the log visible and durable.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
+        self.publish(|file| file.sync_data())
+    }
+
+    fn publish(mut self, sync: impl FnOnce(&File) -> io::Result<()>) -> Result<()> {
         let Some(encoder) = self.encoder.take() else {
             return Ok(());
         };
-        let written = encoder.finish().and_then(|file| file.sync_data());
+        let written = encoder.finish().and_then(|file| sync(&file));
         written.map_err(Error::io("write", &self.new))?;
         if let Some(dir) = self.path.parent() {
             fs::create_dir_all(dir).map_err(Error::io("create", dir))?;

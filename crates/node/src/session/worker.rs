@@ -12,7 +12,7 @@ use shoal_wire::nix::proto::{Dialect, Done, Feature, FramedReader, Reader};
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 use shoal_wire::nix::worker::ops::{
     AddBuildLog, AddMultipleToStore, AddTextToStore, AddToStore, AddToStoreNar, BuildPaths, BuildPathsWithResults,
-    SetOptions,
+    GcAction, SetOptions,
 };
 use shoal_wire::nix::worker::{
     KeyedBuildResult, MINOR_MIN, Offer, Reply, Request, SERVER_MAGIC, Trust, UploadEntries, handshake,
@@ -131,7 +131,15 @@ impl Worker {
             Request::FindRoots(_) => Reply::FindRoots(client.roots()?),
             Request::QueryDeriver(r) => Reply::QueryDeriver(client.valid_path_info(&r.path)?.deriver),
             Request::SetOptions(r) => self.set_options(&r)?,
-            Request::CollectGarbage(r) => Reply::CollectGarbage(client.collect(r)?),
+            Request::CollectGarbage(r) => {
+                let deletes = matches!(r.action, GcAction::DeleteDead | GcAction::DeleteSpecific);
+                self.outlet.say("finding garbage collector roots...")?;
+                let collected = client.collect(r)?;
+                for path in collected.paths.iter().filter(|_| deletes) {
+                    self.outlet.remark(&format!("deleting '{}'", client.dir().print(path)))?;
+                }
+                Reply::CollectGarbage(collected)
+            }
             Request::QuerySubstitutablePathInfo(_) => Reply::QuerySubstitutablePathInfo(None),
             Request::QueryDerivationOutputs(r) => {
                 Reply::QueryDerivationOutputs(client.output_map(&r.path)?.into_values().flatten().collect())
@@ -253,7 +261,9 @@ impl Worker {
             if !client.is_trusted() {
                 return Err(Fault::refused("you are not privileged to add logs"));
             }
-            client.store().put_log(&request.drv, frames)?;
+            let mut log = client.store().begin_log(&request.drv)?;
+            std::io::copy(frames, &mut log)?;
+            log.finish()?;
             Ok(Reply::AddBuildLog(Done))
         })
     }
