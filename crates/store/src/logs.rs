@@ -41,11 +41,20 @@ impl Store {
 
     /// Keeps the log of a derivation, in the place of an earlier one. It survives the end of the process; a machine that
     /// stops at once may lose it, which is no reason to keep builds waiting for the disk.
-    pub fn put_log(&self, drv: &StorePath, mut log: impl Read) -> Result<()> {
+    pub fn put_log(&self, drv: &StorePath, log: impl Read) -> Result<()> {
+        self.copy_log(drv, log)?.publish(|_| Ok(()))
+    }
+
+    /// The same for a log that somebody is told is safe.
+    pub fn put_log_durably(&self, drv: &StorePath, log: impl Read) -> Result<()> {
+        self.copy_log(drv, log)?.finish()
+    }
+
+    fn copy_log(&self, drv: &StorePath, mut log: impl Read) -> Result<LogWriter> {
         let mut writer = self.begin_log(drv)?;
         let copied = io::copy(&mut log, &mut writer);
         copied.map_err(Error::io("write", &writer.new))?;
-        writer.publish(|_| Ok(()))
+        Ok(writer)
     }
 
     pub fn log(&self, drv: &StorePath) -> Result<Option<Log>> {

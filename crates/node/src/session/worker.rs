@@ -261,9 +261,7 @@ impl Worker {
             if !client.is_trusted() {
                 return Err(Fault::refused("you are not privileged to add logs"));
             }
-            let mut log = client.store().begin_log(&request.drv)?;
-            std::io::copy(frames, &mut log)?;
-            log.finish()?;
+            client.store().put_log_durably(&request.drv, frames)?;
             Ok(Reply::AddBuildLog(Done))
         })
     }
