@@ -77,12 +77,14 @@ pub(crate) fn try_receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Re
 fn receive_flags(socket: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> io::Result<Received<'_>> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = retry_on_intr(|| recvmsg(socket.as_fd(), &mut [IoSliceMut::new(buffer)], &mut control, flags));
-    let length = match received {
-        Ok(message) => message.bytes,
-        // The other side closed without reading what we had sent.
-        Err(Errno::CONNRESET) => 0,
-        Err(error) => return Err(error.into()),
+    let length = loop {
+        match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(buffer)], &mut control, flags) {
+            Ok(message) => break message.bytes,
+            // The other side closed without reading what we had sent. It is said once, and before all that the
+            // other side had sent.
+            Err(Errno::CONNRESET | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     };
     let fd = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),

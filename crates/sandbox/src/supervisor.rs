@@ -4,7 +4,7 @@
 //! then on it needs nobody: if the node dies, it goes on, and leaves the outcome in the scratch directory.
 
 use std::fs::{DirBuilder, OpenOptions, rename, write};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
 use std::path::Path;
@@ -123,7 +123,11 @@ impl Build {
             lend(&sandbox.terminal, lease.ids).doing("lending the terminal to the builder")?;
         }
         sandbox.group.limit(&spec.cgroups, sandbox.pid).doing("limiting memory")?;
-        message::send(&sandbox.socket, &lease.ids.encode()).doing("handing over the ids")?;
+        match message::send(&sandbox.socket, &lease.ids.encode()) {
+            // It has failed meanwhile, and said why.
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {}
+            sent => sent.doing("handing over the ids")?,
+        }
         Watch::new(&mut sandbox, lease.ids, spec, log, &mut self.audience, self.started)
             .run()
             .doing("watching the builder")
