@@ -1,5 +1,6 @@
 //! A node: front doors, builds and the command line. It wires; what can be decided without I/O is decided elsewhere.
 
+pub mod build;
 pub mod builtin;
 pub mod cli;
 pub mod client_setup;
@@ -8,11 +9,10 @@ pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod door;
+pub mod dump;
 pub mod files;
 pub mod keys;
 pub mod logging;
 pub mod serve;
 pub mod session;
-pub mod build;
-pub mod dump;
 pub mod trees;

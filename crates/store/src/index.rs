@@ -26,9 +26,9 @@ impl Index {
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self> {
         let database = open(path, cache_bytes)?;
         let index = Index { path: path.to_owned(), cache_bytes, database: RwLock::new(Some(database)) };
-        let missing = index.read(|txn| tables::missing_any(txn))?;
+        let missing = index.read(tables::missing_any)?;
         if missing {
-            index.transact(|txn| tables::create_all(txn))?;
+            index.transact(tables::create_all)?;
         }
         Ok(index)
     }

@@ -126,12 +126,7 @@ impl Store {
     }
 
     /// The first thing that is wrong with a path. One that was deleted meanwhile is right.
-    fn verify_path(
-        &self,
-        path: &StorePath,
-        broken: &HashMap<[u8; 32], Damage>,
-        decoder: &mut Decoder,
-    ) -> Result<()> {
+    fn verify_path(&self, path: &StorePath, broken: &HashMap<[u8; 32], Damage>, decoder: &mut Decoder) -> Result<()> {
         self.index.read(|txn| {
             let paths = txn.open_table(PATHS)?;
             let Some(row) = paths.get(path.base_name())? else {

@@ -11,7 +11,8 @@ use measure::Report;
 
 type Part = fn(&mut Report);
 
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
+    ("pieces", parts::pieces),
     ("one", parts::one_nar),
     ("many", parts::many_nars),
     ("export", parts::export),

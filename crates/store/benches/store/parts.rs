@@ -4,6 +4,10 @@ use crate::measure::{MIB, REPEATS, Report, median, mib_s, process_cpu, resident,
 use crate::sample::{bench_store, commit, file, ingest, noise, path, tree};
 use shoal_store::{Options, Store};
 use shoal_wire::nix::path_info::PathInfo;
+use shoal_store::chunker::Chunker;
+use shoal_wire::nix::nar::NarLimits;
+use shoal_wire::nix::nar::index::IndexBuilder;
+use shoal_wire::nix::nar::parse::NarParser;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::time::Instant;
@@ -11,12 +15,64 @@ use std::time::Instant;
 /// Ingests at once where many are measured.
 const AT_ONCE: usize = 16;
 
+fn hash(nar: &[u8]) {
+    black_box(sha256(nar));
+}
+
+/// What each step of an ingest costs, in units of SHA-256's CPU time.
+pub fn pieces(report: &mut Report) {
+    let nar = tree();
+    let cpu = |work: &mut dyn FnMut()| {
+        let before = thread_cpu();
+        work();
+        thread_cpu() - before
+    };
+    let mut ends = vec![];
+    let mut cut = || {
+        let mut chunker = Chunker::default();
+        let mut at = 0;
+        let mut keep = |chunk: &[u8]| {
+            at += chunk.len();
+            ends.push(at);
+            Ok::<(), std::convert::Infallible>(())
+        };
+        nar.chunks(64 << 10).for_each(|piece| chunker.feed(piece, &mut keep).expect("infallible"));
+    };
+    let chunking = cpu(&mut cut);
+    let sha = cpu(&mut || hash(&nar));
+    let chunks = || ends.iter().scan(0, |from, &to| Some(&nar[std::mem::replace(from, to)..to]));
+    let blake3 = cpu(&mut || chunks().for_each(|chunk| drop(black_box(blake3::hash(chunk).to_hex()))));
+    let mut parser = NarParser::new(NarLimits::STRICT);
+    let parse = cpu(&mut || nar.chunks(64 << 10).for_each(|piece| drop(parser.feed(piece, &mut IndexBuilder::new()))));
+    let mut copied = Vec::new();
+    let copy = cpu(&mut || {
+        for piece in nar.chunks(128 << 10) {
+            copied.clear();
+            copied.extend_from_slice(black_box(piece));
+        }
+    });
+    let mut file = tempfile::tempfile().expect("a file");
+    let write = cpu(&mut || nar.chunks(1 << 20).for_each(|piece| file.write_all(piece).expect("write")));
+    let mut frame = vec![0; 300 << 10];
+    let steps = [("chunking", chunking), ("blake3", blake3), ("parser", parse), ("copy", copy), ("write", write)];
+    for (what, seconds) in steps {
+        report.add(format!("{what}, in sha256"), format!("{:.3}", seconds / sha), "");
+    }
+    for level in [-7, -5, -3, -1, 1, 2, 3] {
+        let mut zstd = zstd::bulk::Compressor::new(level).expect("zstd");
+        let seconds = cpu(&mut || {
+            chunks().for_each(|chunk| drop(black_box(zstd.compress_to_buffer(chunk, &mut frame[..]).expect("zstd"))))
+        });
+        report.add(format!("zstd {level}, in sha256"), format!("{:.3}", seconds / sha), "");
+    }
+}
+
 pub fn one_nar(report: &mut Report) {
     for (what, nar) in [("real tree", tree()), ("noise", file(&noise(1, 256 << 20)))] {
         let (mut sha, mut ours, mut speed, mut shares) = (vec![], vec![], vec![], vec![]);
         for _ in 0..REPEATS {
             let cpu = thread_cpu();
-            let alone = time(|| drop(black_box(sha256(&nar))));
+            let alone = time(|| hash(&nar));
             let sha_cpu = thread_cpu() - cpu;
             let (_dir, store) = bench_store(Options::default());
             let cpu = thread_cpu();
@@ -42,7 +98,7 @@ pub fn many_nars(report: &mut Report) {
         let (mut ratios, mut speeds, mut shares) = (vec![], vec![], vec![]);
         for _ in 0..REPEATS {
             let cpu = process_cpu();
-            let alone = time(|| nars.iter().for_each(|nar| drop(black_box(sha256(nar)))));
+            let alone = time(|| nars.iter().for_each(|nar| hash(nar)));
             let sha_cpu = process_cpu() - cpu;
             let (_dir, store) = bench_store(Options::default());
             let cpu = process_cpu();
@@ -83,7 +139,7 @@ pub fn export(report: &mut Report) {
         let value = median(speeds.collect()) * MIB / 1e6;
         report.add(format!("export, {what}"), format!("{value:.0} MB/s"), ">= 600 MB/s");
         let unpacked = tempfile::tempdir().expect("a directory");
-        let taken = time(|| drop(store.unpack(&path(0), &unpacked.path().join("x")).expect("unpack")));
+        let taken = time(|| assert!(store.unpack(&path(0), &unpacked.path().join("x")).expect("unpack")));
         report.add(format!("unpack, {what}"), format!("{:.0} MB/s", nar.len() as f64 / 1e6 / taken.as_secs_f64()), "");
     }
 }
@@ -105,7 +161,7 @@ pub fn levels(report: &mut Report) {
     for level in [-7, -5, -3, -2, -1, 1, 2, 3] {
         let options = Options { level, ..Options::default() };
         let cpu = thread_cpu();
-        drop(black_box(sha256(&nar)));
+        hash(&nar);
         let sha_cpu = thread_cpu() - cpu;
         let (_dir, store) = bench_store(options);
         let cpu = thread_cpu();

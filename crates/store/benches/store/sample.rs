@@ -41,7 +41,8 @@ fn add(writer: &mut NarWriter<Vec<u8>>, at: &Path, name: &[u8], left: &mut usize
         writer.symlink(name, target.as_os_str().as_encoded_bytes()).expect("write");
     } else if metadata.is_dir() {
         writer.directory(name).expect("write");
-        let mut entries: Vec<_> = fs::read_dir(at).expect("list").map(|entry| entry.expect("entry").file_name()).collect();
+        let mut entries: Vec<_> =
+            fs::read_dir(at).expect("list").map(|entry| entry.expect("entry").file_name()).collect();
         entries.sort();
         for entry in entries {
             if *left > 0 {

@@ -158,7 +158,8 @@ fn what_nix_refuses_is_refused() {
         regular-truncated-large-contents.nar: NAR contents of 18446744073709551615 bytes do not fit at offset 96
         regular-truncated-padding.nar: NAR ends at offset 100 before it is complete
         slash.nar: NAR contains an invalid file name "x/y"
-    "#]].assert_eq(&all);
+    "#]]
+    .assert_eq(&all);
 }
 
 /// A directory in a directory, `levels` nodes deep in all.
