@@ -92,6 +92,8 @@ impl Newborn {
 impl Drop for Newborn {
     fn drop(&mut self) {
         self.kill();
+        // A control group can be removed when nobody is in it. Fails if it was reaped already.
+        let _ = sys::wait_usage(self.pid);
     }
 }
 

@@ -4,12 +4,13 @@
 //! that supervisor's socket. It ends when the node does; supervisors at work stay.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::process::setsid;
+use rustix::thread::set_name;
 
 use crate::supervisor::{Context, SUPERVISOR_ARG, supervise};
 use crate::sys::{self, Cloned};
@@ -34,11 +35,12 @@ pub(crate) fn run(context: &Context) -> io::Result<()> {
     let _ = setsid();
     sys::close_from(3)?;
     sys::ignore_children();
-    // SAFETY: stdin is open for as long as this process lives; nothing here closes it.
-    let node = unsafe { BorrowedFd::borrow_raw(0) };
+    // A name for `ps`; without one it goes by that of `/proc/self/exe`.
+    let _ = set_name(c"shoal-sandbox");
+    let node = std::io::stdin();
     let mut buffer = vec![0; REQUEST_MAX];
     loop {
-        let received = message::receive(node, &mut buffer)?;
+        let received = message::receive(&node, &mut buffer)?;
         if received.bytes.is_empty() {
             return Ok(());
         }
@@ -47,7 +49,7 @@ pub(crate) fn run(context: &Context) -> io::Result<()> {
         match sys::clone_process(0, None)? {
             Cloned::Parent { .. } => {
                 drop(near);
-                message::send_with_fd(node, b"s", &far)?;
+                message::send_with_fd(&node, b"s", &far)?;
             }
             Cloned::Child => {
                 drop((far, received.fd));

@@ -8,6 +8,19 @@
 //! argument is [`SUPERVISOR_ARG`]: the supervisor is that executable, started again.
 //!
 //! This crate knows no Nix protocol and no chunk store: inputs are trees on disk, outputs are trees on disk.
+//!
+//! # Processes
+//! The node starts one *launcher*, a process of one thread that forks fast. The launcher keeps a few spare
+//! *supervisors*, each with the *first process* of a sandbox that has its name spaces already. A build takes a
+//! spare: its supervisor makes the scratch directory ready while the first process looks at the inputs; then the
+//! first process makes the mounts, gives up its rights and executes the builder.
+//!
+//! # Invariants
+//! - No thread of the node ever forks, and no process here has a second thread: nothing is locked in a child.
+//! - Nothing of a build is in the supervisor's memory alone but the time: log and outcome are files first.
+//! - The first process dies with its supervisor, and every process of the sandbox with the first process.
+//! - The outcome is told when all of them are dead. Mounts may still be on their way out.
+//! - A builder never has a right that the caller of [`spawn`] does not have, and with root's none at all.
 
 mod audience;
 mod birth;

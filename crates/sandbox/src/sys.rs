@@ -1,4 +1,4 @@
-//! The system calls that have no safe wrapper. Every `unsafe` of this crate but the processes' births is here.
+//! The system calls that have no safe wrapper. Every `unsafe` of this crate is here.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;

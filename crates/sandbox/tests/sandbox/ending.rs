@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use expect_test::expect;
-use shoal_sandbox::{End, Event, Program, spawn};
+use shoal_sandbox::{Cgroups, End, Event, Program, spawn};
 
 use crate::harness::Test;
 use crate::world::{World, finish, run};
@@ -19,6 +19,9 @@ pub const TESTS: &[Test] = &[
     ("leftover_processes_are_dead", leftover_processes_are_dead),
     ("closing_the_log_is_death", closing_the_log_is_death),
     ("usage_is_metered", usage_is_metered),
+    ("a_long_build_joins_its_control_group", a_long_build_joins_its_control_group),
+    ("memory_is_limited", memory_is_limited),
+    ("a_build_is_born_in_its_version_2_group", a_build_is_born_in_its_version_2_group),
     ("last_words_are_heard", last_words_are_heard),
     ("a_used_scratch_is_refused", a_used_scratch_is_refused),
 ];
@@ -134,7 +137,7 @@ fn closing_the_log_is_death(world: &World) {
 fn usage_is_metered(world: &World) {
     let mut spec =
         world.script("i=0; while test $i -lt 20000; do i=$((i+1)); done; dd if=/dev/zero of=/dev/null bs=32M count=2");
-    for cgroups in [shoal_sandbox::Cgroups::Off, shoal_sandbox::cgroups()] {
+    for cgroups in [Cgroups::Off, shoal_sandbox::cgroups()] {
         spec.scratch = world.scratch();
         spec.cgroups = cgroups;
         let ran = run(&spec);
@@ -144,6 +147,80 @@ fn usage_is_metered(world: &World) {
         assert!(usage.memory_peak_bytes > 32 * 1024 * 1024, "{usage:?}");
         assert!(!usage.out_of_memory);
     }
+}
+
+/// What this machine has, if it can meter memory.
+fn memory_groups() -> Option<Cgroups> {
+    match shoal_sandbox::cgroups() {
+        Cgroups::Off | Cgroups::V1 { memory: None, .. } => None,
+        found => Some(found),
+    }
+}
+
+fn a_long_build_joins_its_control_group(world: &World) {
+    let Some(cgroups) = memory_groups() else {
+        println!("skipped: memory control groups: none that we may use");
+        return;
+    };
+    // Together they need more than the largest of them, which is all that resource usage knows.
+    let mut spec =
+        world.script("for i in 1 2 3; do (sleep 1.3; dd if=/dev/zero of=/dev/null bs=24M count=40) & done; wait");
+    spec.cgroups = cgroups;
+    let ran = run(&spec);
+    assert_eq!(ran.outcome.end, End::Exited(0), "{}", ran.log);
+    assert!(ran.outcome.usage.memory_peak_bytes > 40 * 1024 * 1024, "{:?}", ran.outcome.usage);
+}
+
+fn memory_is_limited(world: &World) {
+    const LIMIT: u64 = 48 * 1024 * 1024;
+    let Some(mut cgroups) = memory_groups() else {
+        println!("skipped: memory control groups: none that we may use");
+        return;
+    };
+    if let Cgroups::V1 { memory_max, .. } | Cgroups::V2 { memory_max, .. } = &mut cgroups {
+        *memory_max = Some(LIMIT);
+    }
+    let mut spec = world.script("dd if=/dev/zero of=/dev/null bs=200M count=1; exit $?");
+    spec.cgroups = cgroups;
+    let ran = run(&spec);
+    assert!(ran.outcome.usage.out_of_memory, "{ran:?}");
+    assert!(ran.outcome.usage.memory_peak_bytes <= LIMIT, "{ran:?}");
+    assert_ne!(ran.outcome.end, End::Exited(0));
+}
+
+fn a_build_is_born_in_its_version_2_group(world: &World) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "));
+    let point = mount.and_then(|line| line.split(' ').nth(4)).map(std::path::Path::new);
+    let groups = point.into_iter().flat_map(|point| std::fs::read_dir(point).unwrap().flatten());
+    for left in groups.filter(|group| group.file_name().to_string_lossy().starts_with("shoal-test-")) {
+        // Of an earlier run, whose last spares outlived it for a moment.
+        let _ = std::fs::remove_dir(left.path());
+    }
+    let parent = point.map(|point| point.join(format!("shoal-test-{}", std::process::id())));
+    let Some(parent) = parent.filter(|parent| std::fs::create_dir(parent).is_ok()) else {
+        println!("skipped: version 2 control groups: none that we may use");
+        return;
+    };
+    let mut spec = world.script("grep ^0:: /proc/self/cgroup; i=0; while test $i -lt 20000; do i=$((i+1)); done");
+    spec.cgroups = Cgroups::V2 { parent: parent.clone(), memory_max: None };
+    // The first one may find spares for builds without groups, the second has a spare of its own.
+    for _ in 0..5 {
+        spec.scratch = world.scratch();
+        let ran = run(&spec);
+        let name = parent.file_name().unwrap().to_str().unwrap();
+        assert!(ran.log.contains(&format!("{name}/shoal-build-")), "{}", ran.log);
+        assert!(ran.outcome.usage.cpu_user_us > 1_000, "{:?}", ran.outcome.usage);
+    }
+    spec.scratch = world.scratch();
+    spec.cgroups = Cgroups::V2 { parent: parent.clone(), memory_max: Some(1 << 30) };
+    let limited = run(&spec).outcome.end;
+    if !std::fs::read_to_string(parent.join("cgroup.subtree_control")).unwrap().contains("memory") {
+        assert!(matches!(limited, End::SetupFailed(_)), "a limit that can't be had is an error: {limited:?}");
+    }
+    let left = || std::fs::read_dir(&parent).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
+    // Spares have theirs as long as we live; those of builds are gone.
+    assert!(left() <= 3, "{}", left());
 }
 
 fn last_words_are_heard(world: &World) {
