@@ -72,14 +72,3 @@ fn foreign_architectures() -> &'static [ScmpArch] {
         &[]
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pfc() {
-        let f = filter().unwrap();
-        f.export_pfc(std::io::stdout()).unwrap();
-    }
-}

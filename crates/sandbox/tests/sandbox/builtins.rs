@@ -7,6 +7,8 @@ pub fn run(name: &str, payload: &[u8]) -> i32 {
     match name {
         "greet" => println!("{name} {}", String::from_utf8_lossy(payload)),
         "filtered" => filtered(),
+        #[cfg(target_arch = "x86_64")]
+        "foreign" => foreign(),
         "panic" => panic!("a builtin that panics"),
         "rights" => rights(),
         _ => return 7,
@@ -81,4 +83,41 @@ fn rights() {
     let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
     // The streams, and the directory that is being read.
     println!("descriptors: {fds}");
+}
+
+/// The calls of the two other ABIs that an x86-64 kernel may have. Those that need no pointers.
+#[cfg(target_arch = "x86_64")]
+fn foreign() {
+    use std::os::fd::AsRawFd;
+
+    const X32: i64 = 0x4000_0000;
+    const FCHMOD_I386: i64 = 94;
+    const FLISTXATTR_I386: i64 = 234;
+    /// By the kernel's convention: negative errors.
+    fn call_i386(number: i64, a: i64, b: i64) -> i64 {
+        let result: i64;
+        // SAFETY: a system call of two numbers; LLVM keeps rbx for itself, so it is swapped in and out.
+        unsafe {
+            std::arch::asm!(
+                "xchg rbx, {a}", "int 0x80", "xchg rbx, {a}",
+                a = inout(reg) a => _,
+                inlateout("rax") number => result,
+                in("rcx") b,
+                in("rdx") 0,
+                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            );
+        }
+        i64::from(result as i32)
+    }
+
+    let file = std::fs::File::create("file").unwrap();
+    let fd = i64::from(file.as_raw_fd());
+    for mode in [0o4755, 0o2755] {
+        println!("x32 fchmod {mode:o}: {}", call_kernel(X32 | libc::SYS_fchmod, [fd, mode, 0, 0, 0]));
+    }
+    println!("x32 flistxattr: {}", call_kernel(X32 | libc::SYS_flistxattr, [fd, 0, 0, 0, 0]));
+    for mode in [0o755, 0o4755, 0o2755] {
+        println!("i386 fchmod {mode:o}: {}", call_i386(FCHMOD_I386, fd, mode));
+    }
+    println!("i386 flistxattr: {}", call_i386(FLISTXATTR_I386, fd, 0));
 }

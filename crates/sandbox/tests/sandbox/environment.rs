@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("network_is_loopback_only", network_is_loopback_only),
     ("network_can_be_the_hosts", network_can_be_the_hosts),
     ("set_id_bits_and_attributes_are_refused", set_id_bits_and_attributes_are_refused),
+    ("other_abis_are_filtered_and_allowed", other_abis_are_filtered_and_allowed),
     ("builtins_have_no_rights", builtins_have_no_rights),
     ("linux32_is_i686", linux32_is_i686),
     ("files_and_binds", files_and_binds),
@@ -285,6 +286,24 @@ fn set_id_bits_and_attributes_are_refused(world: &World) {
         setxattr: ENOTSUP
         lsetxattr: ENOTSUP
         fsetxattr: ENOTSUP
+    "#]]
+    .assert_eq(&ran.log);
+}
+
+fn other_abis_are_filtered_and_allowed(world: &World) {
+    let ran = run(&world.builtin("foreign"));
+    if ran.outcome.end != End::Exited(3) {
+        println!("skipped: other ABIs: this machine runs no 32-bit programs: {:?}", ran.outcome.end);
+        return;
+    }
+    expect![[r#"
+        x32 fchmod 4755: EPERM
+        x32 fchmod 2755: EPERM
+        x32 flistxattr: ENOTSUP
+        i386 fchmod 755: 0
+        i386 fchmod 4755: -1
+        i386 fchmod 2755: -1
+        i386 flistxattr: -95
     "#]]
     .assert_eq(&ran.log);
 }

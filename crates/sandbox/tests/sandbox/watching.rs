@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("a_slow_watcher_holds_nobody_up", a_slow_watcher_holds_nobody_up),
     ("a_dead_supervisor_takes_the_build_along", a_dead_supervisor_takes_the_build_along),
     ("many_builds_at_once", many_builds_at_once),
+    ("killed_at_any_moment_it_ends", killed_at_any_moment_it_ends),
 ];
 
 fn attach_gets_all_from_an_offset(world: &World) {
@@ -180,4 +181,18 @@ fn many_builds_at_once(world: &World) {
             });
         }
     });
+}
+
+fn killed_at_any_moment_it_ends(world: &World) {
+    // From before the supervisor has read the spec to after the builder runs, on machines of any speed.
+    let delays = (0..60).map(|step| Duration::from_micros(step * step * 8));
+    for delay in delays {
+        let spec = world.script("sleep 1000");
+        let running = spawn(&spec).unwrap();
+        std::thread::sleep(delay);
+        running.kill().unwrap();
+        assert_eq!(finish(running).outcome.end, End::Killed, "after {delay:?}");
+        assert_eq!(finish(attach(&spec.scratch, 0).unwrap()).outcome.end, End::Killed);
+        shoal_sandbox::remove_tree(&spec.scratch).unwrap();
+    }
 }
