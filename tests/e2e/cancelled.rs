@@ -11,7 +11,8 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
 fn running(node: &Node) -> usize {
-    node.shoal("builds --json").ok().json().as_array().map_or(0, Vec::len)
+    let builds = node.shoal("builds --json").ok().json();
+    builds.as_array().into_iter().flatten().filter(|build| build["state"] == "running").count()
 }
 
 fn start_sleeping(machine: &Machine, node: &Node, remote: Remote) -> Running {

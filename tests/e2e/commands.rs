@@ -34,6 +34,11 @@ fn status_and_paths_in_words_and_in_json() {
     assert_eq!(status["pid"], node.ready().pid);
     assert!(status["store"]["paths"].as_u64() >= Some(3), "{status}");
     assert!(node.shoal("status").ok().stdout.contains("builds"));
+    let drv = shapes::instantiate_on(&machine, &node, Remote::SshNg, "fails");
+    machine.remote("nix-store", &node, Remote::SshNg).args(["-r", &drv]).fails();
+    let builds = node.shoal("builds --json").ok().json();
+    assert_eq!((&builds[0]["state"], &builds[0]["drv_path"]), (&"failed".into(), &drv.into()), "{builds}");
+    assert_eq!(builds[1]["state"], "built", "{builds}");
     let listed = node.shoal("paths").ok();
     assert!(listed.lines().contains(&path.as_str()), "{listed}");
     let one = node.shoal("paths --json").arg(&path).ok().json();

@@ -1,12 +1,13 @@
 //! Store paths that go to a node and come back.
 
-use shoal_tests::{Machine, Nix, Node, Remote, shapes};
+use shoal_tests::{Machine, Nix, Node, Remote, built, shapes};
 
 by_each_version!(
     copies_there_and_back_over_ssh_ng,
     copies_there_and_back_over_ssh,
     copies_there_and_back_over_the_socket,
     copies_closures,
+    evaluates_in_a_store_of_its_own,
     looks_at_paths,
     substitutes,
 );
@@ -62,6 +63,20 @@ fn copies_closures(nix: &Nix) {
     let from = there.near("nix-copy-closure", &node).env("NIX_CONFIG", "require-sigs = false");
     from.args(["--from", "nix@127.0.0.1", &path]).ok();
     assert!(there.real_path(&path).is_file());
+}
+
+/// `--eval-store`: derivations are made in the machine's own store, and go to the node to be built.
+fn evaluates_in_a_store_of_its_own(nix: &Nix) {
+    let machine = Machine::new(nix);
+    let node = Node::start(&[&machine]);
+    let own = format!("local?root={}", machine.root().display());
+    let store = machine.store(&node, Remote::SshNg);
+    let build =
+        machine.near("nix", &node).args(["build", "--no-link", "--json", "--eval-store", &own, "--store", &store]);
+    let build = build.arg("-f").args(shapes::expression(&machine, "")).arg("twice").ok();
+    let path = built(&build).remove(0);
+    assert!(node.paths().iter().any(|known| known["path"] == path.as_str()));
+    assert!(!machine.real_path(&path).exists(), "the result came back unasked");
 }
 
 /// path-info, ls and cat, and the queries of nix-store.

@@ -19,6 +19,7 @@ mod log;
 mod outputs;
 mod prepare;
 mod realisations;
+pub mod recent;
 mod references_graph;
 pub mod request;
 mod sandbox_spec;

@@ -55,7 +55,7 @@ pub enum Command {
     Status(status::Status),
     /// List the store paths of a running node
     Paths(paths::Paths),
-    /// List running builds
+    /// List running builds, and those that ended last
     Builds(status::Builds),
     /// Print the log of a build
     Log(paths::Log),

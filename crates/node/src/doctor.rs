@@ -54,7 +54,7 @@ pub fn examine(config: &Config, running: bool) -> Vec<Check> {
     if !running {
         checks.extend(port(config));
     }
-    checks.extend(shoal_sandbox::capabilities(&config.data_dir).into_iter().map(|capability| {
+    checks.extend(shoal_sandbox::capabilities(existing(&config.data_dir)).into_iter().map(|capability| {
         let verdict = match capability.state {
             State::Good => Verdict::Ok,
             State::Degraded => Verdict::Warn,

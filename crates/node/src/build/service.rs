@@ -25,6 +25,7 @@ use super::failure::{Failure, Texts, error_text};
 use super::feed::{BuildEvent, Feed, JobId};
 use super::graph::{self, Graph, Missing, Task};
 use super::history::History;
+use super::recent::{EndedBuild, Recent};
 use super::request::{BuildHandle, BuildOptions, BuildRequest, Goal, Wanted};
 use crate::trees::Trees;
 
@@ -91,6 +92,7 @@ struct State {
     schedule: Schedule<StorePath>,
     jobs: HashMap<StorePath, Job>,
     clients: HashMap<RequestId, Client>,
+    recent: Recent,
     draining: bool,
 }
 
@@ -112,6 +114,8 @@ pub struct RunningBuild {
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Overview {
     pub running: Vec<RunningBuild>,
+    /// The latest first.
+    pub recent: Vec<EndedBuild>,
     pub waiting: usize,
     pub max_jobs: usize,
     pub draining: bool,
@@ -140,6 +144,7 @@ impl BuildService {
             schedule: Schedule::new(config.max_jobs),
             jobs: HashMap::new(),
             clients: HashMap::new(),
+            recent: Recent::default(),
             draining: false,
         };
         let service = Arc::new(BuildService {
@@ -296,7 +301,12 @@ impl BuildService {
     fn job_ended(self: &Arc<Self>, task: &Task, ended: Ended) {
         let mut state = self.lock();
         let key = &task.drv_path;
-        let told = state.jobs.get_mut(key).and_then(|job| job.running.take()).map(|running| running.id);
+        let running = state.jobs.get_mut(key).and_then(|job| job.running.take());
+        if let (Some(running), true) = (&running, ended.announced) {
+            let failure = (!ended.is_success()).then(|| String::from_utf8_lossy(&ended.result.error_msg).into_owned());
+            state.recent.push(key.clone(), running.since.elapsed(), failure);
+        }
+        let told = running.map(|running| running.id);
         let wanting: Vec<RequestId> = state.schedule.wanted_by(key).collect();
         for request in wanting {
             let Some(client) = state.clients.get_mut(&request) else { continue };
@@ -395,6 +405,7 @@ impl BuildService {
         });
         Overview {
             running: running.collect(),
+            recent: state.recent.list(),
             waiting: state.schedule.waiting(),
             max_jobs: self.config.max_jobs,
             draining: state.draining,

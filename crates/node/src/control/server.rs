@@ -214,9 +214,20 @@ impl NodeState {
     }
 
     fn builds(&self, on_item: OnItem<'_>) -> Result<()> {
-        for build in self.builds.overview().running {
+        let overview = self.builds.overview();
+        for build in overview.running {
             let drv_path = self.dir.print(&build.drv_path);
             on_item(json!({ "state": "running", "seconds": build.seconds, "drv_path": drv_path }))?;
+        }
+        for build in overview.recent {
+            let state = if build.failure.is_some() { "failed" } else { "built" };
+            on_item(json!({
+                "state": state,
+                "seconds": build.seconds,
+                "drv_path": self.dir.print(&build.drv_path),
+                "ended": build.ended,
+                "failure": build.failure,
+            }))?;
         }
         Ok(())
     }
