@@ -69,7 +69,7 @@ impl<'a> Narrator<'a> {
         let start = |(id, kind)| (Weight::Kept, start(id, Verbosity::Error, kind, String::new(), Vec::new()));
         let mut said: Vec<Said> = started.into_iter().map(start).collect();
         let narrator = Narrator { dir, ids, realise, builds, copies, running: HashMap::new(), progress: [0; 4] };
-        said.extend(narrator.progress(Weight::Kept));
+        said.extend(narrator.expectations());
         (narrator, said)
     }
 
@@ -93,7 +93,7 @@ impl<'a> Narrator<'a> {
             }
             BuildEvent::Progress { done, expected, running, failed } => {
                 self.progress = [done, expected, running, failed];
-                self.progress(Weight::Droppable)
+                vec![(Weight::Droppable, self.counts())]
             }
             BuildEvent::Message(text) => vec![(Weight::Kept, StderrMessage::Next(text.into_bytes()))],
         }
@@ -101,12 +101,12 @@ impl<'a> Narrator<'a> {
 
     /// Said where nothing happens, so that nobody on the way takes the connection for dead.
     pub fn still_alive(&self) -> Vec<Said> {
-        vec![(Weight::Droppable, result(self.builds, ResultType::PROGRESS, numbers(self.progress)))]
+        vec![(Weight::Droppable, self.counts())]
     }
 
     /// How the tale ends.
     pub fn end(self) -> Vec<Said> {
-        let mut said = self.progress(Weight::Kept);
+        let mut said = vec![(Weight::Kept, self.counts())];
         let ids = self.running.into_values().chain([self.copies, self.builds, self.realise]);
         said.extend(ids.map(|id| (Weight::Kept, StderrMessage::StopActivity { id })));
         said
@@ -117,16 +117,21 @@ impl<'a> Narrator<'a> {
         id.map(|id| (weight, result(*id, kind, vec![text.into()]))).into_iter().collect()
     }
 
-    fn progress(&self, weight: Weight) -> Vec<Said> {
-        let expected = |kind: ActivityType| vec![kind.0.into(), 0.into()];
+    fn counts(&self) -> StderrMessage {
+        result(self.builds, ResultType::PROGRESS, numbers(self.progress))
+    }
+
+    /// Nothing built, nothing copied, nothing to be fetched: where displays start from.
+    fn expectations(&self) -> Vec<Said> {
+        let none = |kind: ActivityType| vec![kind.0.into(), 0.into()];
         [
-            result(self.builds, ResultType::PROGRESS, numbers(self.progress)),
+            self.counts(),
             result(self.copies, ResultType::PROGRESS, numbers([0; 4])),
-            result(self.realise, ResultType::SET_EXPECTED, expected(ActivityType::FILE_TRANSFER)),
-            result(self.realise, ResultType::SET_EXPECTED, expected(ActivityType::COPY_PATH)),
+            result(self.realise, ResultType::SET_EXPECTED, none(ActivityType::FILE_TRANSFER)),
+            result(self.realise, ResultType::SET_EXPECTED, none(ActivityType::COPY_PATH)),
         ]
         .into_iter()
-        .map(|message| (weight, message))
+        .map(|message| (Weight::Kept, message))
         .collect()
     }
 }

@@ -22,10 +22,13 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Who hears of a build while it runs.
 pub trait Audience {
+    /// May be kept back until the next flush.
     fn tell(&mut self, event: BuildEvent) -> Result<(), Fault>;
 
     /// Nothing has happened for a while.
     fn still_alive(&mut self) -> Result<(), Fault>;
+
+    fn flush(&mut self) -> Result<(), Fault>;
 }
 
 impl Client {
@@ -105,7 +108,13 @@ impl Client {
     fn follow(&self, mut handle: BuildHandle, audience: &mut impl Audience) -> Result<Vec<BuildResult>, Fault> {
         let _watch = self.hangup.watch(handle.waker());
         loop {
-            match handle.next(SILENCE_MAX) {
+            let mut progress = handle.next(Duration::ZERO);
+            if matches!(progress, Progress::Idle) {
+                // Lines that come together travel together.
+                audience.flush()?;
+                progress = handle.next(SILENCE_MAX);
+            }
+            match progress {
                 Progress::Event(event) => audience.tell(event)?,
                 Progress::Done(results) => return Ok(results),
                 Progress::Idle => audience.still_alive()?,

@@ -211,9 +211,9 @@ impl Audience for Terminal {
         match event {
             BuildEvent::Line { mut line, .. } if !self.0.is_congested() => {
                 line.push(b'\n');
-                self.say(&line)
+                self.0.write_all(&line).map_err(gone)
             }
-            BuildEvent::Message(text) => self.say(text.as_bytes()),
+            BuildEvent::Message(text) => self.0.write_all(text.as_bytes()).map_err(gone),
             _ => Ok(()),
         }
     }
@@ -221,5 +221,9 @@ impl Audience for Terminal {
     /// Whatever were said would stand in the log.
     fn still_alive(&mut self) -> Result<(), Fault> {
         Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Fault> {
+        self.0.flush().map_err(gone)
     }
 }

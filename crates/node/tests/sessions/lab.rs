@@ -32,6 +32,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub type WorkerClient = worker::Client<BufReader<UnixStream>, BufWriter<UnixStream>>;
 
+/// Exit status, and what the client's terminal shows.
+pub type Ended = thread::JoinHandle<(Option<u32>, Vec<u8>)>;
+
 pub struct Lab {
     pub store: Store,
     pub sessions: Sessions,
@@ -74,8 +77,8 @@ impl Lab {
         Lab { store, sessions, key, _dir: dir }
     }
 
-    /// A session's other end. Its exit status and its terminal's text come when it ends.
-    pub fn open(&self, program: Program, role: Role) -> (UnixStream, thread::JoinHandle<(Option<u32>, Vec<u8>)>) {
+    /// A session's other end.
+    pub fn open(&self, program: Program, role: Role) -> (UnixStream, Ended) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         ours.set_write_timeout(Some(PATIENCE)).unwrap();

@@ -122,9 +122,8 @@ fn worker_sessions_of_real_clients_are_answered_to_the_end() {
         }
         let lab = Lab::with_require_sigs(false);
         let refusals = replay_worker(&lab, &bytes);
-        for (_, operations) in [worker_operations(&bytes)] {
-            operations.iter().for_each(|op| counts.entry(op.name()).or_default().0 += 1);
-        }
+        let (_, operations) = worker_operations(&bytes);
+        operations.iter().for_each(|op| counts.entry(op.name()).or_default().0 += 1);
         for (op, text) in refusals {
             counts.entry(op.name()).or_default().1 += 1;
             // The store is empty, so what was there in the recording is missing here; nothing else may be wrong.

@@ -13,13 +13,13 @@ use shoal_wire::nix::serve::{self, BuildOptions, BuildPathsReply, ExportEntry, E
 use shoal_wire::nix::store_path::StoreDir;
 use shoal_wire::nix::worker::BuildStatus;
 
-use super::lab::{Lab, derivation, path, text_file, unsigned};
+use super::lab::{Ended, Lab, derivation, path, text_file, unsigned};
 
 type Client = serve::Client<BufReader<UnixStream>, BufWriter<UnixStream>>;
 
 struct Session {
     client: Client,
-    ended: std::thread::JoinHandle<(Option<u32>, Vec<u8>)>,
+    ended: Ended,
 }
 
 impl Session {

@@ -34,9 +34,12 @@ pub(super) struct Options {
     pub tenant: Option<String>,
 }
 
+/// `name` or `name="value"`.
+type RawOption = (String, Option<String>);
+
 impl Options {
     /// `None` when the key must not be used.
-    pub fn parse(list: &[(String, Option<String>)], complain: &mut dyn FnMut(String)) -> Result<Option<Self>, String> {
+    pub fn parse(list: &[RawOption], complain: &mut dyn FnMut(String)) -> Result<Option<Self>, String> {
         let mut options = Options { role: Role::Admin, tenant: None };
         for (name, value) in list {
             match (name.to_ascii_lowercase().as_str(), value) {
@@ -60,7 +63,7 @@ impl Options {
 }
 
 /// Options and the rest of the line; `None` when a quote stays open. A line without options starts with the key type.
-pub(super) fn split_options(line: &str) -> Option<(Vec<(String, Option<String>)>, &str)> {
+pub(super) fn split_options(line: &str) -> Option<(Vec<RawOption>, &str)> {
     if is_key_type(line.split_whitespace().next().unwrap_or_default()) {
         return Some((Vec::new(), line));
     }

@@ -41,8 +41,16 @@ impl Outlet {
 
     /// One or more lines for people.
     pub fn say(&mut self, text: &str) -> Result<(), Fault> {
-        self.send(&StderrMessage::Next(format!("{}\n", text.trim_end_matches('\n')).into_bytes()))?;
+        self.send(&line(text))?;
         self.flush()
+    }
+
+    /// One of many lines: not flushed, and left out when the client reads too slowly.
+    pub fn remark(&mut self, text: &str) -> Result<(), Fault> {
+        if self.writer.inner_mut().is_congested() {
+            return Ok(());
+        }
+        self.send(&line(text))
     }
 
     pub fn warn(&mut self, text: &str) -> Result<(), Fault> {
@@ -71,6 +79,10 @@ impl Outlet {
     }
 }
 
+fn line(text: &str) -> StderrMessage {
+    StderrMessage::Next(format!("{}\n", text.trim_end_matches('\n')).into_bytes())
+}
+
 /// A build that is being told.
 pub struct Live<'a> {
     writer: &'a mut Writer<PipeWriter>,
@@ -85,7 +97,7 @@ impl Live<'_> {
                 self.writer.put(&message).map_err(gone)?;
             }
         }
-        self.writer.flush().map_err(gone)
+        Ok(())
     }
 }
 
@@ -98,5 +110,9 @@ impl Audience for Live<'_> {
     fn still_alive(&mut self) -> Result<(), Fault> {
         let said = self.narrator.still_alive();
         self.send_all(said)
+    }
+
+    fn flush(&mut self) -> Result<(), Fault> {
+        self.writer.flush().map_err(gone)
     }
 }
