@@ -209,6 +209,8 @@ impl DerivedPath {
             Self::Opaque(path) => Ok(dir.print(path)),
             Self::Built { drv, outputs } => match (&**drv, outputs) {
                 (SingleDerivedPath::Built { .. }, _) => Err(inexpressible()),
+                // Without `.drv` it would read as a plain path.
+                (SingleDerivedPath::Opaque(path), OutputsSpec::All) if !path.is_derivation() => Err(inexpressible()),
                 (SingleDerivedPath::Opaque(path), OutputsSpec::All) => Ok(dir.print(path)),
                 (SingleDerivedPath::Opaque(path), names) => Ok(format!("{dir}/{path}!{names}")),
             },

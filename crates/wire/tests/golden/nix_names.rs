@@ -140,7 +140,7 @@ fn derived_paths_before_1_30() {
     assert_eq!(plain.print_pre_30(&dir()).as_deref(), Ok(FOO));
     let named = format!("{drv}!dev,out");
     assert_eq!(DerivedPath::parse_pre_30(&dir(), &named).expect("path").print_pre_30(&dir()), Ok(named));
-    for inexpressible in [drv.clone(), format!("{drv}!out!dev")] {
+    for inexpressible in [drv.clone(), format!("{drv}!out!dev"), format!("{FOO}!*")] {
         let path = DerivedPath::parse(&dir(), &inexpressible).expect("path");
         assert!(path.print_pre_30(&dir()).is_err(), "{inexpressible}");
     }
