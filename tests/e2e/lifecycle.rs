@@ -98,3 +98,16 @@ fn keys_of_the_user_are_let_in_on_the_first_start() {
     assert!(finished.stdout.contains("extra-trusted-public-keys = "), "{finished}");
     assert!(finished.stdout.contains("Your SSH key may use it"), "{finished}");
 }
+
+/// A node that builds nothing still is a store.
+#[test]
+fn a_node_that_builds_nothing_still_serves() {
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start_with(&[&machine], &["--no-build"]);
+    let refused = shapes::build_command(&machine, &node, Remote::SshNg, "", &["hello"]).fails();
+    assert!(refused.stderr.contains("platform mismatch"), "{refused}");
+    let path = shapes::build_locally(&machine, &["hello"]).remove(0);
+    let store = machine.store(&node, Remote::SshNg);
+    machine.near("nix", &node).args(["copy", "--no-check-sigs", "--to", &store, &path]).ok();
+    assert!(node.paths().iter().any(|known| known["path"] == path.as_str()));
+}

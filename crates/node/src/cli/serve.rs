@@ -2,10 +2,10 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use anyhow::Result;
 use clap::Args;
 
 use super::{Global, Outcome, output, use_node};
+use crate::client_setup::Setup;
 use crate::config::{Config, ConfigFlags};
 use crate::serve::{self, Start};
 
@@ -25,9 +25,12 @@ impl Serve {
             reload: Box::new(move || Ok(global.load(flags.clone())?.config)),
             on_ready: Box::new({
                 let config = config.clone();
-                move |ready, imported| match imported {
-                    Some(keys) => welcome(&config, &use_node::setup(&config, ready, None).ok(), keys),
-                    None => Ok(()),
+                move |ready, imported| {
+                    if let Some(keys) = imported {
+                        // A node runs whether or not somebody reads this.
+                        let _ = welcome(&config, use_node::setup(&config, ready, None).ok().as_ref(), keys);
+                    }
+                    Ok(())
                 }
             }),
             config,
@@ -36,7 +39,7 @@ impl Serve {
 }
 
 /// What somebody who starts a node for the first time needs to know next.
-fn welcome(config: &Config, setup: &Option<crate::client_setup::Setup>, keys: usize) -> Result<()> {
+fn welcome(config: &Config, setup: Option<&Setup>, keys: usize) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(
         out,
@@ -52,5 +55,5 @@ fn welcome(config: &Config, setup: &Option<crate::client_setup::Setup>, keys: us
         1 => writeln!(out, "Your SSH key may use it; `shoal client add KEY` lets others in.")?,
         n => writeln!(out, "Your {n} SSH keys may use it; `shoal client add KEY` lets others in.")?,
     }
-    Ok(out.flush()?)
+    out.flush()
 }
