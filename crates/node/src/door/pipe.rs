@@ -210,8 +210,11 @@ impl io::Write for PipeWriter {
     }
 }
 
-/// Ends the session for the client: exit status 0 unless [`End::finish`] names another one.
+/// Ends the session for the client. One that ends without [`End::finish`] has failed.
 pub struct End(Arc<Shared>);
+
+/// `EX_SOFTWARE`: the session broke off.
+const EXIT_BROKEN: u32 = 70;
 
 impl End {
     pub fn finish(self, status: u32) {
@@ -222,7 +225,7 @@ impl End {
 impl Drop for End {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.ended.get_or_insert(0);
+        state.ended.get_or_insert(EXIT_BROKEN);
         // Nobody reads any more; the transport must not wait for this session.
         state.input = VecDeque::new();
         state.input_ended = true;

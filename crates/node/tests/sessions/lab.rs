@@ -40,6 +40,7 @@ pub struct Lab {
     pub sessions: Sessions,
     /// Trusted by the node.
     pub key: SecretKey,
+    pub trusted: TrustedKeys,
     _dir: tempfile::TempDir,
 }
 
@@ -70,11 +71,13 @@ impl Lab {
             signing_keys: Vec::new(),
         };
         let builds = BuildService::start(store.clone(), StoreDir::default(), trees, config).unwrap();
-        let key = SecretKey::from_seed("lab-1", [7; 32]).unwrap();
-        let trusted = TrustedKeys::from_iter([key.public()]);
-        let host = SessionHost::new(store.clone(), builds, trusted, require_sigs);
+        let [key, own] =
+            [("lab-1", 7), ("node-1", 8)].map(|(name, seed)| SecretKey::from_seed(name, [seed; 32]).unwrap());
+        let trusted = TrustedKeys::from_iter([key.public(), own.public()]);
+        let host =
+            SessionHost::new(store.clone(), builds, trusted.clone(), require_sigs).signing_with(vec![Arc::new(own)]);
         let sessions = Sessions::new(Arc::new(host), SESSIONS_MAX);
-        Lab { store, sessions, key, _dir: dir }
+        Lab { store, sessions, key, trusted, _dir: dir }
     }
 
     /// A session's other end.

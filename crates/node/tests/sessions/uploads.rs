@@ -80,6 +80,18 @@ fn a_trusted_client_may_skip_the_check_and_nobody_else() {
     let lab = Lab::new();
     let (info, nar) = unsigned("mine", b"mine");
     add(&mut lab.client(Role::Admin), &info, &nar).unwrap();
+    let names = |info: &PathInfo| -> Vec<String> {
+        let known = lab.store.path_info(&info.path).unwrap().unwrap();
+        assert_eq!(known.count_valid_signatures(&StoreDir::default(), &lab.trusted), known.signatures.len());
+        known.signatures.iter().map(|signature| signature.key_name().to_owned()).collect()
+    };
+    // The node answers for it now; it does not add its name to what others answer for.
+    assert_eq!(names(&info), ["node-1"]);
+    let (mut info, nar) = unsigned("signed", b"signed");
+    sign(&mut info, &lab.key);
+    add(&mut lab.client(Role::Admin), &info, &nar).unwrap();
+    assert_eq!(names(&info), ["lab-1"]);
+
     let (info, nar) = unsigned("careful", b"careful");
     let request = AddToStoreNar { info, repair: false, dont_check_sigs: false };
     let result = lab.client(Role::Admin).call_with_upload(&request, |frames| frames.write_all(&nar), silent);

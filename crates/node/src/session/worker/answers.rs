@@ -1,0 +1,74 @@
+//! Requests that are whole once they are read, and whose reply is all there is to say.
+
+use std::collections::BTreeSet;
+
+use shoal_wire::nix::content_address::{CaMethod, CaMethodAlgo};
+use shoal_wire::nix::hash::HashAlgo;
+use shoal_wire::nix::proto::Done;
+use shoal_wire::nix::store_path::StorePath;
+use shoal_wire::nix::worker::ops::AddTextToStore;
+use shoal_wire::nix::worker::{Reply, Request};
+
+use crate::door::Role;
+use crate::session::Client;
+use crate::session::fault::Fault;
+use crate::session::uploads::{NewObject, add_object};
+
+pub fn answer(client: &Client, request: Request) -> Result<Reply, Fault> {
+    let store = client.store();
+    Ok(match request {
+        Request::IsValidPath(r) => Reply::IsValidPath(store.is_valid(&r.path)?),
+        Request::QueryReferrers(r) => Reply::QueryReferrers(store.referrers(&r.path)?.into_iter().collect()),
+        Request::AddTextToStore(r) => Reply::AddTextToStore(add_text(client, r)?),
+        Request::EnsurePath(r) => Reply::EnsurePath(client.ensure(&r.path).map(|()| Done)?),
+        Request::AddTempRoot(r) => {
+            client.temp_roots.add(&r.path);
+            Reply::AddTempRoot(Done)
+        }
+        Request::AddIndirectRoot(r) => Reply::AddIndirectRoot(client.add_indirect_root(&r.link).map(|()| Done)?),
+        Request::AddPermRoot(r) => Reply::AddPermRoot(client.add_perm_root(r)?),
+        Request::FindRoots(_) => Reply::FindRoots(client.roots()?),
+        Request::QueryDeriver(r) => Reply::QueryDeriver(client.valid_path_info(&r.path)?.deriver),
+        Request::QueryDerivationOutputs(r) => {
+            Reply::QueryDerivationOutputs(client.output_map(&r.path)?.into_values().flatten().collect())
+        }
+        Request::QueryDerivationOutputNames(r) => {
+            Reply::QueryDerivationOutputNames(client.output_map(&r.path)?.into_keys().collect())
+        }
+        Request::QueryDerivationOutputMap(r) => Reply::QueryDerivationOutputMap(client.output_map(&r.path)?),
+        Request::QueryAllValidPaths(_) => Reply::QueryAllValidPaths(store.paths()?.into_iter().collect()),
+        Request::QueryPathInfo(r) => Reply::QueryPathInfo(store.path_info(&r.path)?.map(Into::into)),
+        Request::QueryPathFromHashPart(r) => Reply::QueryPathFromHashPart(store.path_from_hash_part(&r.hash_part)?),
+        Request::QueryValidPaths(r) => Reply::QueryValidPaths(client.valid_of(&r.paths)?),
+        Request::QueryValidDerivers(r) => Reply::QueryValidDerivers(client.valid_derivers(&r.path)?),
+        Request::QueryMissing(r) => Reply::QueryMissing(client.missing(&r.paths)?),
+        Request::AddSignatures(r) => {
+            client.add_signatures(&r.path, r.signatures.into_iter().collect())?;
+            Reply::AddSignatures(Done)
+        }
+        Request::RegisterDrvOutput(r) => Reply::RegisterDrvOutput(client.register(&r)?),
+        Request::QueryRealisation(r) => Reply::QueryRealisation(client.realisation(&r)?),
+        other => needless(&other)?,
+    })
+}
+
+/// What needs no look at anything: no cache lies behind this node, a collection waits for nobody, and equal contents
+/// are kept once already.
+fn needless(request: &Request) -> Result<Reply, Fault> {
+    Ok(match request {
+        Request::HasSubstitutes(_) => Reply::HasSubstitutes(false),
+        Request::QuerySubstitutablePathInfo(_) => Reply::QuerySubstitutablePathInfo(None),
+        Request::QuerySubstitutablePathInfos(_) => Reply::QuerySubstitutablePathInfos(Vec::new()),
+        Request::QuerySubstitutablePaths(_) => Reply::QuerySubstitutablePaths(BTreeSet::new()),
+        Request::SyncWithGc(_) => Reply::SyncWithGc(Done),
+        Request::OptimiseStore(_) => Reply::OptimiseStore(Done),
+        other => return Err(Fault::fatal(format!("operation {:?} is not for this place", other.op()))),
+    })
+}
+
+fn add_text(client: &Client, request: AddTextToStore) -> Result<StorePath, Fault> {
+    client.require(Role::Push, "add to this store")?;
+    let AddTextToStore { name, text, references } = request;
+    let method = CaMethodAlgo { method: CaMethod::Text, algo: HashAlgo::Sha256 };
+    Ok(add_object(client, NewObject { name, method, references }, &mut &text[..])?.path)
+}
