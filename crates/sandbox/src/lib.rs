@@ -34,7 +34,6 @@ mod log;
 mod message;
 mod outcome;
 mod output;
-mod overlay;
 mod probe;
 mod protocol;
 mod pty;
