@@ -2,12 +2,12 @@
 
 use crate::measure::{MIB, REPEATS, Report, median, mib_s, process_cpu, resident, sha256, thread_cpu, time};
 use crate::sample::{bench_store, commit, file, ingest, noise, path, tree};
-use shoal_store::{Options, Store};
-use shoal_wire::nix::path_info::PathInfo;
 use shoal_store::chunker::Chunker;
+use shoal_store::{Options, Store};
 use shoal_wire::nix::nar::NarLimits;
 use shoal_wire::nix::nar::index::IndexBuilder;
 use shoal_wire::nix::nar::parse::NarParser;
+use shoal_wire::nix::path_info::PathInfo;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::time::Instant;
