@@ -11,6 +11,7 @@ use shoal_tests::{Nix, Place};
 
 use crate::Plan;
 use crate::report::{Bar, Report};
+use crate::samples::Samples;
 
 /// Sandboxes of one size in a row, each time it is measured.
 const ROW: usize = 20;
@@ -31,17 +32,18 @@ pub fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
     let inputs = inputs(place.path(), &Nix::newest())?;
     for rep in 0..plan.reps {
         for count in INPUTS {
-            let (mut set_up, mut whole) = (0.0, 0.0);
+            let (mut set_up, mut whole) = (Samples::default(), Samples::default());
             for number in 0..ROW {
                 let scratch = place.join(&format!("{rep}-{count}-{number}"));
                 fs::create_dir(&scratch)?;
                 let (one_set_up, one_whole) = build(&scratch, &inputs[..count])?;
-                set_up += one_set_up / ROW as f64;
-                whole += one_whole / ROW as f64;
+                set_up.push(one_set_up);
+                whole.push(one_whole);
                 remove_tree(&scratch)?;
             }
-            report.add(&format!("set-up, {count} inputs"), SHOAL, "ms", set_up)?;
-            report.add(&format!("from asking to the end, {count} inputs"), SHOAL, "ms", whole)?;
+            for (what, row) in [("set-up", set_up), ("from asking to the end", whole)] {
+                report.add(&format!("{what}, {count} inputs"), SHOAL, "ms", row.median().unwrap_or(f64::NAN))?;
+            }
         }
     }
     report.hold_value("set-up, 1000 inputs", SHOAL, Bar::AtMost(5.0));

@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(setup().write(&files).unwrap().len(), 4);
         assert_eq!(setup().write(&files).unwrap(), Vec::<PathBuf>::new());
         let moved = Setup { port: 1, ..setup() };
-        assert_eq!(moved.write(&files).unwrap(), [files.ssh_config.clone()]);
+        assert_eq!(moved.write(&files).unwrap(), std::slice::from_ref(&files.ssh_config));
         let conf = fs::read_to_string(&files.nix_conf).unwrap();
         assert!(conf.starts_with("max-jobs = 2\n# shoal-n: begin"), "{conf}");
         assert!(conf.contains(&format!("builders = @{}\n", files.machines.display())), "{conf}");

@@ -36,6 +36,9 @@ const RUNTIME_THREADS_MAX: usize = 4;
 const SESSION_GRACE: Duration = Duration::from_secs(5);
 const SESSION_POLL: Duration = Duration::from_millis(20);
 
+/// Told where the node listens, and how many SSH keys may use it where that is known.
+pub type OnReady<'a> = Box<dyn FnOnce(&Ready, Option<usize>) -> Result<()> + 'a>;
+
 /// What to run, and whom to tell.
 pub struct Start<'a> {
     pub config: Config,
@@ -44,7 +47,7 @@ pub struct Start<'a> {
     /// Reads the configuration again, for SIGHUP.
     pub reload: Box<dyn Fn() -> Result<Config> + 'a>,
     /// Called once, when everything listens. The number: SSH keys let in because this is the first start.
-    pub on_ready: Box<dyn FnOnce(&Ready, Option<usize>) -> Result<()> + 'a>,
+    pub on_ready: OnReady<'a>,
 }
 
 /// Runs a node until it is told to stop.

@@ -41,7 +41,10 @@ impl Use {
         if !self.write {
             return match self.read.json {
                 true => Ok(output::json(&setup)?),
-                false => Ok(print!("{}", setup.text())),
+                false => {
+                    print!("{}", setup.text());
+                    Ok(())
+                }
             };
         }
         let place = if self.user { Place::User } else { Place::of_this_user() };

@@ -34,8 +34,8 @@ fn a_path_keeps_all_that_is_known_of_it() {
     info.signatures.insert(key.sign(b"anything"));
     t.store.commit(vec![(info.clone(), ingested)]).expect("commit");
     let more = key.sign(b"something else");
-    assert!(t.store.add_signatures(&me, &[more.clone()]).expect("add signatures"));
-    assert!(!t.store.add_signatures(&path("nobody"), &[more.clone()]).expect("add signatures"));
+    assert!(t.store.add_signatures(&me, std::slice::from_ref(&more)).expect("add signatures"));
+    assert!(!t.store.add_signatures(&path("nobody"), std::slice::from_ref(&more)).expect("add signatures"));
     info.signatures.insert(more);
     for _ in 0..2 {
         assert_eq!(t.store.path_info(&me).expect("path info"), Some(info.clone()));
@@ -157,7 +157,7 @@ fn derivers_are_found_from_both_sides() {
     let mut info = info(&out, &ingested);
     info.deriver = Some(drv.clone());
     t.store.commit(vec![(info, ingested)]).expect("commit");
-    t.store.add_outputs(&other, &[out.clone()]).expect("add outputs");
+    t.store.add_outputs(&other, std::slice::from_ref(&out)).expect("add outputs");
     assert_eq!(t.store.valid_derivers(&out).expect("derivers"), vec![drv.clone()], "the other is not valid yet");
     add(&t.store, &other, &file("other").nar(), &[]);
     let mut both = vec![drv, other];

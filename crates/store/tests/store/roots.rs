@@ -30,7 +30,8 @@ fn roots_last_and_links_root_what_they_point_at() {
         (Root::Temporary, path("future")),
     ];
     let mut found = t.store.roots().expect("roots");
-    (expected.sort(), found.sort());
+    expected.sort();
+    found.sort();
     assert_eq!(found, expected);
     drop(temporary);
     let report = t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
@@ -40,6 +41,7 @@ fn roots_last_and_links_root_what_they_point_at() {
     assert!(!t.store.remove_root("pin").expect("remove root"));
     let mut report = t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
     let mut gone = vec![path("linked"), path("named")];
-    (report.paths.sort(), gone.sort());
+    report.paths.sort();
+    gone.sort();
     assert_eq!(report.paths, gone);
 }
