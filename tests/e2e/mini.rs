@@ -17,6 +17,8 @@ const SET_PATIENCE: Duration = Duration::from_secs(2400);
 const TRIES: u32 = 3;
 /// The oldest client computes another path for a content-addressed output that refers to itself.
 const OTHER_PATH_IN_2_8: [&str; 1] = ["ca-self"];
+/// Client 2.26 overflows its stack when it unpacks this, whoever serves it.
+const TOO_DEEP_FOR_2_26: &str = "deep-dirs";
 
 by_each_version!(quick_shapes_over_ssh_ng, quick_shapes_over_the_socket, content_addressed);
 
@@ -91,6 +93,8 @@ fn whole(nix: &Nix, name: &str) {
     }
     let rows = expected::rows(&set.expected(), name);
     expected::compare(&rows, &expected::of_node(&node.paths()), &[]);
+    let fetchable = |row: &&Row| nix.version != "2.26" || row.attribute != TOO_DEEP_FOR_2_26;
+    let rows: Vec<Row> = rows.iter().filter(fetchable).cloned().collect();
     expected::compare(&rows, &fetched(&machine, &node, Remote::SshNg, &rows), &[]);
     // A set that is there already is only asked for, over the other protocol too.
     let again = build(&machine, &node, Remote::Unix, &set, &[name]);
