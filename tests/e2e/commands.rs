@@ -118,11 +118,12 @@ fn a_demo_says_how_to_use_it_and_leaves_nothing() {
     let dir = machine.path(&format!("shoal-demo-{}", demo.pid().as_raw_nonzero()));
     let env = dir.join("env");
     shoal_tests::command::wait_for("a demo", std::time::Duration::from_secs(30), || env.exists().then_some(()));
-    let script = ". \"$1\"; shift; unset NIX_CLIENT_ROOT; export NIX_REMOTE=$SHOAL_STORE; exec \"$@\"";
+    let script = ". \"$1\"; \"$2\" check-config > /dev/null; shift 2; unset NIX_CLIENT_ROOT; export NIX_REMOTE=$DEMO_STORE; exec \"$@\"";
     let nix = machine.nix.program("nix-build");
     let built = Cmd::new("sh")
         .args(["-euc", script, "sh"])
         .arg(&env)
+        .arg(program())
         .arg(nix)
         .arg("--no-out-link")
         .args(shapes::args(&machine, "", &["hello"]))

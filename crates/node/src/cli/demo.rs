@@ -83,9 +83,9 @@ fn announce(dir: &Path, kept: bool, config: &Config, ready: &Ready) -> Result<()
     let env = dir.join("env");
     let text = format!(
         "export NIX_SSHOPTS='-p {} -i {} -F none -o IdentitiesOnly=yes -o UserKnownHostsFile={}'\n\
-         export SHOAL_STORE=ssh-ng://nix@{}\n\
-         export SHOAL_SOCKET=unix://{}\n\
-         export SHOAL_KEY={signing_key}\n",
+         export DEMO_STORE=ssh-ng://nix@{}\n\
+         export DEMO_SOCKET=unix://{}\n\
+         export DEMO_KEY={signing_key}\n",
         ssh.port(),
         dir.join("client-key").display(),
         known_hosts.display(),
@@ -98,10 +98,10 @@ fn announce(dir: &Path, kept: bool, config: &Config, ready: &Ready) -> Result<()
         out,
         "A node runs in {dir}. In another terminal:\n\n  \
          . {env}\n  \
-         nix-build --store $SHOAL_STORE <expression>            # build on it over ssh\n  \
-         nix copy --to $SHOAL_STORE <path>                      # upload\n  \
-         nix copy --from $SHOAL_STORE --option extra-trusted-public-keys $SHOAL_KEY <path>\n  \
-         nix build --eval-store auto --store $SHOAL_SOCKET <installable>   # through its socket\n  \
+         nix-build --store $DEMO_STORE <expression>            # build on it over ssh\n  \
+         nix copy --to $DEMO_STORE <path>                      # upload\n  \
+         nix copy --from $DEMO_STORE --option extra-trusted-public-keys $DEMO_KEY <path>\n  \
+         nix build --eval-store auto --store $DEMO_SOCKET <installable>   # through its socket\n  \
          shoal status --data-dir {data}\n\n\
          Ctrl-C ends it{and}.",
         dir = dir.display(),
