@@ -12,8 +12,8 @@ const ABSENT: &str = "the package set mini is not beside this repository";
 const QUICK: [&str; 4] = ["tools", "fan-join", "chain-end", "diamond-bottom"];
 /// What one build with every compiler run may take on a machine that does other things too.
 const SET_PATIENCE: Duration = Duration::from_secs(2400);
-/// `xz` and `hello` unpack without file times: where the machine pauses in between, their makefiles take generated
-/// files for stale and ask for tools that are not there. Nix has it the same.
+/// `xz` failed once on a machine under heavy load. The likely cause, not proven: it and `hello` unpack without file
+/// times, so that after a pause their makefiles take generated files for stale and ask for tools that are not there.
 const TRIES: u32 = 3;
 /// The oldest client computes another path for a content-addressed output that refers to itself.
 const OTHER_PATH_IN_2_8: [&str; 1] = ["ca-self"];
