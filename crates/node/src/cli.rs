@@ -19,6 +19,7 @@ mod output;
 mod paths;
 mod serve;
 mod status;
+mod token;
 mod use_node;
 
 pub use exit::{Exit, Failure};
@@ -66,6 +67,9 @@ pub enum Command {
     /// Say who may use this node over ssh
     #[command(subcommand)]
     Client(client::Client),
+    /// Say who may use this node over HTTP
+    #[command(subcommand)]
+    Token(token::Token),
     /// Make and show signing keys
     #[command(subcommand)]
     Key(key::Key),
@@ -126,6 +130,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Gc(command) => command.run(&cli.global),
         Command::Use(command) => command.run(&cli.global),
         Command::Client(command) => command.run(&cli.global),
+        Command::Token(command) => command.run(&cli.global),
         Command::Key(command) => command.run(&cli.global),
         Command::Doctor(command) => command.run(&cli.global),
         Command::CheckConfig(command) => command.run(&cli.global),

@@ -1,9 +1,10 @@
-//! Small files that must never be seen half-written.
+//! Small files that must never be seen half-written, and whether one has changed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Only the owner reads.
 pub const SECRET: u32 = 0o600;
@@ -36,6 +37,36 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+/// Tells one state of a file from another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamp {
+    Missing,
+    Present { device: u64, inode: u64, len: u64, mtime: (i64, i64) },
+}
+
+impl Stamp {
+    /// Of the file that is there now.
+    pub fn of(path: &Path) -> io::Result<Stamp> {
+        match fs::metadata(path) {
+            Ok(meta) => Ok(Stamp::Present {
+                device: meta.dev(),
+                inode: meta.ino(),
+                len: meta.len(),
+                mtime: (meta.mtime(), meta.mtime_nsec()),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Stamp::Missing),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it was written within the coarsest tick that file systems stamp with: a later change may bear the same stamp.
+    pub fn is_fresh(self) -> bool {
+        let Stamp::Present { mtime: (seconds, _), .. } = self else { return false };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        seconds.unsigned_abs().saturating_add(2) >= now
     }
 }
 

@@ -15,4 +15,5 @@ pub mod keys;
 pub mod logging;
 pub mod serve;
 pub mod session;
+pub mod tokens;
 pub mod trees;

@@ -44,7 +44,7 @@ pub struct Remove {
     key: String,
 }
 
-fn role(text: &str) -> Result<Role, String> {
+pub(super) fn role(text: &str) -> Result<Role, String> {
     text.parse().map_err(|()| "a role is read, push, build or admin".into())
 }
 

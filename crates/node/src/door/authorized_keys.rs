@@ -8,17 +8,16 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use russh::keys::{HashAlg, PublicKey};
 use tracing::{info, warn};
 
 mod line;
 
+use crate::files::Stamp;
 use line::Options;
 
 /// A file beyond this is not a list of keys (10,000 keys with long comments).
@@ -89,35 +88,6 @@ struct State {
     /// The bytes last read.
     text: Vec<u8>,
     keys: Arc<Keys>,
-}
-
-/// Tells one state of the file from another one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stamp {
-    Missing,
-    Present { device: u64, inode: u64, len: u64, mtime: (i64, i64) },
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Stamp> {
-        match std::fs::metadata(path) {
-            Ok(meta) => Ok(Stamp::Present {
-                device: meta.dev(),
-                inode: meta.ino(),
-                len: meta.len(),
-                mtime: (meta.mtime(), meta.mtime_nsec()),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Stamp::Missing),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Written within the coarsest tick that file systems stamp with.
-    fn is_fresh(self) -> bool {
-        let Stamp::Present { mtime: (seconds, _), .. } = self else { return false };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        seconds.unsigned_abs().saturating_add(2) >= now
-    }
 }
 
 impl AuthorizedKeys {
