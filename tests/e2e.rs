@@ -26,6 +26,8 @@ macro_rules! by_each_version {
     )*};
 }
 
+#[path = "e2e/cache.rs"]
+mod cache;
 #[path = "e2e/cancelled.rs"]
 mod cancelled;
 #[path = "e2e/commands.rs"]

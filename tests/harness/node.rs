@@ -50,6 +50,8 @@ pub fn program() -> PathBuf {
 #[derive(Clone, Debug)]
 pub struct Ready {
     pub ssh_port: u16,
+    /// `http://127.0.0.1:port`.
+    pub http: String,
     pub socket: String,
     pub pid: u32,
     pub json: Value,
@@ -115,7 +117,8 @@ impl Node {
             cmd = cmd.user(uid);
         }
         let data = self.data_dir();
-        let cmd = cmd.arg("serve").arg("--data-dir").arg(&data).args(["--ssh", "127.0.0.1:0"]).args(&self.flags);
+        let cmd = cmd.arg("serve").arg("--data-dir").arg(&data).args(["--ssh", "127.0.0.1:0"]);
+        let cmd = cmd.args(["--http", "127.0.0.1:0"]).args(&self.flags);
         let mut running = cmd.start_into(Stdio::null(), Stdio::from(log));
         let pid = running.pid().as_raw_nonzero().get() as u32;
         let ready = wait_for("a node that is ready", READY_PATIENCE, || {
@@ -123,7 +126,8 @@ impl Node {
             let json: Value = serde_json::from_slice(&fs::read(data.join("ready.json")).ok()?).ok()?;
             let port = json["ssh"].as_str().and_then(|address| address.rsplit(':').next()?.parse().ok())?;
             let socket = json["socket"].as_str()?.to_string();
-            (json["pid"] == pid).then_some(Ready { ssh_port: port, socket, pid, json })
+            let http = json["http"].as_str().map(|address| format!("http://{address}")).unwrap_or_default();
+            (json["pid"] == pid).then_some(Ready { ssh_port: port, http, socket, pid, json })
         });
         self.start_time = since.elapsed();
         self.ready = Some(ready);

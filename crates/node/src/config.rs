@@ -32,6 +32,8 @@ pub struct Config {
     pub name: String,
     /// `None`: no ssh door.
     pub ssh: Option<SocketAddr>,
+    /// `None`: no binary cache.
+    pub http: Option<SocketAddr>,
     pub socket: PathBuf,
     pub authorized_keys: PathBuf,
     pub no_build: bool,
@@ -87,6 +89,7 @@ impl Config {
             data_dir: detect::data_dir(),
             name: detect::host_name(),
             ssh: Some(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 2222))),
+            http: Some(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 8080))),
             socket: PathBuf::new(),
             authorized_keys: PathBuf::new(),
             no_build: false,

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod door;
 pub mod dump;
 pub mod files;
+pub mod http;
 pub mod keys;
 pub mod logging;
 pub mod serve;

@@ -4,6 +4,7 @@
 //! ready. Order of a stop: no new clients, running builds end (or the wait does), clients are hung up on. A build that
 //! is cut off by the stop goes on under its supervisor, and the next start takes it up.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use crate::config::Config;
 use crate::control;
 use crate::control::server::{ControlSocket, NodeState};
 use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, UnixDoor, host_key};
+use crate::http::{Cache, HttpOptions, HttpServer};
 use crate::session::SessionHost;
 use crate::trees::Trees;
 use crate::{clients, keys, logging};
@@ -68,7 +70,7 @@ pub fn run(start: Start<'_>) -> Result<()> {
     let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
     (start.on_ready)(&ready, imported)?;
     notify::notify("READY=1");
-    tracing::info!(name = %ready.name, ssh = ready.ssh.map(tracing::field::display), socket = %ready.socket.display(), "ready");
+    tracing::info!(name = %ready.name, ssh = ready.ssh.map(tracing::field::display), http = ready.http.map(tracing::field::display), socket = %ready.socket.display(), "ready");
 
     let quota = quota::bytes(config.store_quota, &config.data_dir)?;
     runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), quota));
@@ -84,7 +86,7 @@ pub fn run(start: Start<'_>) -> Result<()> {
     notify::notify("STOPPING=1");
     drop(ready_file);
     doors.stop_accepting();
-    runtime.block_on(drain(&node.builds, config.drain_timeout, doors.sessions(), &mut signals));
+    runtime.block_on(drain(&node.builds, config.drain_timeout, &doors, &mut signals));
     drop(control);
     doors.close();
     tracing::info!("stopped");
@@ -160,6 +162,7 @@ fn trusted_keys(config: &Config) -> Result<TrustedKeys> {
 struct Doors {
     ssh: Option<SshDoor>,
     unix: UnixDoor,
+    http: Option<HttpServer>,
     sessions: Sessions,
     keys: Arc<AuthorizedKeys>,
 }
@@ -182,7 +185,14 @@ impl Doors {
         };
         let unix = UnixDoor::open(&config.socket, sessions.clone())
             .with_context(|| format!("cannot listen at {}", config.socket.display()))?;
-        Ok(Doors { ssh, unix, sessions, keys })
+        let http = config.http.map(|listen| Self::open_http(listen, node)).transpose()?;
+        Ok(Doors { ssh, unix, http, sessions, keys })
+    }
+
+    fn open_http(listen: SocketAddr, node: &Node) -> Result<HttpServer> {
+        let cache = Arc::new(Cache::new(node.store.clone(), node.dir.clone()));
+        HttpServer::open(&HttpOptions { listen }, cache)
+            .with_context(|| format!("cannot listen on {listen}; choose another address with --http"))
     }
 
     fn sessions(&self) -> Sessions {
@@ -194,6 +204,7 @@ impl Doors {
             name: config.name.clone(),
             node_id,
             ssh: self.ssh.as_ref().map(SshDoor::local_addr),
+            http: self.http.as_ref().map(HttpServer::local_addr),
             socket: self.unix.path().to_path_buf(),
             pid: std::process::id(),
         }
@@ -202,11 +213,18 @@ impl Doors {
     fn stop_accepting(&self) {
         self.ssh.iter().for_each(SshDoor::stop_accepting);
         self.unix.stop_accepting();
+        self.http.iter().for_each(HttpServer::stop_accepting);
+    }
+
+    /// Clients that wait for an answer, or for the rest of one.
+    fn busy(&self) -> u64 {
+        self.sessions.running() as u64 + self.http.as_ref().map_or(0, HttpServer::unanswered)
     }
 
     fn close(&self) {
         self.ssh.iter().for_each(SshDoor::close);
         self.unix.close();
+        self.http.iter().for_each(HttpServer::close);
     }
 }
 
@@ -247,7 +265,7 @@ impl Signals {
 }
 
 /// Waits for running builds and for clients to hear of them, until `patience` ends or a second signal comes.
-async fn drain(builds: &Arc<BuildService>, patience: Duration, sessions: Sessions, signals: &mut Signals) {
+async fn drain(builds: &Arc<BuildService>, patience: Duration, doors: &Doors, signals: &mut Signals) {
     let builds = builds.clone();
     let running = builds.overview().running.len();
     if running > 0 {
@@ -259,7 +277,7 @@ async fn drain(builds: &Arc<BuildService>, patience: Duration, sessions: Session
             return tracing::warn!("builds still run; the next start takes them up");
         }
         let deadline = tokio::time::Instant::now() + SESSION_GRACE;
-        while sessions.running() > 0 && tokio::time::Instant::now() < deadline {
+        while doors.busy() > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(SESSION_POLL).await;
         }
     };

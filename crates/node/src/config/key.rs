@@ -46,6 +46,12 @@ pub const KEYS: &[Key] = &[
         "Where ssh-ng:// and ssh:// are served, port 0 for any free one; or none",
     ),
     key(
+        "http",
+        "[::]:8080",
+        Set::One("ADDR", |c, v| listen(v).map(|a| c.http = a)),
+        "Where the binary cache is served, port 0 for any free one; or none",
+    ),
+    key(
         "socket",
         "<data-dir>/daemon.sock",
         Set::One("PATH", |c, v| path(v).map(|p| c.socket = p)),

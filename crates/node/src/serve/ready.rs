@@ -18,6 +18,9 @@ pub struct Ready {
     /// Absent when there is no ssh door.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ssh: Option<SocketAddr>,
+    /// Absent when there is no binary cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<SocketAddr>,
     pub socket: PathBuf,
     pub pid: u32,
 }
@@ -64,7 +67,7 @@ mod tests {
     fn the_file_is_there_as_long_as_its_guard() {
         let dir = tempfile::tempdir().unwrap();
         let ssh = Some("127.0.0.1:2222".parse().unwrap());
-        let ready = Ready { name: "n".into(), node_id: "00".into(), ssh, socket: "/s".into(), pid: 1 };
+        let ready = Ready { name: "n".into(), node_id: "00".into(), ssh, http: None, socket: "/s".into(), pid: 1 };
         let guard = ReadyFile::write(dir.path(), &ready).unwrap();
         let text = fs::read_to_string(path(dir.path())).unwrap();
         assert_eq!(

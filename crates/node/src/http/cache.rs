@@ -1,0 +1,69 @@
+//! What requests are answered from, and the one place where a path is looked for.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use shoal_store::Store;
+use shoal_wire::nix::base32;
+use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir};
+
+use super::metrics::Metrics;
+
+pub struct Cache {
+    pub dir: StoreDir,
+    pub store: Store,
+    pub metrics: Arc<Metrics>,
+    /// Asked for what the store lacks.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
+}
+
+/// Where the path with some hash part is.
+#[derive(Debug)]
+pub enum Found {
+    /// Valid here.
+    Here(Box<PathInfo>),
+    /// Not here, but [`Elsewhere::bring`] can make it valid here.
+    Elsewhere(Box<PathInfo>),
+    Absent,
+}
+
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Other caches and nodes.
+pub trait Elsewhere: Send + Sync + 'static {
+    /// What is known there of the path with this hash part. Takes no longer than a client is willing to wait for a
+    /// narinfo; who cannot be asked has nothing.
+    fn find<'a>(&'a self, hash_part: &'a str) -> Later<'a, Option<PathInfo>>;
+}
+
+impl Cache {
+    pub fn new(store: Store, dir: StoreDir) -> Cache {
+        Cache { dir, store, metrics: Arc::default(), elsewhere: None }
+    }
+
+    /// Looks for a path here, then elsewhere.
+    pub async fn lookup(&self, hash_part: &str) -> Result<Found, shoal_store::Error> {
+        if !is_hash_part(hash_part) {
+            return Ok(Found::Absent);
+        }
+        if let Some(info) = self.here(hash_part)? {
+            return Ok(Found::Here(Box::new(info)));
+        }
+        let Some(elsewhere) = &self.elsewhere else { return Ok(Found::Absent) };
+        Ok(elsewhere.find(hash_part).await.map_or(Found::Absent, |info| Found::Elsewhere(Box::new(info))))
+    }
+
+    fn here(&self, hash_part: &str) -> Result<Option<PathInfo>, shoal_store::Error> {
+        match self.store.path_from_hash_part(hash_part)? {
+            Some(path) => self.store.path_info(&path),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Whether the text is the 32 digits that a store path begins with.
+pub fn is_hash_part(text: &str) -> bool {
+    text.len() == HASH_PART_LEN && text.bytes().all(base32::is_digit)
+}

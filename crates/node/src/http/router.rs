@@ -1,0 +1,84 @@
+//! Who answers what. One line for each method and path.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::Method;
+
+use super::{Cache, Request, Response, cache_info, health, metrics, nar, narinfo, percent, response};
+
+pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
+pub type Handler = fn(Arc<Cache>, Request) -> Answer;
+
+/// In `path`, `{}` stands for one or more bytes without `/`, `{*}` for any.
+pub struct Route {
+    pub method: Method,
+    pub path: &'static str,
+    pub handler: Handler,
+}
+
+const fn get(path: &'static str, handler: Handler) -> Route {
+    Route { method: Method::GET, path, handler }
+}
+
+/// HEAD is answered by whoever answers GET.
+pub const ROUTES: &[Route] = &[
+    get("/{}.narinfo", |cache, request| Box::pin(narinfo::get(cache, request))),
+    get("/nar/{}", |cache, request| Box::pin(nar::get(cache, request))),
+    get("/nix-cache-info", |cache, _| Box::pin(cache_info::get(cache))),
+    get("/healthz", |_, _| Box::pin(health::healthz())),
+    get("/readyz", |cache, _| Box::pin(health::readyz(cache))),
+    get("/metrics", |cache, _| Box::pin(metrics::get(cache))),
+];
+
+/// The answer to a request.
+pub async fn answer(cache: Arc<Cache>, mut request: Request) -> Response {
+    let wanted = if request.is_head() { Method::GET } else { request.method.clone() };
+    let mut allowed: Vec<&str> = Vec::new();
+    for route in ROUTES {
+        let Some(capture) = capture(route.path, &request.path) else { continue };
+        if route.method != wanted {
+            allowed.push(route.method.as_str());
+            continue;
+        }
+        let Some(capture) = percent::decode_text(capture) else { return response::not_found() };
+        request.capture = capture;
+        return (route.handler)(cache, request).await;
+    }
+    if allowed.is_empty() {
+        return response::not_found();
+    }
+    if allowed.contains(&"GET") {
+        allowed.push("HEAD");
+    }
+    response::method_not_allowed(&allowed.join(", "))
+}
+
+/// What stands for the braces of `pattern` in `path`, where they match.
+fn capture<'a>(pattern: &str, path: &'a str) -> Option<&'a str> {
+    let Some((prefix, rest)) = pattern.split_once('{') else {
+        return (pattern == path).then_some("");
+    };
+    let (kind, suffix) = rest.split_once('}')?;
+    let captured = path.strip_prefix(prefix)?.strip_suffix(suffix)?;
+    let fits = kind == "*" || (!captured.is_empty() && !captured.contains('/'));
+    fits.then_some(captured)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn braces_stand_for_one_component_or_for_the_rest() {
+        assert_eq!(capture("/{}.narinfo", "/abc.narinfo"), Some("abc"));
+        assert_eq!(capture("/{}.narinfo", "/.narinfo"), None);
+        assert_eq!(capture("/{}.narinfo", "/a/b.narinfo"), None);
+        assert_eq!(capture("/nar/{}", "/nar/"), None);
+        assert_eq!(capture("/nar/{}", "/nar/../x"), None);
+        assert_eq!(capture("/serve/{*}", "/serve/a/b"), Some("a/b"));
+        assert_eq!(capture("/healthz", "/healthz"), Some(""));
+        assert_eq!(capture("/healthz", "/healthz/"), None);
+    }
+}

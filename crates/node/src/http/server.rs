@@ -1,0 +1,280 @@
+//! Accepts connections, bounds them, and stops them.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::connection::{Guarded, Limits};
+use super::metrics::InFlight;
+use super::request::{Client, RequestBody};
+use super::{Cache, Request, Response, router};
+
+/// Connections at once; beyond it the one that has asked nothing for longest makes room.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Head of a request: a client sends some hundred bytes, one behind proxies some thousand.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+const HEADERS_MAX: usize = 100;
+/// A client has 25 requests under way at most, unless it was told otherwise.
+const STREAMS_MAX: u32 = 256;
+/// What one HTTP/2 stream may have sent and nobody read; uploads are read as they come.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// What HTTP/2 holds of a response that the client does not take.
+const SEND_BUFFER_BYTES: usize = 512 << 10;
+/// Pause after `accept` failed for want of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// The kernel's queue of connections that were not accepted yet.
+const BACKLOG: u32 = 1024;
+
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    pub listen: SocketAddr,
+}
+
+/// Serves a cache until it is closed or dropped.
+pub struct HttpServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: tokio::task::JoinHandle<()>,
+    stopping: watch::Sender<bool>,
+}
+
+struct Shared {
+    cache: Arc<Cache>,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    next_id: u64,
+    connections: BTreeMap<u64, Connection>,
+}
+
+struct Connection {
+    task: tokio::task::AbortHandle,
+    unanswered: Arc<AtomicU64>,
+    /// A number that grows with every request of any connection: who has the smallest was silent for longest.
+    last_request: Arc<AtomicU64>,
+}
+
+impl HttpServer {
+    /// Must be called within a tokio runtime.
+    pub fn open(options: &HttpOptions, cache: Arc<Cache>) -> io::Result<HttpServer> {
+        crate::door::raise_descriptor_limit();
+        let listener = listen(options.listen)?;
+        let address = listener.local_addr()?;
+        let (stopping, stop) = watch::channel(false);
+        let shared = Arc::new(Shared { cache, open: Mutex::default() });
+        let accepting = tokio::spawn(accept(listener, shared.clone(), stop));
+        Ok(HttpServer { address, shared, accepting, stopping })
+    }
+
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Lets nobody in any more. Requests under way are answered, then their connections end.
+    pub fn stop_accepting(&self) {
+        self.accepting.abort();
+        self.stopping.send_replace(true);
+    }
+
+    /// Requests that are not answered to their end.
+    pub fn unanswered(&self) -> u64 {
+        self.shared.cache.metrics.in_flight()
+    }
+
+    /// Also hangs up on everybody.
+    pub fn close(&self) {
+        self.stop_accepting();
+        for connection in self.shared.open().connections.values() {
+            connection.task.abort();
+        }
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+    };
+    // A node that is started again finds connections of the last one that are not quite over.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: watch::Receiver<bool>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => shared.clone().admit(stream, address, stop.clone()),
+            Err(error) => {
+                tracing::warn!("cannot accept a connection on the HTTP port: {error}");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admit(self: Arc<Self>, stream: TcpStream, address: SocketAddr, stop: watch::Receiver<bool>) {
+        // Answers are written whole; waiting for more to come only delays them. A socket that cannot is slower.
+        let _ = stream.set_nodelay(true);
+        let mut open = self.open();
+        if open.connections.len() >= CONNECTIONS_MAX {
+            self.cache.metrics.refused_connections.fetch_add(1, Ordering::Relaxed);
+            if !open.evict() {
+                return tracing::warn!("refused {address}: {CONNECTIONS_MAX} connections are open and busy");
+            }
+        }
+        let id = open.next_id;
+        open.next_id += 1;
+        let unanswered = Arc::<AtomicU64>::default();
+        let last_request = Arc::new(AtomicU64::new(self.cache.metrics.next_request()));
+        let leave = Leave { shared: self.clone(), id };
+        self.cache.metrics.connections.fetch_add(1, Ordering::Relaxed);
+        let caller = Caller {
+            cache: self.cache.clone(),
+            client: Client { address, is_encrypted: false },
+            unanswered: unanswered.clone(),
+            last_request: last_request.clone(),
+        };
+        // Runs only once `open` is unlocked, so that it finds itself listed.
+        let task = tokio::spawn(async move {
+            let _leave = leave;
+            caller.serve(stream, stop).await;
+        });
+        open.connections.insert(id, Connection { task: task.abort_handle(), unanswered, last_request });
+    }
+}
+
+impl Open {
+    /// Ends the connection that was silent for longest; false where all have requests under way.
+    fn evict(&mut self) -> bool {
+        let silent = self.connections.iter().filter(|(_, c)| c.unanswered.load(Ordering::Relaxed) == 0);
+        let longest = silent.min_by_key(|(_, c)| c.last_request.load(Ordering::Relaxed)).map(|(&id, _)| id);
+        match longest.and_then(|id| self.connections.remove(&id)) {
+            Some(connection) => {
+                connection.task.abort();
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Takes a connection off the list however its task ends.
+struct Leave {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.shared.cache.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+        self.shared.open().connections.remove(&self.id);
+    }
+}
+
+/// One connection's client, and what it is answered from.
+#[derive(Clone)]
+struct Caller {
+    cache: Arc<Cache>,
+    client: Client,
+    unanswered: Arc<AtomicU64>,
+    last_request: Arc<AtomicU64>,
+}
+
+impl Caller {
+    /// Speaks HTTP until the client goes, or until the server stops and nothing is under way.
+    async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let io = TokioIo::new(Guarded::new(stream, Limits::USUAL, self.unanswered.clone()));
+        let address = self.client.address;
+        let service = service_fn(move |request| self.clone().answer(request));
+        let builder = protocol();
+        let connection = builder.serve_connection(io, service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopped(&mut stop) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%address, "a connection broke: {error}");
+        }
+    }
+
+    async fn answer(self, request: http::Request<Incoming>) -> Result<Response, Infallible> {
+        let metrics = &self.cache.metrics;
+        self.last_request.store(metrics.next_request(), Ordering::Relaxed);
+        let in_flight = InFlight::new(metrics, &self.unanswered);
+        let (head, body) = request.into_parts();
+        let is_head = head.method == http::Method::HEAD;
+        let request = Request {
+            path: head.uri.path().to_owned(),
+            query: head.uri.query().map(str::to_owned),
+            method: head.method,
+            headers: head.headers,
+            capture: String::new(),
+            client: self.client,
+            body: RequestBody::new(body),
+        };
+        let response = router::answer(self.cache.clone(), request).await;
+        metrics.responded(&response);
+        let counted = |body: super::Body| if is_head { body.untold() } else { body }.counted(in_flight);
+        Ok(response.map(counted))
+    }
+}
+
+/// The server stops, or is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|&stopping| stopping).await;
+}
+
+/// HTTP/1.1 or HTTP/2, whichever the client begins with.
+fn protocol() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Limits::USUAL.idle)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .pipeline_flush(true)
+        .writev(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .max_send_buf_size(SEND_BUFFER_BYTES);
+    builder
+}
