@@ -126,7 +126,14 @@ fn publish_chunks(
 
 /// What a transaction changes in what segments hold of live records.
 #[derive(Default)]
-pub struct LiveChange(HashMap<SegmentId, (i64, i64)>);
+pub struct LiveChange(HashMap<SegmentId, Change>);
+
+#[derive(Default)]
+struct Change {
+    bytes: i64,
+    records: i64,
+    hasty_bytes: i64,
+}
 
 impl LiveChange {
     pub fn gained(&mut self, place: &Place) {
@@ -138,10 +145,14 @@ impl LiveChange {
     }
 
     fn add(&mut self, place: &Place, records: i64) {
-        let (bytes, count) = self.0.entry(place.segment).or_default();
+        let change = self.0.entry(place.segment).or_default();
         // A record is shorter than 4 GiB.
-        *bytes += records * place.record_len() as i64;
-        *count += records;
+        let bytes = records * place.record_len() as i64;
+        change.bytes += bytes;
+        change.records += records;
+        if place.hasty {
+            change.hasty_bytes += bytes;
+        }
     }
 
     pub fn apply(self, txn: &WriteTransaction) -> Result<()> {
@@ -149,11 +160,12 @@ impl LiveChange {
             return Ok(());
         }
         let mut segments = txn.open_table(SEGMENTS)?;
-        for (id, (bytes, records)) in self.0 {
-            let row = segments.get(id)?.map(|row| SegmentRow::decode(row.value())).unwrap_or_default();
-            let live_bytes = row.live_bytes.saturating_add_signed(bytes);
-            let live_records = row.live_records.saturating_add_signed(records);
-            segments.insert(id, &SegmentRow { live_bytes, live_records, ..row }.encode())?;
+        for (id, change) in self.0 {
+            let mut row = segments.get(id)?.map(|row| SegmentRow::decode(row.value())).unwrap_or_default();
+            row.live_bytes = row.live_bytes.saturating_add_signed(change.bytes);
+            row.live_records = row.live_records.saturating_add_signed(change.records);
+            row.hasty_bytes = row.hasty_bytes.saturating_add_signed(change.hasty_bytes);
+            segments.insert(id, &row.encode())?;
         }
         Ok(())
     }

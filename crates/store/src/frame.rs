@@ -1,7 +1,8 @@
 //! One chunk as one zstd frame that states its content size.
 //!
 //! What does not compress is laid into raw blocks, so that every stored frame is a valid zstd
-//! frame whatever the chunk holds and reading it back costs a copy. Format: RFC 8878.
+//! frame whatever the chunk holds and reading it back costs a copy. What comes faster than it can be
+//! compressed is laid into raw blocks too, marked as stored in haste. Format: RFC 8878.
 
 use crate::chunker;
 use std::io;
@@ -32,6 +33,24 @@ pub enum FrameError {
     Codec(String),
 }
 
+/// How much time a chunk is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// The encoder's level.
+    Level,
+    /// None: raw blocks. Even zstd's fastest levels take four times as long as all else that is done
+    /// to a chunk.
+    Haste,
+}
+
+/// What became of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoded {
+    pub frame_len: usize,
+    /// Whether [`Effort::Level`] may make less of it.
+    pub hasty: bool,
+}
+
 /// Compresses chunks at one level; keeps its work space between them.
 pub struct Encoder {
     zstd: zstd::bulk::Compressor<'static>,
@@ -58,13 +77,18 @@ impl Encoder {
         self.zstd.compress(bytes)
     }
 
-    /// Appends the frame of `chunk` (at most [`chunker::MAX`] bytes) to `out`; returns its length.
-    pub fn encode(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> io::Result<usize> {
+    /// Appends the frame of `chunk` (at most [`chunker::MAX`] bytes) to `out`.
+    pub fn encode(&mut self, chunk: &[u8], effort: Effort, out: &mut Vec<u8>) -> io::Result<Encoded> {
         let start = out.len();
-        if looks_random(chunk) {
-            push_raw(chunk, out);
-            return Ok(out.len() - start);
+        let random = looks_random(chunk);
+        match effort {
+            Effort::Level if !random => self.compress(chunk, out)?,
+            _ => push_raw(chunk, out),
         }
+        Ok(Encoded { frame_len: out.len() - start, hasty: effort == Effort::Haste && !random })
+    }
+
+    fn compress(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         self.scratch.clear();
         self.scratch.reserve(FRAME_LEN_MAX);
         let len = self.zstd.compress_to_buffer(chunk, &mut self.scratch)?;
@@ -72,7 +96,7 @@ impl Encoder {
             true => out.extend_from_slice(&self.scratch),
             false => push_raw(chunk, out),
         }
-        Ok(out.len() - start)
+        Ok(())
     }
 }
 
@@ -107,6 +131,12 @@ impl Decoder {
 /// What a frame says it holds.
 pub fn content_size(frame: &[u8]) -> Result<u64, FrameError> {
     zstd::zstd_safe::get_frame_content_size(frame).ok().flatten().ok_or(FrameError::NoContentSize)
+}
+
+/// Whether a frame, which holds `chunk`, may be one of [`Effort::Haste`].
+pub fn is_hasty(frame: &[u8], chunk: &[u8]) -> bool {
+    let raw = frame.get(4) == Some(&DESCRIPTOR) && frame.len() > chunk.len();
+    raw && !looks_random(chunk)
 }
 
 /// A frame of raw blocks.
@@ -161,7 +191,9 @@ mod tests {
 
     fn encode(chunk: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
-        Encoder::new(1).expect("encoder").encode(chunk, &mut frame).expect("encode");
+        let mut encoder = Encoder::new(1).expect("encoder");
+        let encoded = encoder.encode(chunk, Effort::Level, &mut frame).expect("encode");
+        assert_eq!(encoded, Encoded { frame_len: frame.len(), hasty: false });
         frame
     }
 
@@ -189,6 +221,20 @@ mod tests {
             assert!(frame.len() <= len + 9 + 2 * 3, "{len}");
             assert_eq!(zstd::decode_all(&frame[..]).expect("zstd"), chunk);
         }
+    }
+
+    #[test]
+    fn haste_is_raw_and_known_as_such_unless_nothing_is_lost() {
+        let mut encoder = Encoder::new(1).expect("encoder");
+        for (chunk, hasty) in [(vec![b'x'; 200_000], true), (noise(200_000), false)] {
+            let mut frame = Vec::new();
+            let encoded = encoder.encode(&chunk, Effort::Haste, &mut frame).expect("encode");
+            assert_eq!(encoded, Encoded { frame_len: frame.len(), hasty });
+            assert!(frame.len() > chunk.len());
+            assert_eq!(is_hasty(&frame, &chunk), hasty);
+            assert_eq!(zstd::decode_all(&frame[..]).expect("zstd"), chunk);
+        }
+        assert!(!is_hasty(&encode(&[b'x'; 200_000]), &[b'x'; 200_000]));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use crate::chunker::{self, Chunker};
 use crate::error::{Error, IngestError, Result};
-use crate::frame::{Encoder, FRAME_LEN_MAX};
+use crate::frame::{Effort, Encoded, Encoder, FRAME_LEN_MAX};
 use crate::hashing::NarHasher;
 use crate::pins::PinSet;
 use crate::place::Place;
@@ -67,8 +67,8 @@ struct Intake {
 #[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
-    /// Of each record its chunk, its offset in `bytes` and the length of its frame.
-    records: Vec<(ChunkRef, u32, u32)>,
+    /// Of each record its chunk, its offset in `bytes` and its frame.
+    records: Vec<(ChunkRef, u32, Encoded)>,
 }
 
 impl Store {
@@ -201,9 +201,9 @@ impl Intake {
         self.batch.retain(&wanted);
         if !self.batch.records.is_empty() {
             let (segment, base) = appender.append(&self.batch.bytes)?;
-            let placed = self.batch.records.iter().map(|&(chunk, at, frame_len)| {
-                let place = Place { segment, offset: base + at, frame_len, chunk_len: chunk.len };
-                (chunk.hash, place)
+            let placed = self.batch.records.iter().map(|&(chunk, at, Encoded { frame_len, hasty })| {
+                let (offset, frame_len) = (base + at, frame_len as u32);
+                (chunk.hash, Place { segment, offset, frame_len, chunk_len: chunk.len, hasty })
             });
             pins.written(placed);
         }
@@ -229,10 +229,10 @@ impl Batch {
         self.bytes.reserve(HEADER_LEN + FRAME_LEN_MAX);
         let at = self.bytes.len();
         self.bytes.extend_from_slice(&[0; HEADER_LEN]);
-        let frame_len = encoder.encode(bytes, &mut self.bytes)? as u32;
-        let header = Header { hash: chunk.hash, frame_len }.encode();
+        let encoded = encoder.encode(bytes, Effort::Level, &mut self.bytes)?;
+        let header = Header { hash: chunk.hash, frame_len: encoded.frame_len as u32 }.encode();
         self.bytes[at..at + HEADER_LEN].copy_from_slice(&header);
-        self.records.push((chunk, at as u32, frame_len));
+        self.records.push((chunk, at as u32, encoded));
         Ok(())
     }
 
@@ -242,9 +242,9 @@ impl Batch {
             return;
         }
         let old = std::mem::take(self);
-        for ((chunk, at, frame_len), _) in old.records.into_iter().zip(keep).filter(|(_, keep)| **keep) {
-            let record = &old.bytes[at as usize..][..HEADER_LEN + frame_len as usize];
-            self.records.push((chunk, self.bytes.len() as u32, frame_len));
+        for ((chunk, at, encoded), _) in old.records.into_iter().zip(keep).filter(|(_, keep)| **keep) {
+            let record = &old.bytes[at as usize..][..HEADER_LEN + encoded.frame_len];
+            self.records.push((chunk, self.bytes.len() as u32, encoded));
             self.bytes.extend_from_slice(record);
         }
     }

@@ -9,6 +9,7 @@
 //! tmp/            emptied when the store is opened
 //! ```
 
+use crate::commit::LiveChange;
 use crate::error::{Error, OpenError, Result};
 use crate::hashing::HashService;
 use crate::index::Index;
@@ -210,20 +211,17 @@ fn cut_and_sync(path: &Path, end: u64) -> io::Result<()> {
 fn adopt(txn: &WriteTransaction, found: &[([u8; 32], Place)], ends: &BTreeMap<SegmentId, u64>) -> Result<()> {
     let mut chunks = txn.open_table(CHUNKS)?;
     let mut segments = txn.open_table(SEGMENTS)?;
-    let mut live: BTreeMap<SegmentId, (u64, u64)> = BTreeMap::new();
+    let mut live = LiveChange::default();
     for (hash, place) in found {
         if chunks.get(hash)?.is_none() {
             chunks.insert(hash, &place.encode())?;
-            let (bytes, records) = live.entry(place.segment).or_default();
-            *bytes += place.record_len();
-            *records += 1;
+            live.gained(place);
         }
     }
     for (&id, &committed) in ends {
         let row = segments.get(id)?.map(|row| SegmentRow::decode(row.value())).unwrap_or_default();
-        let (bytes, records) = live.get(&id).copied().unwrap_or_default();
-        let (live_bytes, live_records) = (row.live_bytes + bytes, row.live_records + records);
-        segments.insert(id, &SegmentRow { committed, live_bytes, live_records }.encode())?;
+        segments.insert(id, &SegmentRow { committed, ..row }.encode())?;
     }
-    Ok(())
+    drop((chunks, segments));
+    live.apply(txn)
 }

@@ -2,6 +2,9 @@
 
 use crate::segment::record::HEADER_LEN;
 
+/// In the word of `chunk_len` as it lies in the index: [`Place::hasty`]. Chunks are far shorter.
+const HASTY: u32 = 1 << 31;
+
 /// Number of a segment file; never used twice.
 pub type SegmentId = u32;
 
@@ -14,13 +17,16 @@ pub struct Place {
     pub frame_len: u32,
     /// Bytes of the chunk itself.
     pub chunk_len: u32,
+    /// Stored without trying to compress it, because whoever brought it would have had to wait.
+    pub hasty: bool,
 }
 
 impl Place {
-    /// As it lies in the index: four little-endian numbers.
+    /// As it lies in the index: four little-endian numbers, the last with [`HASTY`].
     pub fn encode(&self) -> [u8; 16] {
         let mut out = [0; 16];
-        let fields = [self.segment, self.offset, self.frame_len, self.chunk_len];
+        let chunk_len = self.chunk_len | if self.hasty { HASTY } else { 0 };
+        let fields = [self.segment, self.offset, self.frame_len, chunk_len];
         for (to, field) in out.chunks_exact_mut(4).zip(fields) {
             to.copy_from_slice(&field.to_le_bytes());
         }
@@ -29,7 +35,9 @@ impl Place {
 
     pub fn decode(bytes: &[u8; 16]) -> Place {
         let field = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        Place { segment: field(0), offset: field(4), frame_len: field(8), chunk_len: field(12) }
+        let chunk_len = field(12) & !HASTY;
+        let hasty = field(12) & HASTY != 0;
+        Place { segment: field(0), offset: field(4), frame_len: field(8), chunk_len, hasty }
     }
 
     /// Bytes of header and frame.

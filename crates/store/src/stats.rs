@@ -13,6 +13,8 @@ pub struct Stats {
     pub segments: u64,
     /// Header and frame bytes of chunks that the index knows.
     pub live_bytes: u64,
+    /// Of those, bytes stored in haste, which compressing anew may shrink.
+    pub hasty_bytes: u64,
     /// Bytes of all committed segments.
     pub segment_bytes: u64,
     /// Chunks that ingests at work want.
@@ -33,6 +35,7 @@ impl Store {
                 let row = SegmentRow::decode(row?.1.value());
                 stats.segments += 1;
                 stats.live_bytes += row.live_bytes;
+                stats.hasty_bytes += row.hasty_bytes;
                 stats.segment_bytes += row.committed;
             }
             Ok(stats)

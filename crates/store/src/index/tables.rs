@@ -22,8 +22,8 @@ pub const LINKS: TableDefinition<&[u8], ()> = TableDefinition::new("links");
 pub const REALISATIONS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("realisations");
 /// Hash part of a realisation's path, followed by the realisation's key.
 pub const REALISED: TableDefinition<&[u8], ()> = TableDefinition::new("realised");
-/// Segment -> committed length, live record bytes, live records; each u64.
-pub const SEGMENTS: TableDefinition<u32, &[u8; 24]> = TableDefinition::new("segments");
+/// Segment -> committed length, live record bytes, live records, live bytes stored in haste; each u64.
+pub const SEGMENTS: TableDefinition<u32, &[u8; 32]> = TableDefinition::new("segments");
 
 macro_rules! each_table {
     ($txn:expr, $($table:ident),*) => {{ $( $txn.open_table($table)?; )* }};
@@ -61,23 +61,27 @@ pub struct SegmentRow {
     /// Header and frame bytes of records that the index points at.
     pub live_bytes: u64,
     pub live_records: u64,
+    /// Of `live_bytes`, those of records that are [`crate::place::Place::hasty`]: what compressing them
+    /// anew may shrink.
+    pub hasty_bytes: u64,
 }
 
 impl SegmentRow {
-    pub fn encode(&self) -> [u8; 24] {
-        let mut out = [0; 24];
-        out[..8].copy_from_slice(&self.committed.to_le_bytes());
-        out[8..16].copy_from_slice(&self.live_bytes.to_le_bytes());
-        out[16..].copy_from_slice(&self.live_records.to_le_bytes());
+    pub fn encode(&self) -> [u8; 32] {
+        let mut out = [0; 32];
+        let fields = [self.committed, self.live_bytes, self.live_records, self.hasty_bytes];
+        for (to, field) in out.chunks_exact_mut(8).zip(fields) {
+            to.copy_from_slice(&field.to_le_bytes());
+        }
         out
     }
 
-    pub fn decode(bytes: &[u8; 24]) -> Self {
-        let [committed, live_bytes, live_records] = [0, 8, 16].map(|at| {
+    pub fn decode(bytes: &[u8; 32]) -> Self {
+        let [committed, live_bytes, live_records, hasty_bytes] = [0, 8, 16, 24].map(|at| {
             let mut field = [0; 8];
             field.copy_from_slice(&bytes[at..at + 8]);
             u64::from_le_bytes(field)
         });
-        SegmentRow { committed, live_bytes, live_records }
+        SegmentRow { committed, live_bytes, live_records, hasty_bytes }
     }
 }

@@ -4,7 +4,7 @@ use super::PREAMBLE;
 use super::record::{HEADER_LEN, Header};
 use crate::chunker;
 use crate::error::{Error, Result};
-use crate::frame::{Decoder, FRAME_LEN_MAX};
+use crate::frame::{self, Decoder, FRAME_LEN_MAX};
 use crate::place::{Place, SegmentId};
 use std::fs::File;
 use std::io;
@@ -52,7 +52,7 @@ pub fn scan(path: &Path, segment: SegmentId, from: u64, budget: u64) -> Result<T
         let (Ok(offset), frame_len) = (u32::try_from(tail.end), header.frame_len) else {
             break;
         };
-        let place = Place { segment, offset, frame_len, chunk_len };
+        let place = Place { segment, offset, frame_len, chunk_len, hasty: frame::is_hasty(&frame, &chunk) };
         tail.records.push((header.hash, place));
         tail.end = place.end();
     }
