@@ -42,7 +42,7 @@ const fn gear() -> [u64; 256] {
     table
 }
 
-/// Finds boundaries without keeping a byte.
+/// Finds the boundaries that content makes.
 #[derive(Debug, Clone, Default)]
 struct Cutter {
     /// Bytes since the last boundary.
@@ -106,12 +106,10 @@ fn search(hash: &mut u64, data: &[u8], limit: u64) -> Option<usize> {
     None
 }
 
-/// A stream to chunks; keeps at most one chunk of it.
+/// Finds where the chunks of a stream end; keeps no byte of it.
 #[derive(Debug, Default)]
 pub struct Chunker {
     cutter: Cutter,
-    /// The beginning of the current chunk.
-    pending: Vec<u8>,
     /// Offsets of forced cuts that are still ahead, ascending.
     cuts: VecDeque<u64>,
     /// Bytes of the stream seen.
@@ -119,46 +117,29 @@ pub struct Chunker {
 }
 
 impl Chunker {
-    /// Cuts at `offset` of the stream, which lies ahead of all bytes fed and of all cuts so far.
+    /// Cuts at `offset` of the stream, which lies ahead of all bytes seen and of all cuts so far. At its
+    /// beginning there is nothing to cut.
     pub fn cut_at(&mut self, offset: u64) {
-        debug_assert!(offset >= self.offset && self.cuts.back().is_none_or(|&c| c <= offset));
-        self.cuts.push_back(offset);
+        debug_assert!(offset > self.offset || offset == 0);
+        debug_assert!(self.cuts.back().is_none_or(|&cut| cut <= offset));
+        if offset > self.offset && self.cuts.back() != Some(&offset) {
+            self.cuts.push_back(offset);
+        }
     }
 
-    /// Continues the stream, and hands each chunk that is complete to `emit`.
-    pub fn feed<E>(&mut self, data: &[u8], mut emit: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
-        let mut rest = data;
-        while !rest.is_empty() {
-            let ahead = self.cuts.front().map_or(u64::MAX, |cut| cut - self.offset);
-            if ahead == 0 {
-                self.cuts.pop_front();
-                self.finish(&mut emit)?;
-                continue;
-            }
-            let part = usize::try_from(ahead).map_or(rest, |n| &rest[..n.min(rest.len())]);
-            let found = self.cutter.advance(part);
-            let taken = found.unwrap_or(part.len());
-            self.offset += taken as u64;
-            match (found, self.pending.is_empty()) {
-                (Some(_), true) => emit(&part[..taken])?,
-                _ => self.pending.extend_from_slice(&part[..taken]),
-            }
-            if found.is_some() && !self.pending.is_empty() {
-                emit(&self.pending)?;
-                self.pending.clear();
-            }
-            rest = &rest[taken..];
+    /// Looks at `data`, which continues the stream. Returns how much of it, at least a byte, belongs to
+    /// the current chunk, and whether the chunk ends there; the rest was not looked at.
+    pub fn advance(&mut self, data: &[u8]) -> (usize, bool) {
+        let ahead = self.cuts.front().map_or(u64::MAX, |cut| cut - self.offset);
+        let part = usize::try_from(ahead).map_or(data, |ahead| &data[..ahead.min(data.len())]);
+        let found = self.cutter.advance(part);
+        let taken = found.unwrap_or(part.len());
+        self.offset += taken as u64;
+        let forced = taken as u64 == ahead;
+        if forced {
+            self.cuts.pop_front();
+            self.cutter.restart();
         }
-        Ok(())
-    }
-
-    /// Ends the current chunk, if it has begun.
-    pub fn finish<E>(&mut self, mut emit: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
-        self.cutter.restart();
-        if !self.pending.is_empty() {
-            emit(&self.pending)?;
-            self.pending.clear();
-        }
-        Ok(())
+        (taken, found.is_some() || forced)
     }
 }

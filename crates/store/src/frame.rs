@@ -54,22 +54,13 @@ pub struct Encoded {
 /// Compresses chunks at one level; keeps its work space between them.
 pub struct Encoder {
     zstd: zstd::bulk::Compressor<'static>,
-    level: i32,
     scratch: Vec<u8>,
 }
 
 impl Encoder {
     pub fn new(level: i32) -> io::Result<Self> {
         let zstd = zstd::bulk::Compressor::new(level)?;
-        Ok(Encoder { zstd, level, scratch: Vec::new() })
-    }
-
-    pub fn set_level(&mut self, level: i32) -> io::Result<()> {
-        if level != self.level {
-            self.zstd.set_compression_level(level)?;
-            self.level = level;
-        }
-        Ok(())
+        Ok(Encoder { zstd, scratch: Vec::new() })
     }
 
     /// One frame of anything, compressed whether it helps or not.

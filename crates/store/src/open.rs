@@ -15,6 +15,7 @@ use crate::hashing::HashService;
 use crate::index::Index;
 use crate::index::group::Writer;
 use crate::index::tables::{CHUNKS, SEGMENTS, SegmentRow};
+use crate::ingest::pool::PackerPool;
 use crate::options::Options;
 use crate::pins::Pins;
 use crate::place::{Place, SegmentId};
@@ -55,7 +56,8 @@ pub fn open(dir: &Path, options: Options) -> Result<Inner, OpenError> {
         pins: Arc::new(Pins::default()),
         leases: Arc::default(),
         hashing: Arc::new(HashService::new()),
-        encoders: Pool::default(),
+        packers: PackerPool::new(options.level),
+        idle_packers: Pool::default(),
         decoders: Pool::default(),
         helpers: Helpers::default(),
         collecting: Mutex::new(()),

@@ -1,12 +1,14 @@
 //! The store's parts, joined.
 
 use crate::error::{Error, OpenError, Result};
-use crate::frame::{Decoder, Encoder};
+use crate::frame::Decoder;
 use crate::hashing::HashService;
 use crate::index::Index;
 use crate::index::group::Writer;
 use crate::index::path_record::PathRecord;
 use crate::index::tables::{CHUNKS, PATHS};
+use crate::ingest::packer::Packer;
+use crate::ingest::pool::PackerPool;
 use crate::leases::{Leases, TempRoots};
 use crate::open::{self, Lock};
 use crate::options::Options;
@@ -38,7 +40,8 @@ pub struct Inner {
     pub pins: Arc<Pins>,
     pub leases: Arc<Leases>,
     pub hashing: Arc<HashService>,
-    pub encoders: Pool<Encoder>,
+    pub packers: PackerPool,
+    pub idle_packers: Pool<Packer>,
     pub decoders: Pool<Decoder>,
     pub helpers: Helpers,
     /// Held by the one collection that may run.

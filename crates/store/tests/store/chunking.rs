@@ -3,7 +3,6 @@
 use crate::support::Rng;
 use shoal_store::chunker::{AVERAGE, Chunker, MAX, MIN};
 use std::collections::HashSet;
-use std::convert::Infallible;
 
 /// Chunks of `data`, fed in pieces as `split` says, cut at `cuts`.
 fn chunks(data: &[u8], cuts: &[u64], mut split: impl FnMut() -> usize) -> Vec<Vec<u8>> {
@@ -12,17 +11,18 @@ fn chunks(data: &[u8], cuts: &[u64], mut split: impl FnMut() -> usize) -> Vec<Ve
         chunker.cut_at(cut);
     }
     let mut found = Vec::new();
-    let mut keep = |chunk: &[u8]| {
-        found.push(chunk.to_vec());
-        Ok::<(), Infallible>(())
-    };
+    let mut pending = Vec::new();
     let mut rest = data;
     while !rest.is_empty() {
         let n = split().clamp(1, rest.len());
-        chunker.feed(&rest[..n], &mut keep).expect("infallible");
-        rest = &rest[n..];
+        let (taken, ends) = chunker.advance(&rest[..n]);
+        pending.extend_from_slice(&rest[..taken]);
+        rest = &rest[taken..];
+        if ends {
+            found.push(std::mem::take(&mut pending));
+        }
     }
-    chunker.finish(&mut keep).expect("infallible");
+    found.extend((!pending.is_empty()).then_some(pending));
     found
 }
 
