@@ -53,12 +53,6 @@ impl ChunkReader {
         }
     }
 
-    /// The chunk's frame as it is stored, after its contents were verified into `contents`.
-    pub fn read_frame(&mut self, chunk: &ChunkRef, place: Option<Place>, contents: &mut Vec<u8>) -> Result<&[u8]> {
-        self.read(chunk, place, contents)?;
-        Ok(&self.record[HEADER_LEN..])
-    }
-
     /// Brings the chunk's record into `self.record`.
     fn fetch(&mut self, chunk: &ChunkRef, mut known: Option<Place>) -> Result<Place> {
         let damaged = |place, defect| Error::from(Damage::chunk(chunk.hash, place, defect));

@@ -7,7 +7,7 @@ use crate::index::tables::{CHUNKS, DERIVERS, MANIFESTS, PATHS, REFERRERS, SEGMEN
 use crate::ingest::Ingested;
 use crate::paths::edge;
 use crate::pins::PinSet;
-use crate::place::{Place, SegmentId};
+use crate::place::{PLACE_LEN, Place, SegmentId};
 use crate::store::Store;
 use redb::{ReadableTable, Table, WriteTransaction};
 use shoal_wire::nix::path_info::PathInfo;
@@ -108,7 +108,7 @@ fn missing_reference(
 /// Points the index at chunks' places. The place given is one that somebody keeps; one that the index
 /// knows already may be about to be swept.
 fn publish_chunks(
-    table: &mut Table<'_, &'static [u8; 32], &'static [u8; 16]>,
+    table: &mut Table<'_, &'static [u8; 32], &'static [u8; PLACE_LEN]>,
     chunks: &[([u8; 32], Place)],
     live: &mut LiveChange,
 ) -> Result<()> {

@@ -120,8 +120,12 @@ pub enum Defect {
     Truncated,
     #[error("its header is damaged")]
     Header,
+    #[error("its bytes do not have their checksum")]
+    Checksum,
     #[error(transparent)]
     Frame(#[from] FrameError),
+    #[error("it was found damaged before and is not served until it is stored again")]
+    Quarantined,
     #[error("its bytes do not have its hash")]
     Hash,
     #[error(transparent)]

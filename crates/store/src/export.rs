@@ -5,7 +5,7 @@ use crate::error::{Result, in_path};
 use crate::leases::Lease;
 use crate::read_ahead::{self, ReadAhead};
 use crate::store::Store;
-use shoal_wire::mesh::manifest::{ChunkRef, Manifest};
+use shoal_wire::mesh::manifest::Manifest;
 use shoal_wire::nix::nar::index::NarIndex;
 use shoal_wire::nix::store_path::StorePath;
 use std::io::{self, Read};
@@ -88,14 +88,6 @@ impl Export {
         self.used = 0;
     }
 
-    /// The chunks that the range touches, each with its frame as it is stored.
-    pub fn frames(&mut self) -> Frames<'_> {
-        (self.next, self.next_at) = self.find(self.at);
-        self.contents.clear();
-        self.used = 0;
-        Frames { export: self }
-    }
-
     /// The chunk that byte `offset` is in, and where it begins.
     fn find(&self, offset: u64) -> (usize, u64) {
         let (mut from, mut chunk) = (0, 0);
@@ -172,29 +164,5 @@ impl io::BufRead for Export {
 
     fn consume(&mut self, n: usize) {
         Export::consume(self, n);
-    }
-}
-
-/// The stored frames of an export, in order. Concatenated they are a .zst file of the NAR, if the
-/// export is of the whole.
-pub struct Frames<'a> {
-    export: &'a mut Export,
-}
-
-impl Frames<'_> {
-    /// The next chunk and its frame, whose contents were verified; `None` at the end.
-    pub fn next_frame(&mut self) -> Result<Option<(ChunkRef, &[u8])>> {
-        let export = &mut *self.export;
-        let Some(&chunk) = export.manifest.chunks.get(export.next) else {
-            return Ok(None);
-        };
-        if export.next_at >= export.end {
-            return Ok(None);
-        }
-        let frame = export.reader.read_frame(&chunk, None, &mut export.contents);
-        let frame = frame.map_err(in_path(&export.path))?;
-        export.next += 1;
-        export.next_at += u64::from(chunk.len);
-        Ok(Some((chunk, frame)))
     }
 }

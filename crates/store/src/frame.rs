@@ -124,12 +124,6 @@ pub fn content_size(frame: &[u8]) -> Result<u64, FrameError> {
     zstd::zstd_safe::get_frame_content_size(frame).ok().flatten().ok_or(FrameError::NoContentSize)
 }
 
-/// Whether a frame, which holds `chunk`, may be one of [`Effort::Haste`].
-pub fn is_hasty(frame: &[u8], chunk: &[u8]) -> bool {
-    let raw = frame.get(4) == Some(&DESCRIPTOR) && frame.len() > chunk.len();
-    raw && !looks_random(chunk)
-}
-
 /// A frame of raw blocks.
 fn push_raw(chunk: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&ZSTD_MAGIC);
@@ -222,10 +216,8 @@ mod tests {
             let encoded = encoder.encode(&chunk, Effort::Haste, &mut frame).expect("encode");
             assert_eq!(encoded, Encoded { frame_len: frame.len(), hasty });
             assert!(frame.len() > chunk.len());
-            assert_eq!(is_hasty(&frame, &chunk), hasty);
             assert_eq!(zstd::decode_all(&frame[..]).expect("zstd"), chunk);
         }
-        assert!(!is_hasty(&encode(&[b'x'; 200_000]), &[b'x'; 200_000]));
     }
 
     #[test]

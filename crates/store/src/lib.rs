@@ -13,6 +13,7 @@ mod error;
 mod export;
 mod files;
 mod frame;
+mod frames;
 mod gc;
 mod hashing;
 mod index;
@@ -35,8 +36,9 @@ mod unpack;
 mod verify;
 
 pub use error::{CommitError, Damage, Defect, Error, GcError, IngestError, Object, OpenError, Result};
-pub use export::{Export, Frames};
+pub use export::Export;
 pub use frame::FrameError;
+pub use frames::{Run, StoredFrames};
 pub use gc::{GcAction, GcReport, GcRequest};
 pub use ingest::{Ingest, Ingested};
 pub use leases::TempRoots;

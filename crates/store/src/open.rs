@@ -31,7 +31,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// Version of everything in the directory, the chunker's parameters included.
-const FORMAT: &str = "shoal-store 1";
+const FORMAT: &str = "shoal-store 2";
 
 /// Bytes behind committed ends that are looked at after a crash; the rest is cut off. A second's
 /// work, and four segments of an upload need not be sent again.

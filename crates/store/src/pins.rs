@@ -119,6 +119,12 @@ impl Pins {
         }
     }
 
+    /// Whether the stored bytes of a chunk are known not to be its own.
+    pub fn is_damaged(&self, hash: &Hash) -> bool {
+        let state = self.state();
+        !state.damaged.is_empty() && state.damaged.contains(hash)
+    }
+
     /// Whether nothing wants what `hash` names, nor did since the collection began.
     pub fn is_free(&self, hash: &Hash) -> bool {
         self.state().is_free(hash)

@@ -6,12 +6,12 @@
 //! - a failed write leaves `end` where it was, so the next batch overwrites what it left;
 //! - after a failed sync nothing is written any more: the kernel may have dropped the pages.
 
+pub mod hold;
 pub mod record;
 pub mod scan;
 
 use crate::error::{Damage, Defect, Error, Result};
 use crate::place::{Place, SegmentId};
-use record::{HEADER_LEN, Header};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a segment begins with: a skippable zstd frame, like a record's header.
-pub const PREAMBLE: [u8; 16] = *b"\x5d\x2a\x4d\x18\x08\0\0\0shoalsg1";
+pub const PREAMBLE: [u8; 16] = *b"\x5d\x2a\x4d\x18\x08\0\0\0shoalsg2";
 
 /// Segment files kept open for reading: a quarter of the usual limit of 1,024 descriptors.
 const READERS_MAX: usize = 256;
@@ -49,6 +49,7 @@ pub struct Segments {
     segment_bytes: u64,
     reserve_bytes: u64,
     readers: Mutex<Readers>,
+    pub holds: hold::Holds,
     tail: Mutex<Tail>,
 }
 
@@ -96,6 +97,7 @@ impl Segments {
             segment_bytes,
             reserve_bytes,
             readers: Mutex::default(),
+            holds: hold::Holds::default(),
             tail: Mutex::new(tail),
         })
     }
@@ -162,8 +164,7 @@ impl Segments {
         tail.writing.retain(|w| Some(w.id) == open || w.committed < w.end);
     }
 
-    /// Reads the record of chunk `hash` into `record` and checks its header; the frame is not
-    /// looked at.
+    /// Reads the record of chunk `hash` into `record` and checks it; the frame is not decompressed.
     pub fn read(&self, hash: &[u8; 32], place: &Place, record: &mut Vec<u8>) -> Result<()> {
         let damaged = |defect| Error::from(Damage::chunk(*hash, Some(*place), defect));
         let file = self.reader(place.segment)?.ok_or_else(|| damaged(Defect::NoSegment))?;
@@ -179,11 +180,7 @@ impl Segments {
             }
             Err(error) => return Err(Error::io("read", &self.path(place.segment))(error)),
         }
-        let expected = Header { hash: *hash, frame_len: place.frame_len }.encode();
-        match record[..HEADER_LEN] == expected {
-            true => Ok(()),
-            false => Err(damaged(Defect::Header)),
-        }
+        place.header(hash).examine(record).map_err(damaged)
     }
 
     /// Deletes the file of a segment that nothing is in; who has it open may still read it.
@@ -197,7 +194,7 @@ impl Segments {
     }
 
     /// The file of a segment; `None` if there is none.
-    fn reader(&self, id: SegmentId) -> Result<Option<Arc<File>>> {
+    pub fn reader(&self, id: SegmentId) -> Result<Option<Arc<File>>> {
         let mut readers = self.readers();
         readers.clock += 1;
         let now = readers.clock;

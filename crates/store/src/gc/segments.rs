@@ -11,18 +11,21 @@ pub fn delete_dead(store: &Store) -> Result<u64> {
     // While this is held nothing is appended; what was appended and not published yet is pinned.
     let mut appender = store.segments.appender();
     let open = appender.open_id();
+    let gate = store.segments.holds.shut();
     let unpublished = store.pins.unpublished_segments();
     let dead: Vec<(SegmentId, u64)> = store.index.read(|txn| {
         let mut dead = Vec::new();
         for row in txn.open_table(SEGMENTS)?.iter()? {
             let (id, row) = row?;
             let (id, row) = (id.value(), SegmentRow::decode(row.value()));
-            if row.live_records == 0 && Some(id) != open && !unpublished.contains(&id) {
+            let used = Some(id) == open || unpublished.contains(&id) || store.segments.holds.is_held(id);
+            if row.live_records == 0 && !used {
                 dead.push((id, row.committed));
             }
         }
         Ok(dead)
     })?;
+    drop(gate);
     dead.iter().for_each(|&(id, _)| appender.forget(id));
     drop(appender);
     if dead.is_empty() {

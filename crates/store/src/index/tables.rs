@@ -2,10 +2,11 @@
 //! digits encode.
 
 use crate::error::Result;
+use crate::place::PLACE_LEN;
 use redb::{ReadTransaction, TableDefinition, TableHandle, WriteTransaction};
 
 /// BLAKE3 of a chunk -> [`crate::place::Place`].
-pub const CHUNKS: TableDefinition<&[u8; 32], &[u8; 16]> = TableDefinition::new("chunks");
+pub const CHUNKS: TableDefinition<&[u8; 32], &[u8; PLACE_LEN]> = TableDefinition::new("chunks");
 /// Content root -> one zstd frame of the manifest's encoding.
 pub const MANIFESTS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("manifests");
 /// Base name of a valid path -> [`super::path_record`].

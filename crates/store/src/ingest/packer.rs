@@ -2,7 +2,7 @@
 
 use super::block::Block;
 use crate::error::{Error, Result};
-use crate::frame::{Effort, Encoded, Encoder, FRAME_LEN_MAX};
+use crate::frame::{Effort, Encoder, FRAME_LEN_MAX};
 use crate::pins::PinSet;
 use crate::place::Place;
 use crate::segment::record::{HEADER_LEN, Header};
@@ -31,8 +31,8 @@ pub struct Packer {
 #[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
-    /// Of each record its chunk, its offset in `bytes` and its frame.
-    records: Vec<(ChunkRef, u32, Encoded)>,
+    /// Of each record its chunk's length, its offset in `bytes` and its header.
+    records: Vec<(u32, u32, Header)>,
 }
 
 impl Packer {
@@ -86,9 +86,9 @@ impl Batch {
         let at = self.bytes.len();
         self.bytes.extend_from_slice(&[0; HEADER_LEN]);
         let encoded = encoder.encode(bytes, effort, &mut self.bytes)?;
-        let header = Header { hash: chunk.hash, frame_len: encoded.frame_len as u32 }.encode();
-        self.bytes[at..at + HEADER_LEN].copy_from_slice(&header);
-        self.records.push((chunk, at as u32, encoded));
+        let header = Header::of(chunk.hash, encoded.hasty, &self.bytes[at + HEADER_LEN..]);
+        self.bytes[at..at + HEADER_LEN].copy_from_slice(&header.encode());
+        self.records.push((chunk.len, at as u32, header));
         Ok(())
     }
 
@@ -98,14 +98,14 @@ impl Batch {
             return Ok(());
         }
         let mut appender = store.segments.appender();
-        let wanted = store.pins.absent(self.records.iter().map(|(chunk, ..)| chunk.hash));
+        let wanted = store.pins.absent(self.records.iter().map(|(.., header)| header.hash));
         self.retain(&wanted);
         if !self.records.is_empty() {
             let (segment, base) = appender.append(&self.bytes)?;
-            let placed = self.records.iter().map(|&(chunk, at, Encoded { frame_len, hasty })| {
-                let (offset, frame_len) = (base + at, frame_len as u32);
-                (chunk.hash, Place { segment, offset, frame_len, chunk_len: chunk.len, hasty })
-            });
+            let placed = self
+                .records
+                .iter()
+                .map(|(chunk_len, at, header)| (header.hash, Place::of(header, segment, base + at, *chunk_len)));
             store.pins.written(placed);
         }
         self.clear();
@@ -118,9 +118,9 @@ impl Batch {
             return;
         }
         let old = std::mem::take(self);
-        for ((chunk, at, encoded), _) in old.records.into_iter().zip(keep).filter(|(_, keep)| **keep) {
-            let record = &old.bytes[at as usize..][..HEADER_LEN + encoded.frame_len];
-            self.records.push((chunk, self.bytes.len() as u32, encoded));
+        for ((chunk_len, at, header), _) in old.records.into_iter().zip(keep).filter(|(_, keep)| **keep) {
+            let record = &old.bytes[at as usize..][..HEADER_LEN + header.frame_len as usize];
+            self.records.push((chunk_len, self.bytes.len() as u32, header));
             self.bytes.extend_from_slice(record);
         }
     }

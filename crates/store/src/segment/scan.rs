@@ -4,7 +4,7 @@ use super::PREAMBLE;
 use super::record::{HEADER_LEN, Header};
 use crate::chunker;
 use crate::error::{Error, Result};
-use crate::frame::{self, Decoder, FRAME_LEN_MAX};
+use crate::frame::{Decoder, FRAME_LEN_MAX};
 use crate::place::{Place, SegmentId};
 use std::fs::File;
 use std::io;
@@ -49,10 +49,10 @@ pub fn scan(path: &Path, segment: SegmentId, from: u64, budget: u64) -> Result<T
         let Some(chunk_len) = whole(&header, &frame, &mut decoder, &mut chunk) else {
             break;
         };
-        let (Ok(offset), frame_len) = (u32::try_from(tail.end), header.frame_len) else {
+        let Ok(offset) = u32::try_from(tail.end) else {
             break;
         };
-        let place = Place { segment, offset, frame_len, chunk_len, hasty: frame::is_hasty(&frame, &chunk) };
+        let place = Place::of(&header, segment, offset, chunk_len);
         tail.records.push((header.hash, place));
         tail.end = place.end();
     }
@@ -61,6 +61,9 @@ pub fn scan(path: &Path, segment: SegmentId, from: u64, budget: u64) -> Result<T
 
 /// The chunk's length, if the frame is that of the chunk that the header names.
 fn whole(header: &Header, frame: &[u8], decoder: &mut Decoder, chunk: &mut Vec<u8>) -> Option<u32> {
+    if !header.is_of(frame) {
+        return None;
+    }
     let size = zstd::zstd_safe::get_frame_content_size(frame).ok()??;
     let len = usize::try_from(size).ok().filter(|&len| len <= chunker::MAX)?;
     decoder.decode(frame, len, chunk).ok()?;

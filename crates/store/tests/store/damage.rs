@@ -61,6 +61,48 @@ fn a_flipped_bit_is_found_wherever_it_is() {
     assert!(try_export(&t, "p").expect("mended") == nar);
 }
 
+/// A bit of every byte of a segment, one after the other: none of them leaves in a stored frame.
+#[test]
+fn a_flip_of_any_byte_is_found_before_a_stored_frame_leaves() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("a_flip_of_any_byte");
+    let tree = directory([("noise", file(rng.noise(40_000))), ("text", file(rng.text(90_000))), ("x", file("x"))]);
+    add(&t.store, &path("p"), &tree.nar(), &[]);
+    let segment = segments(&t).remove(0);
+    let bytes = fs::read(&segment).expect("read");
+    let file = OpenOptions::new().write(true).open(&segment).expect("open");
+    // One snapshot for all flips, as the store does not hand out what it knows to be damaged.
+    let frames = t.store.stored_frames(&path("p"), 0..u64::MAX).expect("frames").expect("valid");
+    let runs: Vec<_> = frames.runs(48 << 10).collect();
+    assert!(runs.len() > 1 && frames.frames().len() > runs.len(), "{runs:?}");
+    let mut good = Vec::new();
+    let mut found = 0;
+    for (at, byte) in bytes.iter().enumerate() {
+        file.write_all_at(&[byte ^ (1 << rng.below(8))], at as u64).expect("write");
+        for run in &runs {
+            let covers = (run.offset..run.offset + run.len).contains(&(at as u64));
+            match frames.read(run, &mut good) {
+                Ok(()) => assert!(!covers, "byte {at} is in {run:?}"),
+                Err(Error::Damaged(damage)) if covers => {
+                    let place = damage.place.expect("a place");
+                    assert!((u64::from(place.offset)..place.end()).contains(&(at as u64)), "{at} is not in {place:?}");
+                    assert!(good.is_empty());
+                    found += 1;
+                }
+                Err(error) => panic!("byte {at}: {error}"),
+            }
+        }
+        file.write_all_at(&[*byte], at as u64).expect("write");
+    }
+    // All but the preamble and the header before each run's first frame.
+    assert_eq!(found, bytes.len() - 16 - 48 * runs.len());
+    let refused = t.store.stored_frames(&path("p"), 0..u64::MAX).map(|frames| frames.is_some());
+    let Err(Error::Damaged(damage)) = refused else { panic!("{refused:?}") };
+    assert_eq!(damage.defect, Defect::Quarantined);
+    add(&t.store, &path("again"), &tree.nar(), &[]);
+    assert!(t.store.stored_frames(&path("p"), 0..u64::MAX).expect("frames").is_some(), "stored again");
+}
+
 #[test]
 fn a_lost_or_short_segment_is_found_and_the_rest_works() {
     let t = TestStore::new();

@@ -40,11 +40,11 @@ fn a_store_of_another_format_says_so() {
     let t = TestStore::new();
     let dir = t.dir;
     drop(t.store);
-    fs::write(dir.path().join("format"), "shoal-store 2\n").expect("write");
+    fs::write(dir.path().join("format"), "shoal-store 3\n").expect("write");
     match Store::open(dir.path(), Options::default()) {
         Err(error @ OpenError::Format { .. }) => {
             let text = error.to_string();
-            assert!(text.contains("shoal-store 2") && text.contains("shoal-store 1"), "{text}");
+            assert!(text.contains("shoal-store 3") && text.contains("shoal-store 2"), "{text}");
         }
         other => panic!("{:?}", other.err()),
     }

@@ -41,13 +41,13 @@ fn stored_frames_are_a_zst_file_of_the_nar() {
     let t = TestStore::new();
     let nar = sample(&mut Rng::seeded("stored_frames")).nar();
     add(&t.store, &path("p"), &nar, &[]);
-    let mut export = t.store.export(&path("p")).expect("export").expect("valid");
+    let frames = t.store.stored_frames(&path("p"), 0..u64::MAX).expect("frames").expect("valid");
     let mut zst = Vec::new();
-    let mut frames = export.frames();
-    while let Some((chunk, frame)) = frames.next_frame().expect("frame") {
-        let size = zstd::zstd_safe::get_frame_content_size(frame).expect("a frame");
-        assert_eq!(size, Some(u64::from(chunk.len)));
-        zst.extend_from_slice(frame);
+    for run in frames.runs(1 << 20) {
+        let mut bytes = Vec::new();
+        frames.read(&run, &mut bytes).expect("read");
+        assert_eq!(bytes.len() as u64, run.len);
+        zst.extend_from_slice(&bytes);
     }
     assert!(zstd::decode_all(&zst[..]).expect("a .zst file") == nar);
     assert!(zst.len() < nar.len());
@@ -63,6 +63,32 @@ fn stored_frames_are_a_zst_file_of_the_nar() {
         assert!(rescued.windows(chunk.len()).any(|window| window == chunk));
         rest = after;
     }
+}
+
+#[test]
+fn the_frames_of_a_range_hold_it() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("frames_of_a_range");
+    let nar = sample(&mut rng).nar();
+    add(&t.store, &path("p"), &nar, &[]);
+    let size = nar.len() as u64;
+    for _ in 0..100 {
+        let start = rng.below(size);
+        let end = (start + 1 + rng.below(200_000)).min(size);
+        let frames = t.store.stored_frames(&path("p"), start..end).expect("frames").expect("valid");
+        let (mut zst, mut bytes) = (Vec::new(), Vec::new());
+        for run in frames.runs(1 + rng.below(300_000)) {
+            frames.read(&run, &mut bytes).expect("read");
+            zst.extend_from_slice(&bytes);
+        }
+        let (from, held) = (frames.nar_offset(), zstd::decode_all(&zst[..]).expect("a .zst file"));
+        assert!(from <= start && end <= from + held.len() as u64, "{start}..{end} in {from} + {}", held.len());
+        assert!(nar[from as usize..][..held.len()] == held);
+        let chunks: Vec<u64> = frames.frames().map(|(chunk, _)| u64::from(chunk.len)).collect();
+        assert!(start < from + chunks[0], "the first chunk is needed");
+        assert!(end > from + held.len() as u64 - chunks[chunks.len() - 1], "the last chunk is needed");
+    }
+    assert!(t.store.stored_frames(&path("none"), 0..1).expect("frames").is_none());
 }
 
 #[test]
