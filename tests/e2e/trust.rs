@@ -1,6 +1,6 @@
 //! Who may do what.
 
-use shoal_tests::{Machine, Nix, Node, Remote, shapes};
+use shoal_tests::{Machine, Nix, Node, Remote, place, shapes};
 
 fn node_with_role(machine: &Machine, role: &str) -> Node {
     let node = Node::start(&[machine]);
@@ -69,4 +69,26 @@ fn keys_come_and_go_without_a_restart() {
     assert_eq!(listed.lines().len(), 2, "{listed}");
     node.shoal("client remove").arg(alice.public_key().trim()).ok();
     assert!(!ping(&alice) && ping(&bob));
+}
+
+/// A builder's output that is a derivation is judged like one that is uploaded.
+#[test]
+fn a_builder_cannot_write_a_derivation_that_claims_anothers_output() {
+    let machine = Machine::new(&Nix::newest());
+    let node = node_with_role(&machine, "build");
+    let file = place::repository().join("tests/nix/forge.nix").display().to_string();
+    let busybox = machine.nix.busybox().display().to_string();
+    let features = ["--option", "extra-experimental-features", "ca-derivations dynamic-derivations"];
+    let build = |attribute: &str| {
+        let build = machine.remote("nix-build", &node, Remote::SshNg).args(features);
+        build.args([&file, "--no-out-link", "--arg", "busybox", &busybox, "-A", attribute])
+    };
+    let refused = build("forged").fails();
+    assert!(refused.stderr.contains("derivation has incorrect output"), "{refused}");
+    let refused = build("garbage").fails();
+    assert!(refused.stderr.contains("error parsing derivation"), "{refused}");
+    let honest = build("victim").ok();
+    let store = machine.store(&node, Remote::SshNg);
+    let cat = machine.near("nix", &node).args(["store", "cat", "--store", &store, honest.text()]).ok();
+    assert_eq!(cat.stdout, "honest\n");
 }

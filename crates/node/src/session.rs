@@ -48,7 +48,7 @@ impl SessionHost {
     /// Paths need a signature by one of `trusted_keys`, unless `require_sigs` is off.
     pub fn new(store: Store, builds: Arc<BuildService>, trusted_keys: TrustedKeys, require_sigs: bool) -> Self {
         let dir = builds.store_dir().clone();
-        let admission = Admission::new(store.clone(), dir.clone(), trusted_keys, require_sigs);
+        let admission = Admission::new(builds.derivations(), dir.clone(), trusted_keys, require_sigs);
         SessionHost(Arc::new(Services { store, dir, builds, admission }))
     }
 

@@ -25,6 +25,7 @@ use shoal_wire::nix::worker::BuildStatus;
 use shoal_wire::nix::worker::ops::BuildMode;
 
 use super::checks;
+use super::derivations::DRV_BYTES_MAX;
 use super::failure::{Failure, Texts};
 use super::prepare::Prepared;
 use super::service::BuildService;
@@ -83,6 +84,7 @@ pub(super) fn take(
     };
     let texts = Texts { dir: &service.dir, drv_path: &prepared.drv_path };
     let infos: BTreeMap<&str, &PathInfo> = accepted.iter().map(|one| (one.output.as_str(), &one.info)).collect();
+    check_derivations(service, &accepted, &found)?;
     if let Some(failure) = wrong_fixed_output(prepared, &texts, &accepted) {
         // The content is what it is: kept under its true path, so that a corrected derivation need not run again.
         if accepted.iter().all(|one| one.info.references.is_empty()) {
@@ -375,6 +377,30 @@ fn complete(service: &BuildService, prepared: &Prepared, info: &mut PathInfo) ->
         info.sign(&service.dir, key).context("cannot sign an output")?;
     }
     Ok(())
+}
+
+/// An output that is itself a derivation is judged as one that is uploaded: else a builder could write one that names
+/// another's output paths, and whoever has it built would choose what they hold.
+fn check_derivations(
+    service: &BuildService,
+    accepted: &[Accepted],
+    found: &BTreeMap<String, PathBuf>,
+) -> Result<(), Rejected> {
+    for Accepted { output, info, .. } in accepted.iter().filter(|one| one.info.path.is_derivation()) {
+        let text = read_derivation(&found[output])?;
+        let reject = |error: anyhow::Error| Failure::new(BuildStatus::OutputRejected, format!("{error:#}"));
+        service.derivations.check_added(info, &text, &[]).map_err(reject)?;
+    }
+    Ok(())
+}
+
+fn read_derivation(tree: &Path) -> Result<Vec<u8>, Rejected> {
+    let meta = tree.symlink_metadata().context("cannot read an output")?;
+    if !meta.is_file() || meta.len() > DRV_BYTES_MAX {
+        let text = format!("an output named as a derivation is no plain file of at most {DRV_BYTES_MAX} bytes");
+        return Err(Failure::new(BuildStatus::OutputRejected, text).into());
+    }
+    Ok(std::fs::read(tree).context("cannot read an output")?)
 }
 
 /// A fixed output that is not what the derivation promised.

@@ -104,11 +104,14 @@ fn resolved(service: &BuildService, task: &Task) -> Result<Resolved> {
             output_hashes: adopted.output_hashes.clone(),
             needs_realisations: adopted.needs_realisations,
         },
-        What::Stored(derivation) => Resolved {
-            derivation: service.resolve(derivation)?,
-            output_hashes: service.derivations.output_hashes(derivation)?,
-            needs_realisations: !derivation.kind()?.has_known_paths(),
-        },
+        What::Stored(derivation) => {
+            service.derivations.check_outputs(derivation)?;
+            Resolved {
+                derivation: service.resolve(derivation)?,
+                output_hashes: service.derivations.output_hashes(derivation)?,
+                needs_realisations: !derivation.kind()?.has_known_paths(),
+            }
+        }
     })
 }
 

@@ -125,7 +125,7 @@ pub struct BuildService {
     pub(super) store: Store,
     pub(super) dir: StoreDir,
     pub(super) trees: Arc<Trees>,
-    pub(super) derivations: Derivations,
+    pub(super) derivations: Arc<Derivations>,
     pub(super) config: Config,
     pub(super) history: History,
     next_job: AtomicU64,
@@ -148,7 +148,7 @@ impl BuildService {
             draining: false,
         };
         let service = Arc::new(BuildService {
-            derivations: Derivations::new(store.clone(), dir.clone()),
+            derivations: Arc::new(Derivations::new(store.clone(), dir.clone())),
             history: History::open(&config.data_dir),
             store,
             dir,
@@ -167,6 +167,11 @@ impl BuildService {
         }
         super::adopt::adopt_all(&service);
         Ok(service)
+    }
+
+    /// Derivations in the store, parsed.
+    pub fn derivations(&self) -> Arc<Derivations> {
+        self.derivations.clone()
     }
 
     pub fn store_dir(&self) -> &StoreDir {

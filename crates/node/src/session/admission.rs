@@ -5,45 +5,36 @@
 //! derivation that its path says, with the outputs that follow from it. Source: `LocalStore::addToStore`,
 //! `registerValidPaths`, `pathInfoIsUntrusted` in `libstore/local-store.cc`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use shoal_store::{Ingested, Store};
+use shoal_store::Ingested;
 use shoal_wire::nix::content_address::ContentAddress;
 use shoal_wire::nix::derivation::Derivation;
 use shoal_wire::nix::hash::Hash;
-use shoal_wire::nix::hash_modulo::HashModulo;
-use shoal_wire::nix::invariants::check_added;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::signature::{SecretKey, TrustedKeys};
-use shoal_wire::nix::store_path::{StoreDir, StorePath};
+use shoal_wire::nix::store_path::StoreDir;
 
 use super::ca_check::CaHashes;
 use super::fault::Fault;
-use crate::build::derivations::Derivations;
-
-/// Derivations of one upload that are not in the store yet.
-pub type PendingDerivations = HashMap<StorePath, Arc<Derivation>>;
+use crate::build::derivations::{Derivations, PendingDerivations};
 
 pub struct Admission {
     dir: StoreDir,
-    derivations: Derivations,
-    modulo: Mutex<HashModulo>,
+    derivations: Arc<Derivations>,
     trusted_keys: TrustedKeys,
     require_sigs: bool,
     signing_keys: Vec<Arc<SecretKey>>,
 }
 
 impl Admission {
-    pub fn new(store: Store, dir: StoreDir, trusted_keys: TrustedKeys, require_sigs: bool) -> Self {
-        Admission {
-            derivations: Derivations::new(store, dir.clone()),
-            modulo: Mutex::new(HashModulo::new(dir.clone())),
-            dir,
-            trusted_keys,
-            require_sigs,
-            signing_keys: Vec::new(),
-        }
+    pub fn new(
+        derivations: Arc<Derivations>,
+        dir: StoreDir,
+        trusted_keys: TrustedKeys,
+        require_sigs: bool,
+    ) -> Self {
+        Admission { derivations, dir, trusted_keys, require_sigs, signing_keys: Vec::new() }
     }
 
     pub(super) fn sign_with(&mut self, keys: Vec<Arc<SecretKey>>) {
@@ -116,18 +107,8 @@ impl Admission {
     ) -> Result<Arc<Derivation>, Fault> {
         let full = self.dir.print(&info.path);
         let text = text.ok_or_else(|| Fault::refused(format!("'{full}' is not a derivation: it is no plain file")))?;
-        let mut lookup = |path: &StorePath| match pending.iter().find_map(|pending| pending.get(path)) {
-            Some(derivation) => Ok(derivation.clone()),
-            None => self.derivations.get(path).map_err(|error| format!("{error:#}")),
-        };
-        let mut modulo = self.modulo.lock().unwrap_or_else(PoisonError::into_inner);
-        let checked = check_added(&mut modulo, &info.path, &text, &info.references, &mut lookup);
-        let explain = |error: &dyn std::fmt::Display| Fault::refused(format!("{error}\nwhile adding '{full}'"));
-        let derivation = Arc::new(checked.map_err(|error| explain(&error))?);
-        // Those that depend on it come next, and look here first.
-        let mut lookup = |path: &StorePath| if *path == info.path { Ok(derivation.clone()) } else { lookup(path) };
-        modulo.input_hash(&info.path, &mut lookup).map_err(|error| explain(&error))?;
-        Ok(derivation)
+        let checked = self.derivations.check_added(info, &text, pending);
+        checked.map_err(|error| Fault::refused(format!("{error}\nwhile adding '{full}'")))
     }
 
     /// Signs what a trusted client answers for. Content-addressed paths need no signature.

@@ -11,10 +11,10 @@ use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{DRV_EXTENSION, StorePath};
 
 use super::Client;
-use super::admission::PendingDerivations;
 use super::ca_check::CaHasher;
 use super::fault::Fault;
 use super::spool::{Spool, SpoolError};
+use crate::build::derivations::PendingDerivations;
 use committer::Committer;
 pub use intake::source_fault;
 use intake::{Intake, Taken, cannot_add};
