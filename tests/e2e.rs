@@ -42,6 +42,8 @@ mod examples;
 mod lifecycle;
 #[path = "e2e/mini.rs"]
 mod mini;
+#[path = "e2e/options.rs"]
+mod options;
 #[path = "e2e/store.rs"]
 mod store;
 #[path = "e2e/trust.rs"]

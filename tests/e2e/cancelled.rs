@@ -68,3 +68,29 @@ fn a_build_that_another_client_wants_goes_on() {
     let second = second.finish(START_PATIENCE).expect_code(0);
     assert!(second.text().ends_with("-brief"), "{second}");
 }
+
+/// Reading an output is part of its build, and ends with it.
+#[test]
+fn an_output_without_end_is_not_read_for_nobody() {
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start(&[&machine]);
+    let mut client = shapes::build_command(&machine, &node, Remote::SshNg, "", &["endless"]).start();
+    wait_for("a builder that left its output", START_PATIENCE, || {
+        (running(&node) == 1 && node.builders().is_empty()).then_some(())
+    });
+    client.signal(Signal::INT);
+    client.wait(CANCEL_PATIENCE);
+    wait_for("the end of the reading", CANCEL_PATIENCE, || (running(&node) == 0).then_some(()));
+}
+
+/// What a build works on is for nobody else's eyes, and not for their hands.
+#[test]
+fn other_users_of_the_machine_cannot_enter_a_build() {
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start(&[&machine]);
+    let _client = start_sleeping(&machine, &node, Remote::SshNg);
+    let builds: Vec<_> = std::fs::read_dir(node.data_dir().join("builds")).unwrap().flatten().collect();
+    assert_eq!(builds.len(), 1);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&builds[0].metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o700);
+}

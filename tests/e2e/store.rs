@@ -16,6 +16,8 @@ fn shows_logs(nix: &Nix) {
     let drv = shapes::instantiate_on(&machine, &node, Remote::SshNg, "fails");
     machine.remote("nix-store", &node, Remote::SshNg).args(["-r", &drv]).fails();
     assert_eq!(node.shoal("log").arg(&drv).ok().stdout, "about to fail\n");
+    let spoken = shapes::build_command(&machine, &node, Remote::SshNg, "", &["says"]).ok();
+    assert!(spoken.stderr.contains("a message") && !spoken.stderr.contains("@nix"), "{spoken}");
     if !nix.is_before("2.26") {
         let store = machine.store(&node, Remote::SshNg);
         let log = machine.near("nix", &node).args(["log", "--store", &store, &drv]).run();

@@ -24,4 +24,11 @@ rec {
   # 32 MiB that do not compress.
   large = run "large" "$bb head -c 33554432 /dev/urandom > $out" { };
   many = map (i: run "many-${toString i}" "echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);
+  # Petabytes for whoever reads it, nothing for the disk.
+  endless = run "endless" "echo made; $bb truncate -s 16000000000000 $out" { };
+  says = run "says" "echo '@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"a message\"}' >&2; echo > $out" { };
+  silent = run "silent" "echo begun; $bb sleep 1000; echo > $out" { };
+  chatty = run "chatty" "while :; do echo again and again; done" { };
+  differs = run "differs" "$bb head -c 16 /dev/urandom > $out" { };
+  needsFailed = run "needs-failed" "echo ${fails} > $out" { };
 }

@@ -22,11 +22,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Default)]
 struct Script {
     hung_up: AtomicUsize,
+    held_up: AtomicUsize,
 }
 
 impl Script {
     fn hung_up(&self) -> usize {
         self.hung_up.load(Ordering::Acquire)
+    }
+
+    fn held_up(&self) -> usize {
+        self.held_up.load(Ordering::Acquire)
     }
 }
 
@@ -48,6 +53,8 @@ impl Host for Script {
             }
             // Writes for ever.
             b'w' => {
+                while !call.output.is_congested() && call.output.write_all(&[7; 4096]).is_ok() {}
+                self.held_up.fetch_add(1, Ordering::AcqRel);
                 while call.output.write_all(&[7; 4096]).is_ok() {}
                 self.hung_up.fetch_add(1, Ordering::AcqRel);
                 4
@@ -243,8 +250,7 @@ async fn a_client_that_stops_reading_holds_up_only_itself() {
     let channel = run(&greedy, "nix-daemon --stdio", b"w").await;
     let mut socket = lab.socket().await;
     socket.write_all(b"w").await.unwrap();
-    lab.until("both write", |lab| lab.sessions.running() == 2).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    lab.until("both are held up", |lab| lab.script.held_up() == 2).await;
 
     echoes(&mut lab.socket().await).await;
     echoes_over_ssh(&lab.connection().await).await;

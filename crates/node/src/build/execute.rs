@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use shoal_sandbox::{End, Event, Killer, Outcome, Running, Scratch};
 use shoal_store::TempRoots;
-use shoal_wire::nix::log::{BuilderMessage, parse_builder_line};
+use shoal_wire::nix::log::{BuilderMessage, Verbosity, parse_builder_line};
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::BuildMode;
 use shoal_wire::nix::worker::{BuildResult, BuildStatus};
@@ -63,7 +64,7 @@ impl KillSwitch {
         }
     }
 
-    fn is_killed(&self) -> bool {
+    pub fn is_killed(&self) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 
@@ -153,14 +154,16 @@ impl Job<'_> {
         Ok(Some(result))
     }
 
-    /// A fresh directory for this build, or that of the build that is adopted.
+    /// A fresh directory for this build, or that of the build that is adopted. Nobody else on the machine may look into
+    /// it: in there are directories that everybody may write to, and what the builder makes of modes.
     fn scratch(&self) -> anyhow::Result<Scratch> {
         if let What::Adopted(adopted) = &self.task.what {
             return Ok(Scratch::new(&adopted.scratch));
         }
         let builds = self.service.config.data_dir.join("builds");
         let path = builds.join(format!("{}-{}-{}", std::process::id(), self.id, self.task.drv_path.hash_part()));
-        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let made = fs::DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Scratch::new(path))
     }
 
@@ -201,8 +204,10 @@ impl Job<'_> {
         last_lines: &Tail,
     ) -> Result<BuildResult, Failure> {
         self.check_end(prepared, outcome, last_lines)?;
-        let paths = outputs::take(self.service, prepared, scratch, outcome.uid).map_err(|rejected| match rejected {
+        let paths = outputs::take(self.service, prepared, scratch, outcome.uid, self.kill);
+        let paths = paths.map_err(|rejected| match rejected {
             Rejected::Failure(failure) => failure,
+            Rejected::Infrastructure(_) if self.kill.is_killed() => Failure::cancelled(),
             Rejected::Infrastructure(error) => Failure::infrastructure(&error),
         })?;
         let mut result = BuildResult::new(BuildStatus::Built, "");
@@ -322,6 +327,9 @@ impl<'a, 'b> Log<'a, 'b> {
 fn tell_line(job: &Job<'_>, tail: &mut Tail, line: &[u8]) {
     let event = match parse_builder_line(line) {
         Some(BuilderMessage::SetPhase(phase)) => BuildEvent::Phase { job: job.id, phase },
+        Some(BuilderMessage::Message { level, text }) if level <= Verbosity::Info.number() => {
+            BuildEvent::Message(text + "\n")
+        }
         Some(_) => return,
         None => {
             tail.push(line);

@@ -16,7 +16,7 @@ use shoal_sandbox::Scratch;
 use shoal_store::{Ingest, Ingested};
 use shoal_wire::nix::content_address::{CaMethod, ContentAddress};
 use shoal_wire::nix::derivation::Output;
-use shoal_wire::nix::hash::{Hash, HashAlgo, Hasher};
+use shoal_wire::nix::hash::{Hash, HashAlgo};
 use shoal_wire::nix::make_path::{CaReferences, output_path_name};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::references::{HashModulo, HashPart, Rewriter, Scanner};
@@ -26,10 +26,12 @@ use shoal_wire::nix::worker::ops::BuildMode;
 
 use super::checks;
 use super::derivations::DRV_BYTES_MAX;
+use super::execute::KillSwitch;
 use super::failure::{Failure, Texts};
 use super::prepare::Prepared;
 use super::service::BuildService;
 use crate::dump::{DumpError, dump};
+use crate::session::ca_check::CaHasher;
 
 /// One accepted output.
 pub(super) struct Accepted {
@@ -76,11 +78,12 @@ pub(super) fn take(
     prepared: &Prepared,
     scratch: &Scratch,
     uid: u32,
+    kill: &KillSwitch,
 ) -> Result<BTreeMap<String, StorePath>, Rejected> {
     let found = find(service, prepared, scratch, uid)?;
     let accepted = match prepared.is_floating() {
-        false => read_addressed(service, prepared, &found)?,
-        true => read_floating(service, prepared, &found)?,
+        false => read_addressed(service, prepared, &found, kill)?,
+        true => read_floating(service, prepared, &found, kill)?,
     };
     let texts = Texts { dir: &service.dir, drv_path: &prepared.drv_path };
     let infos: BTreeMap<&str, &PathInfo> = accepted.iter().map(|one| (one.output.as_str(), &one.info)).collect();
@@ -126,17 +129,40 @@ fn find(
     Ok(found)
 }
 
+/// Reads a tree into `writer`, until nobody wants the build any more: a few bytes of disk can be petabytes of zeros.
+fn read_tree<W: Write>(tree: &Path, writer: W, kill: &KillSwitch) -> Result<W, DumpError> {
+    Ok(dump(tree, Stoppable { writer, kill })?.writer)
+}
+
+struct Stoppable<'a, W> {
+    writer: W,
+    kill: &'a KillSwitch,
+}
+
+impl<W: Write> Write for Stoppable<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.kill.is_killed() {
+            return Err(io::Error::other("the build was cancelled while its outputs were read"));
+        }
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
 /// Everything one reading of a NAR is for.
 struct Reader {
     scanner: Scanner,
     ingest: Ingest,
-    other_hash: Option<Hasher>,
+    ca_hasher: Option<CaHasher>,
 }
 
 impl Write for Reader {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.scanner.update(bytes);
-        if let Some(hasher) = &mut self.other_hash {
+        if let Some(hasher) = &mut self.ca_hasher {
             hasher.update(bytes);
         }
         self.ingest.write_all(bytes)?;
@@ -149,36 +175,33 @@ impl Write for Reader {
 }
 
 /// Input-addressed and fixed outputs: built under their final names.
+///
+/// The bytes that are hashed are the bytes that are stored. The tree of a builder that had the host's network is not
+/// used further: with another such builder's help it may have left somebody who can still write to it.
 fn read_addressed(
     service: &BuildService,
     prepared: &Prepared,
     found: &BTreeMap<String, PathBuf>,
+    kill: &KillSwitch,
 ) -> Result<Vec<Accepted>, Rejected> {
     let mut accepted = Vec::new();
     for (output, tree) in found {
-        let declared = prepared.derivation.outputs.get(output);
-        let nar_algo = match declared {
-            Some(Output::Fixed { ca }) if ca.method == CaMethod::Nar && ca.hash.algo() != HashAlgo::Sha256 => {
-                Some(ca.hash.algo())
-            }
+        let fixed = match prepared.derivation.outputs.get(output) {
+            Some(Output::Fixed { ca }) => Some(ca),
             _ => None,
         };
         let reader = Reader {
             scanner: Scanner::new(prepared.reference_candidates()),
             ingest: service.store.ingest(),
-            other_hash: nar_algo.map(Hasher::new),
+            ca_hasher: fixed.map(|ca| CaHasher::new(ca.method_algo(), None)),
         };
-        let Reader { scanner, ingest, other_hash } = dump(tree, reader)?;
+        let Reader { scanner, ingest, ca_hasher } = read_tree(tree, reader, kill)?;
         let nar = ingest.finish().context("cannot store an output")?;
         let mut path = prepared.scratch_outputs[output].clone();
         let mut ca = None;
-        if let Some(Output::Fixed { ca: wanted }) = declared {
-            let hash = match (wanted.method, other_hash) {
-                (CaMethod::Nar, Some(hasher)) => hasher.finish(),
-                (CaMethod::Nar, None) => Hash::sha256(nar.nar_hash),
-                (method, _) => hash_contents(method, wanted.hash.algo(), tree)?,
-            };
-            let got = ContentAddress { method: wanted.method, hash };
+        if let (Some(wanted), Some(hasher)) = (fixed, ca_hasher) {
+            let hashes = hasher.finish(nar.nar_hash).ok_or_else(|| not_a_plain_file(&service.dir.print(&path)))?;
+            let got = ContentAddress { method: wanted.method, hash: hashes.first() };
             path = ca_path(service, prepared, output, &got, &CaReferences::none())?;
             ca = Some(got);
         }
@@ -188,7 +211,8 @@ fn read_addressed(
         }
         let mut info = PathInfo { references, ca, ..PathInfo::new(path, nar.nar_hash, nar.nar_size) };
         complete(service, prepared, &mut info)?;
-        accepted.push(Accepted { output: output.clone(), info, nar, tree: Some(tree.clone()) });
+        let tree = fixed.is_none().then(|| tree.clone());
+        accepted.push(Accepted { output: output.clone(), info, nar, tree });
     }
     let graph = accepted.iter().map(|one| (one.output.clone(), one.info.references.clone())).collect();
     order(service, prepared, &graph)?;
@@ -200,11 +224,12 @@ fn read_floating(
     service: &BuildService,
     prepared: &Prepared,
     found: &BTreeMap<String, PathBuf>,
+    kill: &KillSwitch,
 ) -> Result<Vec<Accepted>, Rejected> {
     let mut scanned = BTreeMap::new();
     for (output, tree) in found {
         let scanner = Scanner::new(prepared.reference_candidates());
-        let Tap(scanner, _) = dump(tree, Tap(scanner, Scanner::update))?;
+        let Tap(scanner, _) = read_tree(tree, Tap(scanner, Scanner::update), kill)?;
         scanned.insert(output.clone(), scanner.finish());
     }
     let mut final_paths: BTreeMap<StorePath, StorePath> = BTreeMap::new();
@@ -217,7 +242,7 @@ fn read_floating(
         };
         let (tree, own) = (&found[&output], &prepared.scratch_outputs[&output]);
         let others = rewrites(&final_paths)?;
-        let hash = hash_floating(*method, *algo, tree, own, &others)?;
+        let hash = hash_floating(*method, *algo, tree, own, &others, kill)?;
         let ca = ContentAddress { method: *method, hash };
         let refers_to_self = scanned[&output].contains(own);
         let others_referred = scanned[&output].iter().filter(|path| *path != own);
@@ -233,7 +258,7 @@ fn read_floating(
         }
         final_paths.insert(own.clone(), path.clone());
         let rewriter = Rewriter::new(service.store.ingest(), rewrites(&final_paths)?);
-        let (ingest, _) = dump(tree, rewriter)?.finish().context("cannot store an output")?;
+        let (ingest, _) = read_tree(tree, rewriter, kill)?.finish().context("cannot store an output")?;
         let nar = ingest.finish().context("cannot store an output")?;
         let mut info = PathInfo { references, ca: Some(ca), ..PathInfo::new(path, nar.nar_hash, nar.nar_size) };
         complete(service, prepared, &mut info)?;
@@ -249,11 +274,12 @@ fn hash_floating(
     tree: &Path,
     own: &StorePath,
     others: &BTreeMap<HashPart, HashPart>,
+    kill: &KillSwitch,
 ) -> Result<Hash, Rejected> {
     let modulo = HashModulo::new(algo, hash_part(own)?);
     let rewriter = Rewriter::new(Tap(modulo, HashModulo::update), others.clone());
     let rewriter = match method {
-        CaMethod::Nar => dump(tree, rewriter)?,
+        CaMethod::Nar => read_tree(tree, rewriter, kill)?,
         _ => copy_contents(method, tree, rewriter)?,
     };
     let (Tap(modulo, _), _) = rewriter.finish().context("cannot hash an output")?;
@@ -297,20 +323,19 @@ fn copy_contents<W: Write>(method: CaMethod, tree: &Path, mut writer: W) -> Resu
     }
     let meta = tree.symlink_metadata().context("cannot read an output")?;
     if !meta.is_file() || meta.permissions().mode() & 0o100 != 0 {
-        let text = format!(
-            "output path '{}' should be a non-executable regular file since recursive hashing is not enabled \
-             (one of outputHashMode={{flat,text}} is true)",
-            tree.display()
-        );
-        return Err(Failure::new(BuildStatus::OutputRejected, text).into());
+        return Err(not_a_plain_file(&tree.display().to_string()).into());
     }
     io::copy(&mut File::open(tree).context("cannot read an output")?.take(meta.len()), &mut writer)
         .context("cannot read an output")?;
     Ok(writer)
 }
 
-fn hash_contents(method: CaMethod, algo: HashAlgo, tree: &Path) -> Result<Hash, Rejected> {
-    Ok(copy_contents(method, tree, Tap(Hasher::new(algo), Hasher::update))?.0.finish())
+fn not_a_plain_file(path: &str) -> Failure {
+    let text = format!(
+        "output path '{path}' should be a non-executable regular file since recursive hashing is not enabled \
+         (one of outputHashMode={{flat,text}} is true)"
+    );
+    Failure::new(BuildStatus::OutputRejected, text)
 }
 
 fn ca_path(

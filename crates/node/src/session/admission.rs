@@ -28,12 +28,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    pub fn new(
-        derivations: Arc<Derivations>,
-        dir: StoreDir,
-        trusted_keys: TrustedKeys,
-        require_sigs: bool,
-    ) -> Self {
+    pub fn new(derivations: Arc<Derivations>, dir: StoreDir, trusted_keys: TrustedKeys, require_sigs: bool) -> Self {
         Admission { derivations, dir, trusted_keys, require_sigs, signing_keys: Vec::new() }
     }
 
