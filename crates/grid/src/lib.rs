@@ -5,4 +5,6 @@
 
 pub mod can_run;
 pub mod critical_path;
+pub mod fetches;
 pub mod schedule;
+pub mod upstreams;
