@@ -3,13 +3,13 @@
 //! Order: lower priority number first, then lower measured latency; one that was never measured comes first among its
 //! equals, so that it is. One whose [`Breaker`] is open is not asked.
 
-mod remembered;
 mod breaker;
 mod lookup;
+mod remembered;
 
-pub use remembered::Remembered;
 pub use breaker::{Breaker, Phase};
 pub use lookup::{Answer, Lookup, Step};
+pub use remembered::Remembered;
 
 /// Names an upstream: its place in the configuration.
 pub type UpstreamId = usize;

@@ -16,6 +16,7 @@ pub mod feed;
 mod graph;
 mod history;
 mod log;
+pub mod obtain;
 mod outputs;
 mod prepare;
 mod realisations;
@@ -24,3 +25,5 @@ mod references_graph;
 pub mod request;
 mod sandbox_spec;
 pub mod service;
+
+pub(crate) use sandbox_spec::CA_BUNDLES;

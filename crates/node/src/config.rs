@@ -56,6 +56,10 @@ pub struct Config {
     /// `name:base64`.
     pub trusted_public_key: Vec<String>,
     pub require_sigs: bool,
+    /// URLs of the binary caches behind this node.
+    pub upstream: Vec<String>,
+    /// `None`: the machine's bundle.
+    pub upstream_ca_file: Option<PathBuf>,
     /// Empty: the key that the node made for itself.
     pub secret_key_file: Vec<PathBuf>,
     pub store_quota: Quota,
@@ -105,6 +109,8 @@ impl Config {
             sandbox_shell: detect::sandbox_shell(),
             trusted_public_key: Vec::new(),
             require_sigs: true,
+            upstream: Vec::new(),
+            upstream_ca_file: None,
             secret_key_file: Vec::new(),
             store_quota: Quota::Share(80),
             drain_timeout: Duration::from_secs(600),
@@ -122,6 +128,7 @@ impl Config {
         self.socket = or_inside(&self.socket, &self.data_dir, "daemon.sock");
         self.authorized_keys = or_inside(&self.authorized_keys, &self.data_dir, "authorized_keys");
         self.secret_key_file = self.secret_key_file.iter().map(|path| absolute(path)).collect();
+        self.upstream_ca_file = self.upstream_ca_file.as_deref().map(absolute);
         self.sandbox_shell = self.sandbox_shell.as_deref().map(absolute);
     }
 }

@@ -18,3 +18,4 @@ pub mod serve;
 pub mod session;
 pub mod tokens;
 pub mod trees;
+pub mod upstream;

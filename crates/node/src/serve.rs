@@ -5,6 +5,7 @@
 //! is cut off by the stop goes on under its supervisor, and the next start takes it up.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, U
 use crate::http::{Cache, HttpOptions, HttpServer};
 use crate::session::SessionHost;
 use crate::trees::Trees;
+use crate::upstream::{Authorities, Location, Options, Patience, Upstreams};
 use crate::{clients, keys, logging};
 use ready::{Ready, ReadyFile};
 
@@ -104,6 +106,7 @@ struct Node {
     dir: StoreDir,
     store: Store,
     builds: Arc<BuildService>,
+    upstreams: Upstreams,
 }
 
 impl Node {
@@ -113,16 +116,18 @@ impl Node {
             .with_context(|| format!("cannot open the store in {}", config.data_dir.display()))?;
         let trees = Trees::open(store.clone(), &config.data_dir)?;
         let builds = BuildService::start(store.clone(), dir.clone(), trees, builds_config(config)?)?;
-        Ok(Node { dir, store, builds })
+        let upstreams = Upstreams::open(store.clone(), dir.clone(), upstream_options(config)?);
+        Ok(Node { dir, store, builds, upstreams })
     }
 
     fn state(&self, ready: Ready, sessions: Sessions) -> NodeState {
-        let Node { dir, store, builds } = self;
+        let Node { dir, store, builds, upstreams } = self;
         NodeState {
             ready,
             dir: dir.clone(),
             store: store.clone(),
             builds: builds.clone(),
+            upstreams: upstreams.clone(),
             sessions,
             started: Instant::now(),
         }
@@ -159,6 +164,26 @@ fn trusted_keys(config: &Config) -> Result<TrustedKeys> {
     Ok(trusted)
 }
 
+fn upstream_options(config: &Config) -> Result<Options> {
+    let location = |url: &String| Location::parse(url).map_err(anyhow::Error::msg);
+    let locations: Vec<Location> = config.upstream.iter().map(location).collect::<Result<_>>()?;
+    let authorities = match &config.upstream_ca_file {
+        Some(bundle) => Authorities::read(bundle)
+            .with_context(|| format!("cannot read the certificates in {}", bundle.display()))?,
+        None => {
+            let bundles = crate::build::CA_BUNDLES.iter();
+            bundles.filter_map(|bundle| Authorities::read(Path::new(bundle)).ok()).next().unwrap_or_default()
+        }
+    };
+    if authorities.is_empty() && config.upstream.iter().any(|url| url.starts_with("https:")) {
+        tracing::warn!(
+            "no certificates are found to check https upstreams with; name a bundle with --upstream-ca-file"
+        );
+    }
+    let (patience, trusted_keys) = (Patience::DEFAULT, trusted_keys(config)?);
+    Ok(Options { locations, authorities, patience, trusted_keys, require_sigs: config.require_sigs })
+}
+
 struct Doors {
     ssh: Option<SshDoor>,
     unix: UnixDoor,
@@ -171,7 +196,8 @@ impl Doors {
     async fn open(config: &Config, node: &Node) -> Result<Doors> {
         let host =
             SessionHost::new(node.store.clone(), node.builds.clone(), trusted_keys(config)?, config.require_sigs)
-                .signing_with(keys::signing_keys(config)?.into_iter().map(Arc::new).collect());
+                .signing_with(keys::signing_keys(config)?.into_iter().map(Arc::new).collect())
+                .behind(node.upstreams.clone());
         let sessions = Sessions::new(Arc::new(host), SESSIONS_MAX);
         let keys = Arc::new(AuthorizedKeys::open(config.authorized_keys.clone()));
         let ssh = match config.ssh {

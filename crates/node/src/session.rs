@@ -13,6 +13,7 @@ use shoal_wire::nix::store_path::{StoreDir, StorePath};
 use crate::build::request::BuildOptions;
 use crate::build::service::BuildService;
 use crate::door::{Call, Hangup, Host, Peer, Program, Role};
+use crate::upstream::Upstreams;
 use admission::Admission;
 use fault::Fault;
 
@@ -27,6 +28,7 @@ pub mod queries;
 pub mod serve;
 pub mod settings;
 pub mod spool;
+pub mod substitution;
 pub mod uploads;
 pub mod worker;
 
@@ -39,6 +41,7 @@ pub struct Services {
     pub dir: StoreDir,
     pub builds: Arc<BuildService>,
     pub admission: Admission,
+    pub upstreams: Upstreams,
 }
 
 /// Serves the sessions of all doors.
@@ -49,13 +52,21 @@ impl SessionHost {
     pub fn new(store: Store, builds: Arc<BuildService>, trusted_keys: TrustedKeys, require_sigs: bool) -> Self {
         let dir = builds.store_dir().clone();
         let admission = Admission::new(builds.derivations(), dir.clone(), trusted_keys, require_sigs);
-        SessionHost(Arc::new(Services { store, dir, builds, admission }))
+        SessionHost(Arc::new(Services { store, dir, builds, admission, upstreams: Upstreams::default() }))
     }
 
     /// Also signs, with these keys, what a trusted client uploads without a trusted signature.
     pub fn signing_with(mut self, keys: Vec<Arc<SecretKey>>) -> Self {
         if let Some(services) = Arc::get_mut(&mut self.0) {
             services.admission.sign_with(keys);
+        }
+        self
+    }
+
+    /// Also asks these caches for what the node does not have.
+    pub fn behind(mut self, upstreams: Upstreams) -> Self {
+        if let Some(services) = Arc::get_mut(&mut self.0) {
+            services.upstreams = upstreams;
         }
         self
     }

@@ -19,7 +19,7 @@ use super::request::{Goal, Wanted};
 use super::service::BuildService;
 
 /// Derivations in one request. A whole distribution has a few hundred thousand.
-const GRAPH_NODES_MAX: usize = 2_000_000;
+pub(super) const GRAPH_NODES_MAX: usize = 2_000_000;
 
 /// What is known of one derivation to be built.
 #[derive(Debug)]

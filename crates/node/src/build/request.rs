@@ -24,6 +24,8 @@ pub struct BuildOptions {
     pub max_log_bytes: Option<u64>,
     /// NIX_BUILD_CORES; 0 means all of the machine's.
     pub cores: Option<u64>,
+    /// Whether upstream caches may be asked instead of building.
+    pub substitute: Option<bool>,
 }
 
 #[derive(Clone, Debug)]

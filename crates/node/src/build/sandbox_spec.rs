@@ -20,7 +20,7 @@ const SYSTEMS_OF_32_BITS: [&str; 4] = ["i686-linux", "armv5tel-linux", "armv6l-l
 const KVM: &str = "kvm";
 
 /// Where distributions keep the certificate authorities to trust.
-const CA_BUNDLES: [&str; 3] =
+pub(crate) const CA_BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 pub(super) fn make(

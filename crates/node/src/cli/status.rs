@@ -50,8 +50,27 @@ impl Status {
                 ),
             ),
         ];
-        Ok(output::table(&rows.map(|(name, value)| vec![name.to_string(), value]))?)
+        let mut rows = rows.map(|(name, value)| vec![name.to_string(), value]).to_vec();
+        let upstreams = status["upstreams"].as_array().into_iter().flatten();
+        rows.extend(upstreams.map(|upstream| vec!["upstream".to_string(), upstream_text(upstream)]));
+        Ok(output::table(&rows)?)
     }
+}
+
+/// An upstream in one line.
+fn upstream_text(upstream: &Value) -> String {
+    let number = |name: &str| upstream[name].as_u64().unwrap_or(0);
+    let latency = upstream["latency_ms"].as_f64().map(|ms| format!(", {ms:.1} ms")).unwrap_or_default();
+    format!(
+        "{} {}{latency}, {} found, {} missing, {} failed, {} paths fetched ({})",
+        upstream["url"].as_str().unwrap_or_default(),
+        upstream["state"].as_str().unwrap_or_default(),
+        number("found"),
+        number("missing"),
+        number("failed"),
+        number("fetched_paths"),
+        size_text(number("fetched_bytes"))
+    )
 }
 
 impl Builds {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::units::{Quota, parse_duration, parse_optional_duration, parse_optional_size};
 use super::{Config, LogFormat};
+use crate::upstream::Location;
 
 pub struct Key {
     /// The file's table that holds it; empty at the top level.
@@ -123,13 +124,25 @@ pub const KEYS: &[Key] = &[
         "trusted-public-key",
         "none",
         Set::Many("NAME:KEY", |c, v| public_keys(v).map(|v| c.trusted_public_key = v)),
-        "Signing key whose store paths any client may upload",
+        "Signing key whose store paths any client may upload, and any upstream may serve",
     ),
     key(
         "require-sigs",
         "true",
         Set::Switch(|c, v| c.require_sigs = v),
         "Refuse unsigned paths from clients that are not trusted",
+    ),
+    key(
+        "upstream",
+        "none",
+        Set::Many("URL", |c, v| upstreams(v).map(|v| c.upstream = v)),
+        "Binary cache behind this node, http or https; ?priority=N overrides what it says of itself",
+    ),
+    key(
+        "upstream-ca-file",
+        "this machine's certificates",
+        Set::One("FILE", |c, v| path(v).map(|p| c.upstream_ca_file = Some(p))),
+        "Certificates that vouch for upstream caches, as a PEM bundle",
     ),
     key(
         "secret-key-file",
@@ -255,6 +268,11 @@ fn public_keys(values: Vec<String>) -> Result<Vec<String>, String> {
         Some(bad) => Err(format!("'{bad}' is not a public key in the form name:base64")),
         None => Ok(values),
     }
+}
+
+fn upstreams(values: Vec<String>) -> Result<Vec<String>, String> {
+    values.iter().try_for_each(|url| Location::parse(url).map(drop))?;
+    Ok(values)
 }
 
 fn level(text: &str) -> Result<String, String> {

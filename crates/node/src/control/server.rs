@@ -22,6 +22,7 @@ use super::{LINE_BYTES_MAX, Reply, Request};
 use crate::build::service::BuildService;
 use crate::door::Sessions;
 use crate::serve::ready::Ready;
+use crate::upstream::Upstreams;
 
 /// People and scripts ask a few questions at a time.
 const REQUESTS_MAX: usize = 64;
@@ -40,6 +41,7 @@ pub struct NodeState {
     pub dir: StoreDir,
     pub store: Store,
     pub builds: Arc<BuildService>,
+    pub upstreams: Upstreams,
     pub sessions: Sessions,
     pub started: Instant,
 }
@@ -171,6 +173,9 @@ impl NodeState {
             "max_jobs": builds.max_jobs,
             "draining": builds.draining,
         });
+        status["upstreams"] = serde_json::to_value(self.upstreams.status())?;
+        let (downloading, waiting) = self.upstreams.counts();
+        status["fetches"] = json!({ "downloading": downloading, "waiting": waiting });
         Ok(status)
     }
 

@@ -8,9 +8,10 @@ use std::collections::HashMap;
 
 use aws_lc_rs::rand::SecureRandom;
 use shoal_wire::nix::log::{ActivityResult, ActivityType, Field, ResultType, StartActivity, Verbosity};
-use shoal_wire::nix::store_path::StoreDir;
+use shoal_wire::nix::store_path::{StoreDir, StorePath};
 use shoal_wire::nix::worker::StderrMessage;
 
+use super::substitution::FetchEvent;
 use crate::build::feed::{BuildEvent, JobId};
 
 /// Numbers of activities, unique among all daemons that one client may talk to.
@@ -55,7 +56,23 @@ pub struct Narrator<'a> {
     builds: u64,
     copies: u64,
     running: HashMap<JobId, u64>,
+    fetching: HashMap<StorePath, Fetching>,
     progress: [u64; 4],
+}
+
+/// The activities of one path that is being fetched, each inside the one before.
+struct Fetching {
+    substitute: u64,
+    copy: u64,
+    transfer: u64,
+}
+
+impl Fetching {
+    /// Innermost first.
+    fn stop(self) -> impl Iterator<Item = Said> {
+        let ids = [self.transfer, self.copy, self.substitute];
+        ids.into_iter().map(|id| (Weight::Kept, StderrMessage::StopActivity { id }))
+    }
 }
 
 type Said = (Weight, StderrMessage);
@@ -68,7 +85,8 @@ impl<'a> Narrator<'a> {
             [(realise, ActivityType::REALISE), (builds, ActivityType::BUILDS), (copies, ActivityType::COPY_PATHS)];
         let start = |(id, kind)| (Weight::Kept, start(id, Verbosity::Error, kind, String::new(), Vec::new()));
         let mut said: Vec<Said> = started.into_iter().map(start).collect();
-        let narrator = Narrator { dir, ids, realise, builds, copies, running: HashMap::new(), progress: [0; 4] };
+        let (running, fetching) = (HashMap::new(), HashMap::new());
+        let narrator = Narrator { dir, ids, realise, builds, copies, running, fetching, progress: [0; 4] };
         said.extend(narrator.expectations());
         (narrator, said)
     }
@@ -99,6 +117,54 @@ impl<'a> Narrator<'a> {
         }
     }
 
+    /// What Nix's substitution says of each path, in its order (`substitution-goal.cc`, `copyStorePath`).
+    pub fn fetching(&mut self, event: FetchEvent<'_>) -> Vec<Said> {
+        match event {
+            FetchEvent::Started { path, from, url } => self.fetch_started(path, from, url),
+            FetchEvent::Progress { path, nar, file } => {
+                let Some(Fetching { copy, transfer, .. }) = self.fetching.get(path) else { return Vec::new() };
+                let progress = |id: &u64, (done, expected): (u64, u64)| {
+                    (Weight::Droppable, result(*id, ResultType::PROGRESS, numbers([done, expected, 0, 0])))
+                };
+                vec![progress(transfer, file), progress(copy, nar)]
+            }
+            FetchEvent::Ended { path } => self.fetching.remove(path).into_iter().flat_map(Fetching::stop).collect(),
+            FetchEvent::Totals { done, expected, running, failed, file_bytes, nar_bytes } => {
+                let expect = |kind: ActivityType, bytes: u64| vec![kind.0.into(), bytes.into()];
+                [
+                    result(self.copies, ResultType::PROGRESS, numbers([done, expected, running, failed])),
+                    result(self.realise, ResultType::SET_EXPECTED, expect(ActivityType::FILE_TRANSFER, file_bytes)),
+                    result(self.realise, ResultType::SET_EXPECTED, expect(ActivityType::COPY_PATH, nar_bytes)),
+                ]
+                .map(|message| (Weight::Kept, message))
+                .into()
+            }
+        }
+    }
+
+    fn fetch_started(&mut self, path: &StorePath, from: &str, url: &str) -> Vec<Said> {
+        let [substitute, copy, transfer] = [self.ids.take(), self.ids.take(), self.ids.take()];
+        self.fetching.insert(path.clone(), Fetching { substitute, copy, transfer });
+        let full = self.dir.print(path);
+        let copying = format!("copying path '{full}' from '{from}'");
+        let fields = vec![full.clone().into(), from.into()];
+        let copied = vec![full.into(), from.into(), "local".into()];
+        [
+            start(substitute, Verbosity::Error, ActivityType::SUBSTITUTE, String::new(), fields),
+            start_within(substitute, copy, Verbosity::Info, ActivityType::COPY_PATH, copying, copied),
+            start_within(
+                copy,
+                transfer,
+                Verbosity::Talkative,
+                ActivityType::FILE_TRANSFER,
+                format!("downloading '{url}'"),
+                vec![url.into()],
+            ),
+        ]
+        .map(|message| (Weight::Kept, message))
+        .into()
+    }
+
     /// Said where nothing happens, so that nobody on the way takes the connection for dead.
     pub fn still_alive(&self) -> Vec<Said> {
         vec![(Weight::Droppable, self.counts())]
@@ -107,6 +173,7 @@ impl<'a> Narrator<'a> {
     /// How the tale ends.
     pub fn end(self) -> Vec<Said> {
         let mut said = vec![(Weight::Kept, self.counts())];
+        said.extend(self.fetching.into_values().flat_map(Fetching::stop));
         let ids = self.running.into_values().chain([self.copies, self.builds, self.realise]);
         said.extend(ids.map(|id| (Weight::Kept, StderrMessage::StopActivity { id })));
         said
@@ -141,13 +208,24 @@ fn numbers(values: [u64; 4]) -> Vec<Field> {
 }
 
 fn start(id: u64, level: Verbosity, kind: ActivityType, text: String, fields: Vec<Field>) -> StderrMessage {
+    start_within(0, id, level, kind, text, fields)
+}
+
+fn start_within(
+    parent: u64,
+    id: u64,
+    level: Verbosity,
+    kind: ActivityType,
+    text: String,
+    fields: Vec<Field>,
+) -> StderrMessage {
     StderrMessage::StartActivity(StartActivity {
         id,
         level: level.number(),
         kind,
         text: text.into_bytes(),
         fields,
-        parent: 0,
+        parent,
     })
 }
 
@@ -210,6 +288,38 @@ mod tests {
         assert_eq!(start.kind, ActivityType::BUILD);
         assert_eq!(start.fields, [drv.clone().into(), "".into(), 1.into(), 1.into()] as [Field; 4]);
         assert_eq!(String::from_utf8_lossy(&start.text), format!("building '{drv}'"));
+    }
+
+    #[test]
+    fn a_fetched_path_is_a_substitution_a_copy_and_a_transfer() {
+        let (dir, mut ids) = (StoreDir::default(), ActivityIds::new());
+        let (mut narrator, mut said) = Narrator::begin(&dir, &mut ids);
+        let (path, other) = (drv(), StorePath::from_base_name("11111111111111111111111111111111-y").unwrap());
+        let (from, url) = ("http://cache", "http://cache/nar/x.nar.xz");
+        said.extend(narrator.fetching(FetchEvent::Progress { path: &path, nar: (1, 2), file: (1, 2) }));
+        let started = narrator.fetching(FetchEvent::Started { path: &path, from, url });
+        let kinds: Vec<(ActivityType, u64)> = started
+            .iter()
+            .filter_map(|(_, message)| match message {
+                StderrMessage::StartActivity(start) => Some((start.kind, start.parent)),
+                _ => None,
+            })
+            .collect();
+        let StderrMessage::StartActivity(first) = &started[0].1 else { panic!("{started:?}") };
+        assert_eq!(
+            kinds,
+            [
+                (ActivityType::SUBSTITUTE, 0),
+                (ActivityType::COPY_PATH, first.id),
+                (ActivityType::FILE_TRANSFER, first.id + 1)
+            ]
+        );
+        said.extend(started);
+        said.extend(narrator.fetching(FetchEvent::Progress { path: &path, nar: (1, 2), file: (1, 2) }));
+        said.extend(narrator.fetching(FetchEvent::Ended { path: &path }));
+        said.extend(narrator.fetching(FetchEvent::Started { path: &other, from, url }));
+        said.extend(narrator.end());
+        assert!(open(&said).is_empty());
     }
 
     #[test]

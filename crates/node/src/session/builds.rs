@@ -13,6 +13,7 @@ use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
 use super::Client;
 use super::fault::Fault;
+use super::substitution::FetchEvent;
 use crate::build::feed::BuildEvent;
 use crate::build::request::{BuildHandle, BuildOptions, BuildRequest, Progress};
 use crate::door::Role;
@@ -28,6 +29,11 @@ pub trait Audience {
     /// Nothing has happened for a while.
     fn still_alive(&mut self) -> Result<(), Fault>;
 
+    /// Something about a path that is being fetched from upstream.
+    fn fetching(&mut self, _event: FetchEvent<'_>) -> Result<(), Fault> {
+        Ok(())
+    }
+
     fn flush(&mut self) -> Result<(), Fault>;
 }
 
@@ -41,10 +47,13 @@ impl Client {
         audience: &mut impl Audience,
     ) -> Result<Vec<BuildResult>, Fault> {
         self.refuse_repair(mode)?;
-        if !self.may(Role::Build) && !self.missing(wanted)?.will_build.is_empty() {
+        wanted.iter().for_each(|wanted| self.keep(wanted));
+        if mode == BuildMode::Normal {
+            self.substitute(wanted, audience)?;
+        }
+        if !self.may(Role::Build) && !self.services.builds.missing(wanted)?.will_build.is_empty() {
             self.require(Role::Build, "build on this node")?;
         }
-        wanted.iter().for_each(|wanted| self.keep(wanted));
         let request = BuildRequest { wanted: wanted.to_vec(), mode, options };
         let results = self.follow(self.services.builds.submit(request)?, audience)?;
         self.keep_outputs(&results);
@@ -75,6 +84,9 @@ impl Client {
                 self.temp_roots.add(&path);
             }
         }
+        if mode == BuildMode::Normal {
+            self.substitute_around(&drv, audience)?;
+        }
         let handle = self.services.builds.build_derivation(path, drv, mode, options);
         let mut results = self.follow(handle, audience)?;
         self.keep_outputs(&results);
@@ -84,6 +96,9 @@ impl Client {
 
     /// What a build of `wanted` would take.
     pub(super) fn missing(&self, wanted: &[DerivedPath]) -> Result<Missing, Fault> {
+        if self.substitutes() {
+            return self.missing_with_upstreams(wanted);
+        }
         let missing = self.services.builds.missing(wanted)?;
         Ok(Missing {
             will_build: missing.will_build,

@@ -8,6 +8,7 @@ use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::{QueryRealisation, RealisationReply, RegisterDrvOutput};
 
 use super::Client;
+use super::builds::Audience;
 use super::fault::Fault;
 
 impl Client {
@@ -20,9 +21,13 @@ impl Client {
         Ok(self.store().valid_of(paths)?.into_iter().collect())
     }
 
-    /// Makes a path valid, which is possible only for one that is.
-    pub(super) fn ensure(&self, path: &StorePath) -> Result<(), Fault> {
+    /// Makes a path valid, if it is not, from upstream.
+    pub(super) fn ensure(&self, path: &StorePath, audience: &mut impl Audience) -> Result<(), Fault> {
         self.temp_roots.add(path);
+        if self.store().is_valid(path)? {
+            return Ok(());
+        }
+        self.substitute_paths(&BTreeSet::from([path.clone()]), audience)?;
         if self.store().is_valid(path)? {
             return Ok(());
         }

@@ -96,9 +96,12 @@ impl Server {
         }
     }
 
-    fn valid_paths(&self, request: &QueryValidPaths) -> Result<BTreeSet<StorePath>, Fault> {
+    fn valid_paths(&mut self, request: &QueryValidPaths) -> Result<BTreeSet<StorePath>, Fault> {
         if request.lock && self.write {
             request.paths.iter().for_each(|path| self.client.temp_roots.add(path));
+        }
+        if request.substitute {
+            self.client.substitute_paths(&request.paths, &mut self.terminal)?;
         }
         self.client.valid_of(&request.paths)
     }

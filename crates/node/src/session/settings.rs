@@ -18,6 +18,7 @@ pub fn apply(set: &SetOptions, trusted: bool) -> (BuildOptions, Vec<String>) {
         keep_failed: Some(set.keep_failed),
         keep_going: Some(set.keep_going),
         max_silent: seconds(set.max_silent_time),
+        substitute: Some(set.use_substitutes),
         // The client's default; it means "whatever you have".
         cores: (set.build_cores != 0).then_some(set.build_cores),
         ..BuildOptions::default()
@@ -57,6 +58,7 @@ fn apply_one(options: &mut BuildOptions, name: &str, value: &str) -> Result<(), 
         "max-build-log-size" => options.max_log_bytes = Some(number()?).filter(|&bytes| bytes > 0),
         "cores" => options.cores = Some(number()?),
         "keep-going" => options.keep_going = Some(flag()?),
+        "substitute" | "build-use-substitutes" => options.substitute = Some(flag()?),
         "keep-failed" => options.keep_failed = Some(flag()?),
         _ => {}
     }
@@ -99,6 +101,7 @@ mod tests {
         let expected = BuildOptions {
             keep_failed: Some(false),
             keep_going: Some(true),
+            substitute: Some(true),
             timeout: Some(Duration::from_secs(7)),
             cores: Some(2),
             ..BuildOptions::default()

@@ -112,8 +112,8 @@ impl Spool {
     }
 }
 
-fn nameless(dir: &Path) -> io::Result<File> {
-    let path = dir.join(format!("upload-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+pub(crate) fn nameless(dir: &Path) -> io::Result<File> {
+    let path = dir.join(format!("spool-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
     let file = File::options().read(true).write(true).create_new(true).open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)

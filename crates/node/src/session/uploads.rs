@@ -20,7 +20,7 @@ pub use intake::source_fault;
 use intake::{Intake, Taken, cannot_add};
 
 mod committer;
-mod intake;
+pub(crate) mod intake;
 
 /// Bytes of NAR after which what came in so far is made valid, while more comes in.
 const BATCH_BYTES_MAX: u64 = 64 << 20;

@@ -126,6 +126,16 @@ impl Worker {
                     self.outlet.narrate(client.dir(), |audience| client.build_derivation(r, options, audience))?;
                 Ok(Reply::BuildDerivation(result))
             }
+            Request::EnsurePath(r) => {
+                let client = &self.client;
+                self.outlet.narrate(client.dir(), |audience| client.ensure(&r.path, audience))?;
+                Ok(Reply::EnsurePath(Done))
+            }
+            Request::QueryValidPaths(r) if r.substitute && self.client.substitutes() => {
+                let client = &self.client;
+                self.outlet.narrate(client.dir(), |audience| client.substitute_paths(&r.paths, audience))?;
+                Ok(Reply::QueryValidPaths(client.valid_of(&r.paths)?))
+            }
             other => answers::answer(&self.client, other),
         }
     }

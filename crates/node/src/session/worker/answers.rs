@@ -20,7 +20,6 @@ pub fn answer(client: &Client, request: Request) -> Result<Reply, Fault> {
         Request::IsValidPath(r) => Reply::IsValidPath(store.is_valid(&r.path)?),
         Request::QueryReferrers(r) => Reply::QueryReferrers(store.referrers(&r.path)?.into_iter().collect()),
         Request::AddTextToStore(r) => Reply::AddTextToStore(add_text(client, r)?),
-        Request::EnsurePath(r) => Reply::EnsurePath(client.ensure(&r.path).map(|()| Done)?),
         Request::AddTempRoot(r) => {
             client.temp_roots.add(&r.path);
             Reply::AddTempRoot(Done)
@@ -48,18 +47,29 @@ pub fn answer(client: &Client, request: Request) -> Result<Reply, Fault> {
         }
         Request::RegisterDrvOutput(r) => Reply::RegisterDrvOutput(client.register(&r)?),
         Request::QueryRealisation(r) => Reply::QueryRealisation(client.realisation(&r)?),
+        other => upstream(client, other)?,
+    })
+}
+
+/// What the caches behind this node have.
+fn upstream(client: &Client, request: Request) -> Result<Reply, Fault> {
+    let one = |path: StorePath| BTreeSet::from([path]);
+    Ok(match request {
+        Request::HasSubstitutes(r) => Reply::HasSubstitutes(!client.substitutable(&one(r.path)).is_empty()),
+        Request::QuerySubstitutablePathInfo(r) => {
+            Reply::QuerySubstitutablePathInfo(client.substitutable_infos(&one(r.path)).pop().map(|found| found.info))
+        }
+        Request::QuerySubstitutablePathInfos(r) => {
+            Reply::QuerySubstitutablePathInfos(client.substitutable_infos(&r.paths.into_keys().collect()))
+        }
+        Request::QuerySubstitutablePaths(r) => Reply::QuerySubstitutablePaths(client.substitutable(&r.paths)),
         other => needless(&other)?,
     })
 }
 
-/// What needs no look at anything: no cache lies behind this node, a collection waits for nobody, and equal contents
-/// are kept once already.
+/// What needs no look at anything: a collection waits for nobody, and equal contents are kept once already.
 fn needless(request: &Request) -> Result<Reply, Fault> {
     Ok(match request {
-        Request::HasSubstitutes(_) => Reply::HasSubstitutes(false),
-        Request::QuerySubstitutablePathInfo(_) => Reply::QuerySubstitutablePathInfo(None),
-        Request::QuerySubstitutablePathInfos(_) => Reply::QuerySubstitutablePathInfos(Vec::new()),
-        Request::QuerySubstitutablePaths(_) => Reply::QuerySubstitutablePaths(BTreeSet::new()),
         Request::SyncWithGc(_) => Reply::SyncWithGc(Done),
         Request::OptimiseStore(_) => Reply::OptimiseStore(Done),
         other => return Err(Fault::fatal(format!("operation {:?} is not for this place", other.op()))),

@@ -9,6 +9,7 @@ use crate::door::PipeWriter;
 use crate::session::activities::{ActivityIds, Narrator, Weight};
 use crate::session::builds::Audience;
 use crate::session::fault::{Fault, gone};
+use crate::session::substitution::FetchEvent;
 
 pub struct Outlet {
     writer: Writer<PipeWriter>,
@@ -104,6 +105,11 @@ impl Live<'_> {
 impl Audience for Live<'_> {
     fn tell(&mut self, event: BuildEvent) -> Result<(), Fault> {
         let said = self.narrator.tell(event);
+        self.send_all(said)
+    }
+
+    fn fetching(&mut self, event: FetchEvent<'_>) -> Result<(), Fault> {
+        let said = self.narrator.fetching(event);
         self.send_all(said)
     }
 

@@ -1,0 +1,208 @@
+//! Binary caches behind this node: what it does not have, they may.
+//!
+//! Everything here blocks, within bounds: a question has a time budget, a download must make progress. A cache that is
+//! down, lies or stalls makes a path missing, never an error. What comes is believed if it proves itself or a trusted
+//! key signed it, and goes into the store as uploads do: nothing is visible before all of it is verified and all it
+//! refers to is valid.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use shoal_grid::upstreams::Phase;
+use shoal_store::Store;
+use shoal_wire::nix::realisation::{DrvOutput, Realisation};
+use shoal_wire::nix::signature::TrustedKeys;
+use shoal_wire::nix::store_path::{StoreDir, StorePath};
+
+pub use cache::Location;
+pub use closure::Closure;
+pub use engine::Fetch;
+pub use flight::Flight;
+pub use offer::Offer;
+pub use stream::NarStream;
+pub use web::{Authorities, Patience};
+
+use crate::session::admission::Admission;
+use asks::{Asks, Query};
+use cache::Cache;
+use engine::Engine;
+
+mod asks;
+mod cache;
+mod closure;
+mod decode;
+mod engine;
+mod flight;
+mod offer;
+mod pool;
+mod source;
+mod stream;
+mod web;
+
+/// How long somebody waits for a narinfo of one path. A browser or Nix that asks this node has other caches too.
+pub const CLIENT_BUDGET: Duration = Duration::from_secs(3);
+/// The same where the alternative is a build.
+pub const BUILD_BUDGET: Duration = Duration::from_secs(8);
+
+/// Whom to ask, and whom to believe.
+pub struct Options {
+    pub locations: Vec<Location>,
+    pub authorities: Authorities,
+    pub patience: Patience,
+    pub trusted_keys: TrustedKeys,
+    /// Off: what they say is believed without a signature, as Nix does with the setting of that name.
+    pub require_sigs: bool,
+}
+
+/// All upstreams of a node; there may be none. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Upstreams(Option<Arc<Engine>>);
+
+/// One upstream, for people.
+#[derive(Clone, Debug, Serialize)]
+pub struct UpstreamStatus {
+    pub url: String,
+    pub priority: u32,
+    /// From question to answer, averaged.
+    pub latency_ms: Option<f64>,
+    /// `up`, `down` (left alone for a while) or `probing`.
+    pub state: &'static str,
+    pub found: u64,
+    pub missing: u64,
+    pub failed: u64,
+    pub fetched_paths: u64,
+    pub fetched_bytes: u64,
+}
+
+impl Upstreams {
+    /// Asks nobody anything yet.
+    pub fn open(store: Store, dir: StoreDir, options: Options) -> Upstreams {
+        if options.locations.is_empty() {
+            return Upstreams(None);
+        }
+        let admission = Admission::new(store.clone(), dir.clone(), options.trusted_keys, options.require_sigs);
+        let cache = |location| Arc::new(Cache::new(location, dir.clone(), &options.authorities, options.patience));
+        let caches = options.locations.into_iter().map(cache).collect();
+        Upstreams(Some(Arc::new(Engine::new(store, dir.clone(), Arc::new(Asks::new(caches, admission))))))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// What an upstream would give for the path with this hash part.
+    pub fn offer(&self, hash_part: &str) -> Option<Arc<Offer>> {
+        let engine = self.0.as_ref()?;
+        engine.asks.find(&[Query::HashPart(hash_part)], CLIENT_BUDGET, &BTreeSet::new()).pop()?
+    }
+
+    /// What upstreams would give for each of these paths, themselves only.
+    pub fn offers(&self, paths: &BTreeSet<StorePath>, budget: Duration) -> Vec<Arc<Offer>> {
+        let Some(engine) = &self.0 else { return Vec::new() };
+        let queries: Vec<Query<'_>> = paths.iter().map(Query::Path).collect();
+        engine.asks.find(&queries, budget, &BTreeSet::new()).into_iter().flatten().collect()
+    }
+
+    /// What must be fetched for those of `roots` that are not valid; a root that cannot be had whole is not in it.
+    pub fn closure(&self, roots: &BTreeSet<StorePath>, budget: Duration) -> Result<Closure> {
+        match &self.0 {
+            Some(engine) => Closure::find(&engine.store, &engine.asks, roots, budget),
+            None => Ok(Closure::default()),
+        }
+    }
+
+    /// Begins to fetch a closure.
+    pub fn begin(&self, closure: &Closure) -> Option<Fetch> {
+        let engine = self.0.as_ref().filter(|_| !closure.is_empty())?;
+        Some(engine.fetch(closure, None))
+    }
+
+    /// Makes a path valid together with all it refers to, and waits for that.
+    pub fn fetch(&self, path: &StorePath) -> Result<()> {
+        let engine = self.0.as_ref().context("this node has no upstream caches")?;
+        let closure = self.closure(&BTreeSet::from([path.clone()]), BUILD_BUDGET)?;
+        if engine.store.is_valid(path)? {
+            return Ok(());
+        }
+        let full = engine.dir.print(path);
+        let not_offered = || format!("no upstream has '{full}' with all it refers to and a trusted signature");
+        anyhow::ensure!(closure.contains(path), not_offered());
+        let fetch = engine.fetch(&closure, None);
+        for flight in &fetch.flights {
+            flight.wait().map_err(|why| anyhow::anyhow!("cannot fetch '{full}': {why}"))?;
+        }
+        Ok(())
+    }
+
+    /// The NAR of a path that an upstream offers: its bytes as they come, while they go into the store. It goes on to
+    /// the end, with what the path refers to, whoever stops reading.
+    pub fn nar(&self, path: &StorePath) -> Result<Option<NarStream>> {
+        let Some(engine) = &self.0 else { return Ok(None) };
+        if let Some(flight) = engine.flight(path) {
+            return Ok(Some(NarStream::of_flight(engine.store.clone(), flight)));
+        }
+        if let Some(export) = engine.store.export(path)? {
+            return Ok(Some(NarStream::of_export(engine.store.clone(), export)));
+        }
+        let mut closure = self.closure(&BTreeSet::from([path.clone()]), CLIENT_BUDGET)?;
+        if !closure.contains(path) {
+            // Who asks may have the rest. Nothing of this stays, because what it refers to is not to be had.
+            let Some(offer) = self.offers(&BTreeSet::from([path.clone()]), CLIENT_BUDGET).pop() else {
+                return Ok(None);
+            };
+            closure.offers.insert(path.clone(), offer);
+        }
+        let fetch = engine.fetch(&closure, Some(path));
+        let flight = fetch.flights.iter().find(|flight| flight.path == *path).cloned();
+        fetch.detach();
+        Ok(flight.map(|flight| NarStream::of_flight(engine.store.clone(), flight)))
+    }
+
+    /// Where an output of a derivation came out, by a trusted key.
+    pub fn realisation(&self, id: &DrvOutput) -> Option<Realisation> {
+        self.0.as_ref()?.asks.realisation(id)
+    }
+
+    /// The URL of an upstream, without login.
+    pub fn url(&self, offer: &Offer) -> String {
+        let base = self.0.as_ref().and_then(|engine| engine.asks.caches.get(offer.upstream));
+        base.map(|cache| cache.location.base.trim_end_matches('/').to_string()).unwrap_or_default()
+    }
+
+    /// Where the file of an offer is.
+    pub fn file_url(&self, offer: &Offer) -> String {
+        let cache = self.0.as_ref().and_then(|engine| engine.asks.caches.get(offer.upstream));
+        cache.map(|cache| cache.file_url(&offer.url)).unwrap_or_default()
+    }
+
+    /// Paths being downloaded, and those that wait for it.
+    pub fn counts(&self) -> (usize, usize) {
+        self.0.as_ref().map_or((0, 0), |engine| engine.counts())
+    }
+
+    pub fn status(&self) -> Vec<UpstreamStatus> {
+        let Some(engine) = &self.0 else { return Vec::new() };
+        let (health, now_ms) = engine.asks.health();
+        let rows = engine.asks.caches.iter().zip(health);
+        let status = rows.map(|(cache, health)| UpstreamStatus {
+            url: cache.location.base.clone(),
+            priority: health.priority,
+            latency_ms: health.latency_us.map(|us| us as f64 / 1000.0),
+            state: match health.breaker.phase(now_ms) {
+                Phase::Closed => "up",
+                Phase::HalfOpen => "probing",
+                Phase::Open => "down",
+            },
+            found: health.found,
+            missing: health.missing,
+            failed: health.failed,
+            fetched_paths: cache.fetched_paths.load(Ordering::Relaxed),
+            fetched_bytes: cache.fetched_bytes.load(Ordering::Relaxed),
+        });
+        status.collect()
+    }
+}

@@ -1,0 +1,317 @@
+//! Questions to upstreams: who is asked decides `shoal_grid::upstreams`, the asking is done here.
+//!
+//! Each upstream has threads of its own, so that one that stalls keeps nobody from another. The same question to the
+//! same upstream is on its way once, however many wait for it; an answer that comes too late for them is kept for the
+//! next.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use shoal_grid::upstreams::{Answer, Health, Lookup, Phase, Remembered, Step, UpstreamId, Upstreams};
+use shoal_wire::nix::realisation::{DrvOutput, Realisation};
+use shoal_wire::nix::store_path::StorePath;
+
+use super::cache::Cache;
+use super::offer::Offer;
+use super::pool::Pool;
+use super::web::Refusal;
+use crate::session::admission::Admission;
+
+/// Questions on their way to one upstream. Nix's `max-substitution-jobs`.
+const ASKS_MAX: usize = 16;
+/// Questions that wait for a thread; more count as not answered.
+const ASKS_WAITING_MAX: usize = 4096;
+/// Paths that one caller asks for at the same time.
+const LOOKUPS_MAX: usize = 64;
+/// Silence after which the next upstream is asked too: several times what a healthy one takes.
+const HEDGE: Duration = Duration::from_millis(300);
+/// How long an offer is good for. Its NAR is asked for soon after, or not at all.
+const OFFER_HOLD_MS: u64 = 600_000;
+const OFFERS_MAX: usize = 16_384;
+/// How long "no" is believed: asking again and again costs nothing, and what is pushed upstream is seen soon.
+const ABSENT_HOLD_MS: u64 = 30_000;
+const ABSENT_MAX: usize = 65_536;
+/// What is asked first of an upstream that says nothing of itself yet.
+const PRIORITY_UNKNOWN: u32 = 50;
+
+/// What a path is looked up by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query<'a> {
+    Path(&'a StorePath),
+    HashPart(&'a str),
+}
+
+impl Query<'_> {
+    fn hash_part(&self) -> &str {
+        match self {
+            Query::Path(path) => path.hash_part(),
+            Query::HashPart(hash_part) => hash_part,
+        }
+    }
+
+    fn fits(&self, offer: &Offer) -> bool {
+        match self {
+            Query::Path(path) => offer.info.path == **path,
+            Query::HashPart(_) => true,
+        }
+    }
+}
+
+#[derive(Clone)]
+enum Heard {
+    Found(Arc<Offer>),
+    Missing,
+    Failed,
+}
+
+type Key = (UpstreamId, String);
+type Listener = (usize, Sender<(usize, UpstreamId, Heard)>);
+
+pub struct Asks {
+    pub caches: Vec<Arc<Cache>>,
+    pub admission: Admission,
+    pools: Vec<Pool>,
+    since: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    health: Upstreams,
+    offers: Remembered<String, Arc<Offer>>,
+    absent: Remembered<Key, ()>,
+    on_their_way: HashMap<Key, Vec<Listener>>,
+}
+
+impl Asks {
+    pub fn new(caches: Vec<Arc<Cache>>, admission: Admission) -> Asks {
+        let priorities = caches.iter().map(|cache| cache.location.priority.unwrap_or(PRIORITY_UNKNOWN));
+        let state = State {
+            health: Upstreams::new(priorities),
+            offers: Remembered::new(OFFER_HOLD_MS, OFFERS_MAX),
+            absent: Remembered::new(ABSENT_HOLD_MS, ABSENT_MAX),
+            on_their_way: HashMap::new(),
+        };
+        let pools = caches.iter().map(|_| Pool::new("upstream", ASKS_MAX, ASKS_WAITING_MAX)).collect();
+        Asks { caches, admission, pools, since: Instant::now(), state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub fn health(&self) -> (Vec<Health>, u64) {
+        (self.lock().health.health().to_vec(), self.now_ms())
+    }
+
+    /// Offers for each of `wanted`, in order; `budget` is for each from when it is first asked for. Those that are in
+    /// `not` are not asked.
+    pub fn find(
+        self: &Arc<Self>,
+        wanted: &[Query<'_>],
+        budget: Duration,
+        not: &BTreeSet<UpstreamId>,
+    ) -> Vec<Option<Arc<Offer>>> {
+        let mut found = vec![None; wanted.len()];
+        let (tell, told) = mpsc::channel();
+        let mut open: HashMap<usize, Lookup> = HashMap::new();
+        let mut to_begin = 0..wanted.len();
+        loop {
+            while open.len() < LOOKUPS_MAX {
+                let Some(index) = to_begin.next() else { break };
+                match self.begin(&wanted[index], budget, not) {
+                    Ok(offer) => found[index] = Some(offer),
+                    Err(lookup) => drop(open.insert(index, lookup)),
+                }
+            }
+            let now_ms = self.now_ms();
+            let mut wake_ms = u64::MAX;
+            open.retain(|&index, lookup| {
+                let hash_part = wanted[index].hash_part();
+                loop {
+                    match lookup.step(now_ms) {
+                        Step::Ask(id) => {
+                            if !self.ask(id, hash_part, budget, (index, tell.clone())) {
+                                lookup.answer(id, Answer::Failed);
+                            }
+                        }
+                        Step::Wait { until_ms } => {
+                            wake_ms = wake_ms.min(until_ms);
+                            return true;
+                        }
+                        Step::Found(_) | Step::Missing => return false,
+                    }
+                }
+            });
+            if open.is_empty() {
+                if to_begin.is_empty() {
+                    return found;
+                }
+                continue;
+            }
+            let wait = Duration::from_millis(wake_ms.saturating_sub(self.now_ms()));
+            let mut next = told.recv_timeout(wait);
+            while let Ok((index, id, heard)) = next {
+                if let Some(lookup) = open.get_mut(&index) {
+                    let answer = match heard {
+                        Heard::Found(offer) if wanted[index].fits(&offer) => {
+                            found[index].get_or_insert(offer);
+                            Answer::Found
+                        }
+                        Heard::Found(_) | Heard::Missing => Answer::Missing,
+                        Heard::Failed => Answer::Failed,
+                    };
+                    lookup.answer(id, answer);
+                }
+                next = told.try_recv().map_err(|_| RecvTimeoutError::Timeout);
+            }
+        }
+    }
+
+    /// The offer that is known, or how to look for one.
+    fn begin(&self, query: &Query<'_>, budget: Duration, not: &BTreeSet<UpstreamId>) -> Result<Arc<Offer>, Lookup> {
+        let (state, now_ms, hash_part) = (self.lock(), self.now_ms(), query.hash_part().to_string());
+        if let Some(offer) = state.offers.get(&hash_part, now_ms)
+            && query.fits(offer)
+            && !not.contains(&offer.upstream)
+        {
+            return Ok(offer.clone());
+        }
+        let asked =
+            |id: &UpstreamId| !not.contains(id) && state.absent.get(&(*id, hash_part.clone()), now_ms).is_none();
+        let order = state.health.order(now_ms).into_iter().filter(asked).collect();
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Err(Lookup::new(order, now_ms, millis(budget), millis(HEDGE)))
+    }
+
+    /// Whether the question is on its way now.
+    fn ask(self: &Arc<Self>, id: UpstreamId, hash_part: &str, budget: Duration, listener: Listener) -> bool {
+        let key = (id, hash_part.to_string());
+        let mut state = self.lock();
+        if let Some(listeners) = state.on_their_way.get_mut(&key) {
+            listeners.push(listener);
+            return true;
+        }
+        let now_ms = self.now_ms();
+        if !state.health.begin(id, now_ms) {
+            return false;
+        }
+        state.on_their_way.insert(key.clone(), vec![listener]);
+        drop(state);
+        let (asks, until, asked) = (self.clone(), Instant::now() + budget, key.clone());
+        let submitted = self.pools[id].submit(move || {
+            // Behind a queue that was too long nobody waits any more.
+            let heard = if Instant::now() < until { asks.hear(id, &asked.1) } else { Heard::Failed };
+            let listeners = asks.lock().on_their_way.remove(&asked).unwrap_or_default();
+            for (index, tell) in listeners {
+                // Who does not listen any more has what it wanted.
+                let _ = tell.send((index, id, heard.clone()));
+            }
+        });
+        if !submitted {
+            self.lock().on_their_way.remove(&key);
+        }
+        submitted
+    }
+
+    fn hear(&self, id: UpstreamId, hash_part: &str) -> Heard {
+        let cache = &self.caches[id];
+        let answer = self.timed(id, || cache.narinfo(hash_part));
+        let mut state = self.lock();
+        let now_ms = self.now_ms();
+        match answer {
+            Ok(narinfo) => match Offer::judge(&self.admission, id, narinfo) {
+                Ok(offer) => {
+                    let offer = Arc::new(offer);
+                    state.offers.insert(hash_part.to_string(), offer.clone(), now_ms);
+                    Heard::Found(offer)
+                }
+                Err(why) => {
+                    tracing::debug!(
+                        upstream = cache.location.base,
+                        hash_part,
+                        why,
+                        "an upstream's path is not offered"
+                    );
+                    state.absent.insert((id, hash_part.to_string()), (), now_ms);
+                    Heard::Missing
+                }
+            },
+            Err(Refusal::Missing) => {
+                state.absent.insert((id, hash_part.to_string()), (), now_ms);
+                Heard::Missing
+            }
+            Err(Refusal::Failed(_)) => Heard::Failed,
+        }
+    }
+
+    /// Puts a question and notes how the upstream took it.
+    fn timed<T>(&self, id: UpstreamId, question: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let cache = &self.caches[id];
+        let info = cache.info().map_err(|refusal| match refusal {
+            Refusal::Missing => Refusal::Failed("it has no nix-cache-info; is it a binary cache?".into()),
+            failed => failed,
+        });
+        let (answer, took) = match info {
+            Ok(info) => {
+                if cache.location.priority.is_none() {
+                    self.lock().health.set_priority(id, info.priority);
+                }
+                let since = Instant::now();
+                let answer = question();
+                (answer, since.elapsed())
+            }
+            Err(refusal) => (Err(refusal), Duration::ZERO),
+        };
+        match &answer {
+            Ok(_) | Err(Refusal::Missing) => {
+                let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                self.lock().health.answered(id, answer.is_ok(), took_us);
+            }
+            Err(Refusal::Failed(why)) => self.failed(id, why),
+        }
+        answer
+    }
+
+    /// Notes that an upstream failed; says so when it is left alone from now on.
+    pub fn failed(&self, id: UpstreamId, why: &str) {
+        let (mut state, now_ms) = (self.lock(), self.now_ms());
+        let is_open = |state: &State| {
+            state.health.health().get(id).is_some_and(|health| health.breaker.phase(now_ms) == Phase::Open)
+        };
+        let was_open = is_open(&state);
+        state.health.failed(id, now_ms);
+        let upstream = &self.caches[id].location.base;
+        match !was_open && is_open(&state) {
+            true => tracing::warn!(upstream, why, "an upstream cache keeps failing; it is left alone for a while"),
+            false => tracing::debug!(upstream, why, "an upstream cache failed"),
+        }
+    }
+
+    /// An offer turned out to be none.
+    pub fn withdraw(&self, offer: &Offer) {
+        let (mut state, now_ms) = (self.lock(), self.now_ms());
+        let hash_part = offer.info.path.hash_part().to_string();
+        if state.offers.get(&hash_part, now_ms).is_some_and(|known| known.upstream == offer.upstream) {
+            state.offers.forget(&hash_part);
+        }
+        state.absent.insert((offer.upstream, hash_part), (), now_ms);
+    }
+
+    /// Where an output came out, if an upstream says so with a trusted signature.
+    pub fn realisation(&self, id: &DrvOutput) -> Option<Realisation> {
+        let order = self.lock().health.order(self.now_ms());
+        order.into_iter().find_map(|upstream| {
+            if !self.lock().health.begin(upstream, self.now_ms()) {
+                return None;
+            }
+            let realisation = self.timed(upstream, || self.caches[upstream].realisation(id)).ok()?;
+            (realisation.count_valid_signatures(self.admission.trusted_keys()) > 0).then_some(realisation)
+        })
+    }
+}

@@ -1,0 +1,322 @@
+//! Fetches paths: `shoal_grid::fetches` decides which and when, this file downloads and commits.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use shoal_grid::fetches::{Action, Fetches};
+use shoal_store::{Ingested, Store};
+use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::{StoreDir, StorePath};
+
+use super::asks::{Asks, Query};
+use super::closure::Closure;
+use super::flight::Flight;
+use super::offer::Offer;
+use super::pool::Pool;
+use super::source::{self, Trouble};
+use super::web::Refusal;
+use crate::session::ca_check::CaHasher;
+use crate::session::fault::Fault;
+use crate::session::uploads::intake::{Intake, Taken};
+
+/// NARs downloaded at once: enough to fill a line with small ones; each takes a decoder's memory.
+const DOWNLOADS_MAX: usize = 8;
+/// To find another upstream after one failed.
+const RETRY_BUDGET: Duration = Duration::from_secs(10);
+
+pub struct Engine {
+    pub store: Store,
+    pub dir: StoreDir,
+    pub asks: Arc<Asks>,
+    pool: Pool,
+    state: Mutex<State>,
+    settled: Condvar,
+}
+
+struct State {
+    fetches: Fetches<StorePath>,
+    flights: HashMap<StorePath, Arc<Flight>>,
+    /// What has been downloaded and waits for what it refers to.
+    held: HashMap<StorePath, Held>,
+}
+
+/// A NAR that is what was offered, before its path is valid.
+struct Held {
+    info: PathInfo,
+    ingested: Ingested,
+    text: Option<Vec<u8>>,
+}
+
+impl Engine {
+    pub fn new(store: Store, dir: StoreDir, asks: Arc<Asks>) -> Engine {
+        let state = State { fetches: Fetches::new(DOWNLOADS_MAX), flights: HashMap::new(), held: HashMap::new() };
+        // A thread that ends one download may be given the next before it is free itself.
+        let pool = Pool::new("fetch", DOWNLOADS_MAX, 2 * DOWNLOADS_MAX);
+        Engine { store, dir, asks, pool, state: Mutex::new(state), settled: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.store.dir().join("tmp")
+    }
+
+    /// The path, if it is on its way.
+    pub fn flight(&self, path: &StorePath) -> Option<Arc<Flight>> {
+        self.lock().flights.get(path).cloned()
+    }
+
+    /// Paths being downloaded, and those that wait for it.
+    pub fn counts(&self) -> (usize, usize) {
+        self.lock().fetches.counts()
+    }
+
+    /// Begins to fetch what is not on its way yet. `streamed` can be read while it comes in.
+    pub fn fetch(self: &Arc<Self>, closure: &Closure, streamed: Option<&StorePath>) -> Fetch {
+        let mut wanted = closure.wanted();
+        // Somebody waits for its first byte; the order of downloads is free.
+        if let Some(at) = wanted.iter().position(|wanted| Some(&wanted.key) == streamed) {
+            wanted[..=at].rotate_right(1);
+        }
+        let mut state = self.lock();
+        let mut flights = Vec::with_capacity(wanted.len());
+        for path in wanted.iter().map(|wanted| &wanted.key) {
+            let Some(offer) = closure.offers.get(path) else { continue };
+            let flight = state.flights.entry(path.clone()).or_insert_with(|| {
+                let dir = (Some(path) == streamed).then(|| self.tmp());
+                Arc::new(Flight::new(offer.clone(), self.store.temp_roots(), dir.as_deref()))
+            });
+            flights.push(flight.clone());
+        }
+        let actions = state.fetches.want(wanted);
+        drop(state);
+        self.carry_out(actions);
+        Fetch { engine: self.clone(), flights, detached: false }
+    }
+
+    fn carry_out(self: &Arc<Self>, mut actions: Vec<Action<StorePath>>) {
+        while !actions.is_empty() {
+            let mut ready = Vec::new();
+            let mut next = Vec::new();
+            for action in actions {
+                match action {
+                    Action::Download(path) => next.extend(self.begin_download(path)),
+                    Action::Commit(path) => ready.push(path),
+                    Action::Settled { key, is_valid } => self.settle(&key, is_valid),
+                }
+            }
+            next.extend(self.commit(ready));
+            actions = next;
+        }
+    }
+
+    fn begin_download(self: &Arc<Self>, path: StorePath) -> Vec<Action<StorePath>> {
+        let (engine, key) = (self.clone(), path.clone());
+        let submitted = self.pool.submit(move || {
+            let actions = engine.download(&key);
+            engine.carry_out(actions);
+        });
+        match submitted {
+            true => Vec::new(),
+            false => self.download_failed(&path, "this node has no thread to fetch it with".into()),
+        }
+    }
+
+    /// Runs on a thread of the pool.
+    fn download(&self, path: &StorePath) -> Vec<Action<StorePath>> {
+        let Some(flight) = self.flight(path) else { return self.lock().fetches.failed(path) };
+        match self.store.is_valid(path) {
+            // It came in by another way meanwhile.
+            Ok(true) => return self.lock().fetches.downloaded(path),
+            Ok(false) => {}
+            Err(error) => return self.download_failed(path, error.to_string()),
+        }
+        match self.download_from_any(&flight) {
+            Ok(held) => {
+                flight.verified();
+                let mut state = self.lock();
+                state.held.insert(path.clone(), held);
+                state.fetches.downloaded(path)
+            }
+            Err(why) => self.download_failed(path, why),
+        }
+    }
+
+    fn download_failed(&self, path: &StorePath, why: String) -> Vec<Action<StorePath>> {
+        tracing::warn!(path = path.base_name(), why, "a path could not be fetched from upstream");
+        let mut state = self.lock();
+        if let Some(flight) = state.flights.get(path) {
+            flight.settle(Err(why));
+        }
+        state.fetches.failed(path)
+    }
+
+    /// Tries one upstream after the other.
+    fn download_from_any(&self, flight: &Flight) -> Result<Held, String> {
+        let mut offer = flight.offer.clone();
+        let mut tried = BTreeSet::new();
+        loop {
+            flight.begin(&offer);
+            let why = match self.download_from(flight, &offer) {
+                Ok(held) => return Ok(held),
+                Err(Trouble::Here(why)) => return Err(why),
+                Err(Trouble::Upstream(Refusal::Missing)) => "it is gone".to_string(),
+                Err(Trouble::Upstream(Refusal::Failed(why))) => {
+                    self.asks.failed(offer.upstream, &why);
+                    why
+                }
+            };
+            self.asks.withdraw(&offer);
+            tried.insert(offer.upstream);
+            let upstream = &self.asks.caches[offer.upstream].location.base;
+            let why = format!("cannot fetch '{}' from '{upstream}': {why}", self.dir.print(&flight.path));
+            tracing::info!(path = flight.path.base_name(), why, "an upstream did not deliver");
+            let query = [Query::Path(&flight.path)];
+            offer = self.asks.find(&query, RETRY_BUDGET, &tried).pop().flatten().ok_or(why)?;
+        }
+    }
+
+    fn download_from(&self, flight: &Flight, offer: &Offer) -> Result<Held, Trouble> {
+        let (cache, info) = (&self.asks.caches[offer.upstream], &offer.info);
+        let full = self.dir.print(&info.path);
+        let theirs = |why: String| Trouble::Upstream(Refusal::Failed(why));
+        let itself = info.references.contains(&info.path).then_some(&info.path);
+        let ca = info.ca.map(|ca| CaHasher::new(ca.method_algo(), itself));
+        let mut intake = Intake::new(&self.store, ca, info.path.is_derivation());
+        source::read(cache, offer, flight.file_bytes.clone(), |bytes| {
+            intake.write_all(bytes).map_err(|error| match error.kind() {
+                std::io::ErrorKind::InvalidData => theirs(format!("what it sends is no NAR: {error}")),
+                _ => Trouble::Here(error.to_string()),
+            })?;
+            flight.record(bytes);
+            Ok(())
+        })?;
+        let Taken { ingested, ca, text } = intake.finish(&full).map_err(|fault| theirs(fault_text(fault)))?;
+        let checked = self.asks.admission.check_contents(info, &ingested, ca);
+        checked.map_err(|fault| theirs(fault_text(fault)))?;
+        cache.count_fetched(flight.file_bytes.load(std::sync::atomic::Ordering::Relaxed));
+        let mut info = info.clone();
+        info.ultimate = false;
+        info.registration_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Ok(Held { info, ingested, text })
+    }
+
+    /// Makes paths valid; all they refer to is.
+    fn commit(&self, ready: Vec<StorePath>) -> Vec<Action<StorePath>> {
+        let (mut actions, mut batch, mut paths) = (Vec::new(), Vec::new(), Vec::new());
+        for path in ready {
+            let held = self.lock().held.remove(&path);
+            match held.map(|held| self.judge(held)) {
+                Some(Ok(entry)) => {
+                    batch.push(entry);
+                    paths.push(path);
+                }
+                // Nothing is held of a path that was valid before its download began.
+                None => actions.extend(self.lock().fetches.committed(&path)),
+                Some(Err(fault)) => actions.extend(self.download_failed(&path, fault_text(fault))),
+            }
+        }
+        let committed = if batch.is_empty() { Ok(()) } else { self.store.commit(batch) };
+        for path in paths {
+            actions.extend(match &committed {
+                Ok(()) => self.lock().fetches.committed(&path),
+                Err(error) => self.download_failed(&path, error.to_string()),
+            });
+        }
+        actions
+    }
+
+    /// A derivation is checked when all it depends on is here.
+    fn judge(&self, held: Held) -> Result<(PathInfo, Ingested), Fault> {
+        let Held { info, ingested, text } = held;
+        if info.path.is_derivation() {
+            self.asks.admission.check_derivation(&info, text, &[])?;
+        }
+        Ok((info, ingested))
+    }
+
+    fn settle(&self, path: &StorePath, is_valid: bool) {
+        let mut state = self.lock();
+        state.held.remove(path);
+        if let Some(flight) = state.flights.remove(path) {
+            flight.settle(match is_valid {
+                true => Ok(()),
+                false => Err("something it refers to could not be fetched".into()),
+            });
+        }
+        drop(state);
+        self.settled.notify_all();
+    }
+}
+
+/// Somebody's interest in paths that are being fetched. Dropping it gives up what was not begun.
+pub struct Fetch {
+    engine: Arc<Engine>,
+    pub flights: Vec<Arc<Flight>>,
+    detached: bool,
+}
+
+impl Fetch {
+    pub fn is_done(&self) -> bool {
+        self.flights.iter().all(|flight| flight.settled().is_some())
+    }
+
+    /// Waits until everything is settled, at most `patience`; whether it is.
+    pub fn wait(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut state = self.engine.lock();
+        loop {
+            if self.is_done() {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.engine.settled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Makes [`Fetch::wait`] look again, from another thread.
+    pub fn waker(&self) -> impl Fn() + Send + Sync + 'static {
+        let engine = self.engine.clone();
+        move || engine.settled.notify_all()
+    }
+
+    /// Goes on to the end without anybody.
+    pub fn detach(mut self) {
+        self.detached = true;
+    }
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        if self.detached {
+            return;
+        }
+        let mut state = self.engine.lock();
+        for flight in self.flights.iter().filter(|flight| flight.settled().is_none()) {
+            state.fetches.withdraw(&flight.path);
+        }
+        let State { fetches, flights, .. } = &mut *state;
+        flights.retain(|path, flight| {
+            let kept = fetches.contains(path);
+            if !kept {
+                flight.settle(Err("nobody wants it any more".into()));
+            }
+            kept
+        });
+    }
+}
+
+fn fault_text(fault: Fault) -> String {
+    match fault {
+        Fault::Refused(text) | Fault::Fatal(text) => text,
+        Fault::Gone => "it broke off".into(),
+    }
+}

@@ -1,0 +1,185 @@
+//! One path on its way here, and those who watch it arrive.
+//!
+//! Who wants the bytes as they come reads them from a nameless file that the download writes beside the store. Its last
+//! byte is given out only when the whole has been verified, so nobody is ever given a whole that is wrong. Readers never
+//! hold the download up.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use shoal_store::TempRoots;
+use shoal_wire::nix::store_path::StorePath;
+
+use super::offer::Offer;
+use crate::session::spool::nameless;
+
+/// What is compared at once where a second download goes over what a first one left.
+const COMPARE_BYTES: usize = 64 << 10;
+
+pub struct Flight {
+    pub path: StorePath,
+    /// The offer it began with.
+    pub offer: Arc<Offer>,
+    /// Set when bytes begin to arrive.
+    pub begun: AtomicBool,
+    pub nar_bytes: AtomicU64,
+    pub file_bytes: Arc<AtomicU64>,
+    tape: Option<File>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Keeps the path and what it refers to until everybody has seen it.
+    _roots: TempRoots,
+}
+
+#[derive(Default)]
+struct State {
+    /// Bytes on the tape.
+    written: u64,
+    /// Bytes of it that may be read.
+    readable: u64,
+    /// Why the tape is of no use.
+    spoiled: Option<String>,
+    /// Whether the path became valid, or why not.
+    settled: Option<Result<(), String>>,
+}
+
+impl Flight {
+    /// `dir` is where a tape goes, if one is wanted.
+    pub fn new(offer: Arc<Offer>, roots: TempRoots, dir: Option<&Path>) -> Flight {
+        roots.add(&offer.info.path);
+        offer.info.references.iter().for_each(|reference| roots.add(reference));
+        let tape = dir.and_then(|dir| match nameless(dir) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                tracing::warn!(%error, "cannot pass an upstream's path on while it comes in; it is passed on afterwards");
+                None
+            }
+        });
+        Flight {
+            path: offer.info.path.clone(),
+            offer,
+            begun: AtomicBool::new(false),
+            nar_bytes: AtomicU64::new(0),
+            file_bytes: Arc::default(),
+            tape,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            _roots: roots,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn has_tape(&self) -> bool {
+        self.tape.is_some()
+    }
+
+    /// A download begins, the first or one after another failed.
+    pub fn begin(&self, offer: &Offer) {
+        self.nar_bytes.store(0, Ordering::Relaxed);
+        self.begun.store(true, Ordering::Release);
+        if offer.info.nar_hash != self.offer.info.nar_hash {
+            self.spoil("another upstream has other contents for it");
+        }
+    }
+
+    /// The next bytes of the current download. What an earlier download left is compared with them.
+    pub fn record(&self, bytes: &[u8]) {
+        let at = self.nar_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let Some(tape) = &self.tape else { return };
+        let (written, spoiled) = {
+            let state = self.lock();
+            (state.written, state.spoiled.is_some())
+        };
+        if spoiled {
+            return;
+        }
+        let old = written.saturating_sub(at).min(bytes.len() as u64) as usize;
+        let (known, new) = bytes.split_at(old);
+        match same(tape, at, known).and_then(|same| tape.write_all_at(new, at + old as u64).map(|()| same)) {
+            Ok(true) => {}
+            Ok(false) => return self.spoil("two upstreams sent different bytes"),
+            Err(error) => return self.spoil(&format!("cannot keep it for a moment: {error}")),
+        }
+        let mut state = self.lock();
+        state.written = state.written.max(at + bytes.len() as u64);
+        state.readable = state.readable.max(state.written.min(self.offer.info.nar_size.saturating_sub(1)));
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// What was recorded is the NAR that was offered.
+    pub fn verified(&self) {
+        let mut state = self.lock();
+        state.readable = state.written;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn spoil(&self, why: &str) {
+        self.lock().spoiled.get_or_insert_with(|| why.to_string());
+        self.changed.notify_all();
+    }
+
+    pub fn settle(&self, result: Result<(), String>) {
+        self.lock().settled.get_or_insert(result);
+        self.changed.notify_all();
+    }
+
+    pub fn settled(&self) -> Option<Result<(), String>> {
+        self.lock().settled.clone()
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) -> Result<(), String> {
+        let mut state = self.lock();
+        loop {
+            if let Some(settled) = &state.settled {
+                return settled.clone();
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Reads from the tape at `offset`, waiting for bytes; 0 only at the end of a whole and right NAR.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let tape = self.tape.as_ref().ok_or_else(|| io::Error::other("it is not passed on while it comes in"))?;
+        let nar_size = self.offer.info.nar_size;
+        let mut state = self.lock();
+        while state.readable <= offset {
+            if offset >= nar_size {
+                return Ok(0);
+            }
+            if let Some(why) = &state.spoiled {
+                return Err(io::Error::other(why.clone()));
+            }
+            if let Some(Err(why)) = &state.settled {
+                return Err(io::Error::other(why.clone()));
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let n = usize::try_from(state.readable - offset).unwrap_or(usize::MAX).min(buffer.len());
+        drop(state);
+        tape.read_at(&mut buffer[..n], offset)
+    }
+}
+
+/// Whether the tape holds these bytes there.
+fn same(tape: &File, at: u64, bytes: &[u8]) -> io::Result<bool> {
+    let mut old = [0; COMPARE_BYTES];
+    let mut at = at;
+    for piece in bytes.chunks(COMPARE_BYTES) {
+        tape.read_exact_at(&mut old[..piece.len()], at)?;
+        if old[..piece.len()] != *piece {
+            return Ok(false);
+        }
+        at += piece.len() as u64;
+    }
+    Ok(true)
+}

@@ -1,0 +1,10 @@
+//! Upstream caches, good and bad ones: a node gets the right bytes from them or a miss, in bounded time.
+
+#[path = "upstreams/faults.rs"]
+mod faults;
+#[path = "upstreams/fetching.rs"]
+mod fetching;
+#[path = "upstreams/lab.rs"]
+mod lab;
+#[path = "upstreams/server.rs"]
+mod server;

@@ -1,0 +1,191 @@
+//! A small HTTP server that does as it is told, wrong things too. It ends with its value.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+/// What is done with a request.
+#[derive(Clone)]
+pub enum Reply {
+    Body(Vec<u8>),
+    /// The same, with these headers and `Content-Encoding` among them if need be.
+    With(Vec<u8>, Vec<(&'static str, String)>),
+    Status(u16),
+    Redirect(String),
+    /// Says nothing until the server ends.
+    Stall,
+    /// Announces all and sends so many bytes of it; ranges are served whole.
+    Cut(Vec<u8>, usize),
+    /// The same, but no range is offered or served.
+    CutForGood(Vec<u8>, usize),
+    /// Sends so many bytes, then waits for [`Server::open_gate`] before the rest.
+    Gated(Vec<u8>, usize),
+    /// Sends this over and over, with no length.
+    Endless(Vec<u8>),
+}
+
+#[derive(Default)]
+struct Shared {
+    site: Mutex<BTreeMap<String, Reply>>,
+    /// Paths in the order in which they were asked for.
+    asked: Mutex<Vec<String>>,
+    streams: Mutex<Vec<TcpStream>>,
+    gate: (Mutex<bool>, Condvar),
+    stop: AtomicBool,
+}
+
+pub struct Server {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    pub fn start() -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared::default());
+        let accepted = shared.clone();
+        let accepting = std::thread::spawn(move || {
+            let mut serving = Vec::new();
+            while let Ok((stream, _)) = listener.accept() {
+                if accepted.stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                accepted.streams.lock().unwrap().push(stream.try_clone().unwrap());
+                let shared = accepted.clone();
+                // A client that goes away is none of the server's business.
+                serving.push(std::thread::spawn(move || drop(serve(stream, &shared))));
+            }
+            accepted.streams.lock().unwrap().iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
+            serving.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+        Server { address, shared, accepting: Some(accepting) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn put(&self, path: &str, reply: Reply) {
+        self.shared.site.lock().unwrap().insert(path.to_string(), reply);
+    }
+
+    /// How often a path was asked for.
+    pub fn count(&self, path: &str) -> usize {
+        self.shared.asked.lock().unwrap().iter().filter(|asked| *asked == path).count()
+    }
+
+    pub fn requests(&self) -> usize {
+        self.shared.asked.lock().unwrap().len()
+    }
+
+    pub fn open_gate(&self) {
+        *self.shared.gate.0.lock().unwrap() = true;
+        self.shared.gate.1.notify_all();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.open_gate();
+        let _ = TcpStream::connect(self.address);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+    }
+}
+
+fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut out = stream;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let path = line.split(' ').nth(1).unwrap_or_default().to_string();
+        let mut from = 0;
+        loop {
+            let mut header = String::new();
+            reader.read_line(&mut header)?;
+            if header.trim().is_empty() {
+                break;
+            }
+            if let Some(range) = header.to_ascii_lowercase().strip_prefix("range: bytes=") {
+                from = range.trim().trim_end_matches('-').parse().unwrap_or(0);
+            }
+        }
+        shared.asked.lock().unwrap().push(path.clone());
+        let reply = shared.site.lock().unwrap().get(&path).cloned().unwrap_or(Reply::Status(404));
+        if !answer(reply, from, &mut out, shared)? {
+            return out.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Whether the connection can be used again.
+fn answer(reply: Reply, from: usize, out: &mut TcpStream, shared: &Shared) -> std::io::Result<bool> {
+    let head = |out: &mut TcpStream, len: usize, more: &str| {
+        write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n{more}\r\n")
+    };
+    let ranges = "Accept-Ranges: bytes\r\n";
+    match reply {
+        Reply::Body(body) => {
+            head(out, body.len(), "")?;
+            out.write_all(&body)?;
+        }
+        Reply::With(body, headers) => {
+            let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            head(out, body.len(), &more)?;
+            out.write_all(&body)?;
+        }
+        Reply::Status(status) => write!(out, "HTTP/1.1 {status} So\r\nContent-Length: 0\r\n\r\n")?,
+        Reply::Redirect(to) => write!(out, "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n")?,
+        Reply::Stall => {
+            let mut open = shared.gate.0.lock().unwrap();
+            while !*open {
+                open = shared.gate.1.wait(open).unwrap();
+            }
+            return Ok(false);
+        }
+        Reply::Cut(body, _) if from > 0 => {
+            let (len, end, all) = (body.len() - from, body.len() - 1, body.len());
+            write!(
+                out,
+                "HTTP/1.1 206 Partial\r\nContent-Length: {len}\r\nContent-Range: bytes {from}-{end}/{all}\r\n{ranges}\r\n"
+            )?;
+            out.write_all(&body[from..])?;
+        }
+        Reply::Cut(body, after) => {
+            head(out, body.len(), ranges)?;
+            out.write_all(&body[..after])?;
+            return Ok(false);
+        }
+        Reply::CutForGood(body, after) => {
+            head(out, body.len(), "")?;
+            out.write_all(&body[..after])?;
+            return Ok(false);
+        }
+        Reply::Gated(body, after) => {
+            head(out, body.len(), "")?;
+            out.write_all(&body[..after])?;
+            let mut open = shared.gate.0.lock().unwrap();
+            while !*open {
+                open = shared.gate.1.wait(open).unwrap();
+            }
+            out.write_all(&body[after..])?;
+        }
+        Reply::Endless(piece) => {
+            write!(out, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
+            loop {
+                out.write_all(&piece)?;
+            }
+        }
+    }
+    Ok(true)
+}
