@@ -27,6 +27,9 @@ pub fn key() -> SecretKey {
     SecretKey::from_seed("cache-1", [7; 32]).unwrap()
 }
 
+/// What came, and why no more did.
+pub type BrokenOff = (Vec<u8>, String);
+
 pub struct Lab {
     _dir: tempfile::TempDir,
     pub store: Store,
@@ -68,7 +71,7 @@ impl Lab {
     }
 
     /// The NAR as it streams through, or why it broke off and what came before.
-    pub fn streamed(&self, path: &StorePath) -> Option<Result<Vec<u8>, (Vec<u8>, String)>> {
+    pub fn streamed(&self, path: &StorePath) -> Option<Result<Vec<u8>, BrokenOff>> {
         let mut stream = self.upstreams.nar(path).unwrap()?;
         let mut nar = Vec::new();
         Some(match stream.read_to_end(&mut nar) {
