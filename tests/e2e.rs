@@ -48,3 +48,5 @@ mod options;
 mod store;
 #[path = "e2e/trust.rs"]
 mod trust;
+#[path = "e2e/upstream.rs"]
+mod upstream;

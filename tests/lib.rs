@@ -19,6 +19,8 @@ pub mod place;
 pub mod shapes;
 #[path = "harness/sources.rs"]
 pub mod sources;
+#[path = "harness/web.rs"]
+pub mod web;
 
 pub use clients::Nix;
 pub use command::{Cmd, Finished};

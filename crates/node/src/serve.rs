@@ -216,7 +216,7 @@ impl Doors {
     }
 
     fn open_http(listen: SocketAddr, node: &Node) -> Result<HttpServer> {
-        let cache = Arc::new(Cache::new(node.store.clone(), node.dir.clone()));
+        let cache = Arc::new(Cache::new(node.store.clone(), node.dir.clone()).behind(&node.upstreams));
         HttpServer::open(&HttpOptions { listen }, cache)
             .with_context(|| format!("cannot listen on {listen}; choose another address with --http"))
     }

@@ -35,6 +35,7 @@ mod asks;
 mod cache;
 mod closure;
 mod decode;
+mod elsewhere;
 mod engine;
 mod flight;
 mod offer;
@@ -145,8 +146,10 @@ impl Upstreams {
         if let Some(flight) = engine.flight(path) {
             return Ok(Some(NarStream::of_flight(engine.store.clone(), flight)));
         }
-        if let Some(export) = engine.store.export(path)? {
-            return Ok(Some(NarStream::of_export(engine.store.clone(), export)));
+        if let Some(export) = engine.store.export(path)?
+            && let Some(info) = engine.store.path_info(path)?
+        {
+            return Ok(Some(NarStream::of_export(engine.store.clone(), export, info.nar_hash)));
         }
         let mut closure = self.closure(&BTreeSet::from([path.clone()]), CLIENT_BUDGET)?;
         if !closure.contains(path) {

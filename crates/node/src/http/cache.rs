@@ -1,6 +1,7 @@
 //! What requests are answered from, and the one place where a path is looked for.
 
 use std::future::Future;
+use std::io::Read;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir};
 
 use super::metrics::Metrics;
+use crate::upstream::Upstreams;
 
 pub struct Cache {
     pub dir: StoreDir,
@@ -24,7 +26,7 @@ pub struct Cache {
 pub enum Found {
     /// Valid here.
     Here(Box<PathInfo>),
-    /// Not here, but [`Elsewhere::bring`] can make it valid here.
+    /// Not here, but [`Elsewhere::nar`] gives its contents.
     Elsewhere(Box<PathInfo>),
     Absent,
 }
@@ -36,11 +38,23 @@ pub trait Elsewhere: Send + Sync + 'static {
     /// What is known there of the path with this hash part. Takes no longer than a client is willing to wait for a
     /// narinfo; who cannot be asked has nothing.
     fn find<'a>(&'a self, hash_part: &'a str) -> Later<'a, Option<PathInfo>>;
+
+    /// The NAR of a path that was found, as it comes, while it goes into the store. A reader that blocks; an error in
+    /// the middle takes back what came before.
+    fn nar<'a>(&'a self, info: &'a PathInfo) -> Later<'a, Option<Box<dyn Read + Send>>>;
 }
 
 impl Cache {
     pub fn new(store: Store, dir: StoreDir) -> Cache {
         Cache { dir, store, metrics: Arc::default(), elsewhere: None }
+    }
+
+    /// Also looks in these caches.
+    pub fn behind(mut self, upstreams: &Upstreams) -> Cache {
+        if !upstreams.is_empty() {
+            self.elsewhere = Some(Arc::new(upstreams.clone()));
+        }
+        self
     }
 
     /// Looks for a path here, then elsewhere.

@@ -59,16 +59,34 @@ pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
             Ok(None) => response::not_found(),
             Err(error) => response::unreadable(&request.path, &error),
         },
+        Ok(Found::Elsewhere(info)) if info.nar_hash == name.nar_hash && name.compression == Compression::None => {
+            passed_on(&cache, &request, &info).await
+        }
         Ok(_) => response::not_found(),
         Err(error) => response::unreadable(&request.path, &error),
     }
 }
 
-fn whole(cache: &Cache, info: &PathInfo) -> Result<Option<Body>, shoal_store::Error> {
-    let Some(mut export) = cache.store.export(&info.path)? else { return Ok(None) };
-    Ok(Some(Body::blocking(export.size(), move || {
+/// A NAR that comes from elsewhere and goes on to the client meanwhile.
+async fn passed_on(cache: &Cache, request: &Request, info: &PathInfo) -> Response {
+    if request.is_head() {
+        return response::ok(NAR, response::IMMUTABLE, Body::blocking(info.nar_size, || Ok(None)));
+    }
+    let Some(elsewhere) = &cache.elsewhere else { return response::not_found() };
+    match elsewhere.nar(info).await {
+        Some(nar) => response::ok(NAR, response::IMMUTABLE, in_pieces(info.nar_size, nar)),
+        None => response::not_found(),
+    }
+}
+
+fn in_pieces(len: u64, mut nar: impl Read + Send + 'static) -> Body {
+    Body::blocking(len, move || {
         let mut piece = Vec::with_capacity(PIECE_BYTES);
-        export.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
+        nar.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
         Ok((!piece.is_empty()).then(|| Bytes::from(piece)))
-    })))
+    })
+}
+
+fn whole(cache: &Cache, info: &PathInfo) -> Result<Option<Body>, shoal_store::Error> {
+    Ok(cache.store.export(&info.path)?.map(|export| in_pieces(export.size(), export)))
 }

@@ -147,26 +147,28 @@ impl Flight {
         }
     }
 
-    /// Reads from the tape at `offset`, waiting for bytes; 0 only at the end of a whole and right NAR.
-    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    /// Reads from the tape at `offset`, waiting for bytes; 0 only at the end of a whole and right NAR. `None`: the path
+    /// is valid by now, and the tape does not have the rest.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
         let tape = self.tape.as_ref().ok_or_else(|| io::Error::other("it is not passed on while it comes in"))?;
         let nar_size = self.offer.info.nar_size;
         let mut state = self.lock();
         while state.readable <= offset {
             if offset >= nar_size {
-                return Ok(0);
+                return Ok(Some(0));
             }
             if let Some(why) = &state.spoiled {
                 return Err(io::Error::other(why.clone()));
             }
-            if let Some(Err(why)) = &state.settled {
-                return Err(io::Error::other(why.clone()));
+            match &state.settled {
+                Some(Err(why)) => return Err(io::Error::other(why.clone())),
+                Some(Ok(())) => return Ok(None),
+                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let n = usize::try_from(state.readable - offset).unwrap_or(usize::MAX).min(buffer.len());
         drop(state);
-        tape.read_at(&mut buffer[..n], offset)
+        tape.read_at(&mut buffer[..n], offset).map(Some)
     }
 }
 

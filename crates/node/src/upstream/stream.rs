@@ -12,6 +12,7 @@ pub struct NarStream {
     store: Store,
     from: From,
     pub nar_size: u64,
+    pub nar_hash: [u8; 32],
 }
 
 enum From {
@@ -26,42 +27,49 @@ enum From {
 
 impl NarStream {
     pub(super) fn of_flight(store: Store, flight: Arc<Flight>) -> NarStream {
-        let nar_size = flight.offer.info.nar_size;
+        let (nar_size, nar_hash) = (flight.offer.info.nar_size, flight.offer.info.nar_hash);
         let from = match flight.has_tape() {
             true => From::Flight { flight, offset: 0 },
             false => From::Afterwards(flight),
         };
-        NarStream { store, from, nar_size }
+        NarStream { store, from, nar_size, nar_hash }
     }
 
-    pub(super) fn of_export(store: Store, export: Export) -> NarStream {
+    pub(super) fn of_export(store: Store, export: Export, nar_hash: [u8; 32]) -> NarStream {
         let nar_size = export.size();
-        NarStream { store, from: From::Store(Box::new(export)), nar_size }
+        NarStream { store, from: From::Store(Box::new(export)), nar_size, nar_hash }
+    }
+
+    /// The rest of a path that has become valid.
+    fn rest(&self, flight: &Flight, offset: u64) -> io::Result<From> {
+        let same = self.store.path_info(&flight.path)?.is_some_and(|info| info.nar_hash == self.nar_hash);
+        let export = self.store.export(&flight.path)?.filter(|_| same);
+        let export = export.ok_or_else(|| io::Error::other("it has other contents than were promised"))?;
+        Ok(From::Store(Box::new(export.range(offset, self.nar_size - offset))))
     }
 }
 
 impl Read for NarStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let From::Afterwards(flight) = &self.from {
-            flight.wait().map_err(io::Error::other)?;
-            let export = self.store.export(&flight.path)?.filter(|export| export.size() == self.nar_size);
-            let export = export.ok_or_else(|| io::Error::other("it has other contents than were promised"))?;
-            self.from = From::Store(Box::new(export));
-        }
-        match &mut self.from {
-            From::Flight { flight, offset } => {
-                let n = flight.read_at(buffer, *offset)?;
-                *offset += n as u64;
-                Ok(n)
+        loop {
+            match &mut self.from {
+                From::Flight { flight, offset } => match flight.read_at(buffer, *offset)? {
+                    Some(n) => {
+                        *offset += n as u64;
+                        return Ok(n);
+                    }
+                    None => {
+                        let (flight, offset) = (flight.clone(), *offset);
+                        self.from = self.rest(&flight, offset)?;
+                    }
+                },
+                From::Afterwards(flight) => {
+                    let flight = flight.clone();
+                    flight.wait().map_err(io::Error::other)?;
+                    self.from = self.rest(&flight, 0)?;
+                }
+                From::Store(export) => return export.read(buffer),
             }
-            From::Store(export) => {
-                let bytes = export.fill_buf()?;
-                let n = bytes.len().min(buffer.len());
-                buffer[..n].copy_from_slice(&bytes[..n]);
-                export.consume(n);
-                Ok(n)
-            }
-            From::Afterwards(_) => Ok(0),
         }
     }
 }
