@@ -116,7 +116,7 @@ impl Node {
             .with_context(|| format!("cannot open the store in {}", config.data_dir.display()))?;
         let trees = Trees::open(store.clone(), &config.data_dir)?;
         let builds = BuildService::start(store.clone(), dir.clone(), trees, builds_config(config)?)?;
-        let upstreams = Upstreams::open(store.clone(), dir.clone(), upstream_options(config)?);
+        let upstreams = Upstreams::open(store.clone(), dir.clone(), builds.derivations(), upstream_options(config)?);
         Ok(Node { dir, store, builds, upstreams })
     }
 

@@ -26,6 +26,7 @@ pub use offer::Offer;
 pub use stream::NarStream;
 pub use web::{Authorities, Patience};
 
+use crate::build::derivations::Derivations;
 use crate::session::admission::Admission;
 use asks::{Asks, Query};
 use cache::Cache;
@@ -81,11 +82,11 @@ pub struct UpstreamStatus {
 
 impl Upstreams {
     /// Asks nobody anything yet.
-    pub fn open(store: Store, dir: StoreDir, options: Options) -> Upstreams {
+    pub fn open(store: Store, dir: StoreDir, derivations: Arc<Derivations>, options: Options) -> Upstreams {
         if options.locations.is_empty() {
             return Upstreams(None);
         }
-        let admission = Admission::new(store.clone(), dir.clone(), options.trusted_keys, options.require_sigs);
+        let admission = Admission::new(derivations, dir.clone(), options.trusted_keys, options.require_sigs);
         let cache = |location| Arc::new(Cache::new(location, dir.clone(), &options.authorities, options.patience));
         let caches = options.locations.into_iter().map(cache).collect();
         Upstreams(Some(Arc::new(Engine::new(store, dir.clone(), Arc::new(Asks::new(caches, admission))))))

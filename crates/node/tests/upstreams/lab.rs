@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_node::build::derivations::Derivations;
 use shoal_node::upstream::{Authorities, Location, Options, Patience, Upstreams};
 use shoal_store::Store;
 use shoal_wire::nix::hash::{Hash, sha256};
@@ -47,7 +48,8 @@ impl Lab {
             trusted_keys: [key().public()].into_iter().collect(),
             require_sigs: true,
         };
-        let upstreams = Upstreams::open(store.clone(), StoreDir::default(), options);
+        let derivations = Arc::new(Derivations::new(store.clone(), StoreDir::default()));
+        let upstreams = Upstreams::open(store.clone(), StoreDir::default(), derivations, options);
         Lab { _dir: dir, store, upstreams }
     }
 
