@@ -56,7 +56,11 @@ fn a_build_that_another_client_wants_goes_on() {
     let other = Machine::new(&Nix::newest());
     let node = Node::start(&[&machine, &other]);
     let mut first = shapes::build_command(&machine, &node, Remote::SshNg, "", &["brief"]).start();
-    wait_for("a build that runs", START_PATIENCE, || (running(&node) == 1).then_some(()));
+    wait_for("a builder that has spoken", START_PATIENCE, || {
+        let builds = std::fs::read_dir(node.data_dir().join("builds")).into_iter().flatten().flatten();
+        let logs = builds.filter_map(|build| std::fs::read_to_string(build.path().join("log")).ok());
+        logs.into_iter().any(|log| log.contains("begun")).then_some(())
+    });
     let second = shapes::build_command(&other, &node, Remote::SshNg, "", &["brief"]).start();
     wait_for("two clients", START_PATIENCE, || {
         let status = node.shoal("status --json").ok().json();
@@ -67,6 +71,7 @@ fn a_build_that_another_client_wants_goes_on() {
     first.wait(CANCEL_PATIENCE);
     let second = second.finish(START_PATIENCE).expect_code(0);
     assert!(second.text().ends_with("-brief"), "{second}");
+    assert!(second.stderr.contains("begun"), "it does not hear what was said before it joined: {second}");
 }
 
 /// Reading an output is part of its build, and ends with it.

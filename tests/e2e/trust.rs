@@ -2,6 +2,8 @@
 
 use shoal_tests::{Machine, Nix, Node, Remote, place, shapes};
 
+by_each_version!(builds_for_untrusted_clients);
+
 fn node_with_role(machine: &Machine, role: &str) -> Node {
     let node = Node::start(&[machine]);
     node.write_keys(&format!("role=\"{role}\" {}", machine.public_key()));
@@ -69,6 +71,23 @@ fn keys_come_and_go_without_a_restart() {
     assert_eq!(listed.lines().len(), 2, "{listed}");
     node.shoal("client remove").arg(alice.public_key().trim()).ok();
     assert!(!ping(&alice) && ping(&bob));
+}
+
+/// The build hook of a client that is not trusted: Nix from 2.15 on sends derivations whole, older ones cannot.
+fn builds_for_untrusted_clients(nix: &Nix) {
+    let machine = Machine::new(nix);
+    let node = node_with_role(&machine, "build");
+    let builder = format!("{} x86_64-linux", machine.store(&node, Remote::SshNg));
+    let build = machine.near("nix-build", &node).args(["--no-out-link", "--max-jobs", "0", "--builders", &builder]);
+    let build = build.args(shapes::args(&machine, "", &["hello"]));
+    if nix.is_before("2.26") {
+        let refused = build.fails();
+        assert!(refused.stderr.contains("you are not privileged to build input-addressed derivations"), "{refused}");
+        return;
+    }
+    let path = build.ok().text().to_string();
+    assert!(machine.real_path(&path).join("greeting").is_file());
+    assert!(node.paths().iter().any(|known| known["path"] == path.as_str()));
 }
 
 /// A builder's output that is a derivation is judged like one that is uploaded.

@@ -18,6 +18,7 @@ mod history;
 mod log;
 pub mod obtain;
 mod outputs;
+mod past;
 mod prepare;
 mod realisations;
 pub mod recent;

@@ -25,6 +25,7 @@ use super::failure::{Failure, Texts, error_text};
 use super::feed::{BuildEvent, Feed, JobId};
 use super::graph::{self, Graph, Missing, Task};
 use super::history::History;
+use super::past::Past;
 use super::recent::{EndedBuild, Recent};
 use super::request::{BuildHandle, BuildOptions, BuildRequest, Goal, Wanted};
 use crate::trees::Trees;
@@ -69,6 +70,7 @@ struct Running {
     id: JobId,
     kill: Arc<KillSwitch>,
     since: Instant,
+    past: Past,
 }
 
 /// Counts over the derivations of one request.
@@ -259,21 +261,20 @@ impl BuildService {
         BuildHandle { service: self.clone(), request, feed, goals, _roots: roots }
     }
 
-    /// A client that joins hears of the builds of its graph that already run.
+    /// A client that joins hears of the builds of its graph that already run, and what they said.
     fn tell_what_runs(&self, state: &mut State, request: RequestId) {
-        let running: Vec<(StorePath, JobId)> = state
-            .jobs
-            .iter()
-            .filter_map(|(key, job)| job.running.as_ref().map(|running| (key.clone(), running.id)))
-            .filter(|(key, _)| state.schedule.wanted_by(key).any(|wanting| wanting == request))
-            .collect();
-        if let Some(client) = state.clients.get_mut(&request) {
-            for (drv_path, job) in running {
-                client.counts.running += 1;
-                client.feed.push(BuildEvent::Started { job, drv_path });
+        let State { jobs, schedule, clients, .. } = state;
+        let Some(client) = clients.get_mut(&request) else { return };
+        for (key, job) in jobs.iter() {
+            let Some(running) = &job.running else { continue };
+            let past = running.past.events(running.id);
+            if past.is_empty() || !schedule.wanted_by(key).any(|wanting| wanting == request) {
+                continue;
             }
-            client.tell_progress();
+            client.counts.running += 1;
+            past.into_iter().for_each(|event| client.feed.push(event));
         }
+        client.tell_progress();
     }
 
     /// Carries out what the schedule decided. `ended` is the job whose end caused it.
@@ -297,7 +298,7 @@ impl BuildService {
         let Some(job) = state.jobs.get_mut(&key) else { return };
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
         let kill = Arc::new(KillSwitch::default());
-        job.running = Some(Running { id, kill: kill.clone(), since: Instant::now() });
+        job.running = Some(Running { id, kill: kill.clone(), since: Instant::now(), past: Past::default() });
         let (task, options) = (job.task.clone(), job.options.clone());
         // The workers go when the service goes, so somebody takes this.
         let _ = self.work.send(Work { task, id, options, kill });
@@ -369,6 +370,9 @@ impl BuildService {
     /// Tells everybody who wants this job.
     pub(super) fn tell(&self, key: &StorePath, event: &BuildEvent) {
         let mut state = self.lock();
+        if let Some(running) = state.jobs.get_mut(key).and_then(|job| job.running.as_mut()) {
+            running.past.note(event);
+        }
         let wanting: Vec<RequestId> = state.schedule.wanted_by(key).collect();
         for request in wanting {
             let Some(client) = state.clients.get_mut(&request) else { continue };
