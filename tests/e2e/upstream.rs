@@ -10,6 +10,7 @@ by_each_version!(
     passes_on_what_a_static_cache_has,
     builds_on_inputs_that_only_an_upstream_has,
     asks_what_can_be_substituted,
+    knows_where_outputs_came_out_elsewhere,
 );
 
 /// Without this a client remembers for an hour what it once heard of a cache.
@@ -138,6 +139,26 @@ fn asks_what_can_be_substituted(nix: &Nix) {
     let nowhere = format!("/nix/store/{}-nowhere", "0".repeat(32));
     let missing = machine.remote("nix-store", &node, Remote::SshNg).args(["--realise", &nowhere]).fails();
     assert!(missing.stderr.contains("nowhere"), "{missing}");
+}
+
+/// Outputs whose paths follow from their contents: the cache says where they came out, signed.
+fn knows_where_outputs_came_out_elsewhere(nix: &Nix) {
+    const FEATURES: [&str; 3] = ["--option", "extra-experimental-features", "ca-derivations"];
+    let machine = Machine::new(nix);
+    let (key, public) = (machine.path("cache-key"), machine.path("cache-key.pub"));
+    machine.local("nix-store").args(["--generate-binary-cache-key", "static-1"]).arg(&key).arg(&public).ok();
+    let local = machine.local("nix-build").arg("--no-out-link").args(FEATURES).args(["--option", "secret-key-files"]);
+    let local = local.arg(&key).args(shapes::args(&machine, "", &["onFloating"])).ok();
+    let place = Place::new("c");
+    let installable = ["-f", &shapes::expression(&machine, "")[0]].map(String::from);
+    let arguments = shapes::expression(&machine, "").split_off(1);
+    let copy = machine.local("nix").args(["copy", "--to", &format!("file://{}", place.path().display())]);
+    copy.args(FEATURES).args(installable).args(arguments).args(["onFloating", "floating"]).ok();
+    let web = Web::start(place.path());
+    let node = node_behind(&machine, &web.url(), fs::read_to_string(&public).unwrap().trim());
+    let there = machine.build(&node, Remote::SshNg, &shapes::expression(&machine, ""), &["onFloating"]);
+    assert_eq!(built(&there.args(FEATURES).ok()), built(&local), "{}", node.log());
+    assert_eq!(builds(&node), 0, "{}", node.log());
 }
 
 /// The build hook leaves the copying of inputs to the builder, which has an upstream.

@@ -230,17 +230,20 @@ impl fmt::Debug for SecretKey {
     }
 }
 
-/// The public keys whose signatures count. A later key of the same name replaces the earlier one.
+/// The public keys whose signatures count. Keys of the same name all do: machines of the same name each make their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TrustedKeys(BTreeMap<String, PublicKey>);
+pub struct TrustedKeys(BTreeMap<String, Vec<PublicKey>>);
 
 impl TrustedKeys {
     pub fn insert(&mut self, key: PublicKey) {
-        self.0.insert(key.name.clone(), key);
+        let same_name = self.0.entry(key.name.clone()).or_default();
+        if !same_name.contains(&key) {
+            same_name.push(key);
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &PublicKey> {
-        self.0.values()
+        self.0.values().flatten()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -249,7 +252,7 @@ impl TrustedKeys {
 
     /// Whether a trusted key made `signature` over `data`.
     pub fn verify(&self, data: &[u8], signature: &Signature) -> bool {
-        self.0.get(&signature.key_name).is_some_and(|key| key.verify(data, signature))
+        self.0.get(&signature.key_name).into_iter().flatten().any(|key| key.verify(data, signature))
     }
 
     /// How many of `signatures` are good ones over `data`.

@@ -160,6 +160,17 @@ fn outputs_specs() {
     }
 }
 
+/// Machines of the same name make keys of the same name.
+#[test]
+fn all_trusted_keys_of_a_name_count() {
+    let keys: Vec<SecretKey> = [1, 2, 3].map(|seed| SecretKey::from_seed("host-1", [seed; 32]).expect("key")).into();
+    let trusted = TrustedKeys::from_iter([keys[0].public(), keys[1].public(), keys[0].public()]);
+    assert_eq!(trusted.iter().count(), 2);
+    let is_trusted = |key: &SecretKey| trusted.verify(b"data", &key.sign(b"data"));
+    assert_eq!(keys.iter().map(is_trusted).collect::<Vec<_>>(), [true, true, false]);
+    assert!(!trusted.verify(b"other", &keys[0].sign(b"data")));
+}
+
 #[test]
 fn build_traces_and_their_signatures() {
     let test = "build_traces_and_their_signatures";
