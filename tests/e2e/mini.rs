@@ -136,15 +136,32 @@ fn all_slow_ones_v2_34() {
     whole(&Nix::newest(), "slow");
 }
 
-#[test]
-fn all_good_and_slow_ones_by_the_other_versions() {
+/// By the other versions each set takes as long again.
+fn whole_if_full(version: &str, name: &str) {
     if !is_full() {
         return skip("takes as long again for each version; SHOAL_E2E=full runs it");
     }
-    for version in ["2.26", "2.8"] {
-        whole(&Nix::get(version), "good");
-        whole(&Nix::get(version), "slow");
-    }
+    whole(&Nix::get(version), name);
+}
+
+#[test]
+fn all_good_ones_v2_26() {
+    whole_if_full("2.26", "good");
+}
+
+#[test]
+fn all_slow_ones_v2_26() {
+    whole_if_full("2.26", "slow");
+}
+
+#[test]
+fn all_good_ones_v2_8() {
+    whole_if_full("2.8", "good");
+}
+
+#[test]
+fn all_slow_ones_v2_8() {
+    whole_if_full("2.8", "slow");
 }
 
 /// What cannot be built fails as it does at home: same message; exit code 1, as all remote builds have.
