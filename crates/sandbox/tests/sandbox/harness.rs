@@ -15,7 +15,9 @@ const NOBODY: u32 = 65534;
 pub fn main(tests: &[Test]) {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    let filter = args.iter().find(|arg| !arg.starts_with('-'));
+    // `--format terse`, as cargo nextest lists tests, is an option with a value and no filter.
+    let is_value = |at: usize| at > 0 && args[at - 1] == "--format";
+    let filter = args.iter().enumerate().find(|(at, arg)| !arg.starts_with('-') && !is_value(*at)).map(|(_, arg)| arg);
     let matches = |name: &str| match filter {
         Some(filter) if has("--exact") => name == filter,
         Some(filter) => name.contains(filter.as_str()),
