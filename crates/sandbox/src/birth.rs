@@ -46,6 +46,7 @@ impl Newborn {
             rights: context.rights,
             filter: &context.filter,
             builtin: context.builtin,
+            threads_max: context.threads_max,
             host_network,
             terminal: terminal.slave,
             supervisor: far,

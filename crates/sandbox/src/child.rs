@@ -55,6 +55,8 @@ pub(crate) struct Inheritance<'a> {
     pub rights: Rights,
     pub filter: &'a [u8],
     pub builtin: Builtin,
+    /// `None` is as many as the node itself may have.
+    pub threads_max: Option<u64>,
     /// The host's network, for builds that may use it. `None` if the child was born in it.
     pub host_network: Option<OwnedFd>,
     pub terminal: OwnedFd,
@@ -187,6 +189,12 @@ fn give_up_rights(inheritance: &Inheritance<'_>) -> Attempt<()> {
 fn restrict(spec: &Spec, inheritance: &Inheritance<'_>) -> Attempt<()> {
     let core = getrlimit(Resource::Core);
     setrlimit(Resource::Core, Rlimit { current: Some(0), ..core }).doing("limiting core dumps")?;
+    if let Some(max) = inheritance.threads_max {
+        let now = getrlimit(Resource::Nproc);
+        let lower = |limit: Option<u64>| Some(limit.map_or(max, |limit| limit.min(max)));
+        let limit = Rlimit { current: lower(now.current), maximum: lower(now.maximum) };
+        setrlimit(Resource::Nproc, limit).doing("limiting threads")?;
+    }
     let domain = match spec.personality {
         Personality::Native => NO_RANDOMIZE,
         Personality::Linux32 => NO_RANDOMIZE | LINUX32,

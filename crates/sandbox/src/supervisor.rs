@@ -3,7 +3,7 @@
 //! Born by the launcher before there is a build, it makes a sandbox and waits for a spec on its socket. From
 //! then on it needs nobody: if the node dies, it goes on, and leaves the outcome in the scratch directory.
 
-use std::fs::{DirBuilder, OpenOptions, rename, write};
+use std::fs::{DirBuilder, OpenOptions, read_to_string, rename, write};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
@@ -31,6 +31,9 @@ pub const SUPERVISOR_ARG: &str = "__sandbox";
 /// of its own; its stdout and stderr are the build's log.
 pub type Builtin = fn(name: &str, payload: &[u8]) -> i32;
 
+/// One build may have this part of the threads that the machine can have.
+const THREADS_SHARE: u64 = 4;
+
 /// How long an attached watcher who does not read keeps a supervisor alive after the end. It finds everything
 /// in the scratch directory, too.
 const FAREWELL_MAX: Duration = Duration::from_secs(60);
@@ -40,6 +43,7 @@ pub(crate) struct Context {
     pub rights: Rights,
     pub filter: Vec<u8>,
     pub builtin: Builtin,
+    pub threads_max: Option<u64>,
 }
 
 /// The supervisor. Call it before anything else in `main`, while the process has one thread.
@@ -47,7 +51,7 @@ pub fn supervisor_main(builtin: Builtin) -> ! {
     let task = std::env::args_os().nth(2).unwrap_or_default();
     let done = match task.to_str() {
         Some(launcher::TASK) => seccomp::compile()
-            .map(|filter| Context { rights: Rights::detect(), filter, builtin })
+            .map(|filter| Context { rights: Rights::detect(), filter, builtin, threads_max: threads_max() })
             .and_then(|context| launcher::run(&context)),
         Some(capabilities::TASK) => probe::overlays(std::env::args_os().nth(3).as_deref()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not for people")),
@@ -228,6 +232,13 @@ fn write_exit(scratch: &Scratch, outcome: &[u8]) -> io::Result<()> {
 fn leave_streams() -> io::Result<()> {
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     (0..3).try_for_each(|stream| sys::duplicate_to(&null, stream))
+}
+
+/// What one build may have of the machine's threads, so that a fork bomb leaves room for others.
+fn threads_max() -> Option<u64> {
+    let limit = |file: &str| read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    let limits = [limit("/proc/sys/kernel/threads-max"), limit("/proc/sys/kernel/pid_max")];
+    limits.into_iter().flatten().min().map(|all| all / THREADS_SHARE)
 }
 
 fn unix_seconds() -> u64 {

@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("what_cannot_be_executed_says_so", what_cannot_be_executed_says_so),
     ("a_panicking_builtin_fails", a_panicking_builtin_fails),
     ("timeout", timeout),
+    ("a_fork_bomb_is_bounded_and_ends", a_fork_bomb_is_bounded_and_ends),
     ("silence", silence),
     ("log_limit", log_limit),
     ("kill", kill),
@@ -71,6 +72,24 @@ fn timeout(world: &World) {
     assert_eq!(ran.outcome.end, End::TimedOut);
     assert!(ran.log.starts_with("still here\n"));
     assert!(start.elapsed() >= Duration::from_millis(300));
+}
+
+fn a_fork_bomb_is_bounded_and_ends(world: &World) {
+    let ran = run(&world.script("ulimit -Hu"));
+    let limit: u64 = ran.log.trim().parse().unwrap();
+    let machine: u64 = std::fs::read_to_string("/proc/sys/kernel/threads-max").unwrap().trim().parse().unwrap();
+    assert!(limit <= machine / 4, "{limit} of {machine}");
+    // Not the real limit: this machine has other things to do.
+    let mut spec = world.script("ulimit -u 100; bomb() { bomb | bomb & }; sleep 1000 & bomb; wait");
+    spec.limits.timeout = Some(Duration::from_secs(1));
+    let ran = run(&spec);
+    assert_eq!(ran.outcome.end, End::TimedOut, "{}", ran.log);
+    let left = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|process| {
+        let status = std::fs::read_to_string(process.path().join("status")).ok()?;
+        let uids = status.lines().find(|line| line.starts_with("Uid:"))?.split_whitespace().nth(1)?.parse().ok();
+        uids.filter(|uid: &u32| *uid == ran.outcome.uid && ran.outcome.uid != rustix::process::geteuid().as_raw())
+    });
+    assert_eq!(left.count(), 0);
 }
 
 fn silence(world: &World) {
