@@ -137,7 +137,7 @@ fn all_slow_ones_v2_34() {
 }
 
 /// By the other versions each set takes as long again.
-fn whole_if_full(version: &str, name: &str) {
+fn whole_if_full(version: &'static str, name: &str) {
     if !is_full() {
         return skip("takes as long again for each version; SHOAL_E2E=full runs it");
     }
