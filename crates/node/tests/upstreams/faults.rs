@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use shoal_node::upstream::CLIENT_BUDGET;
+use shoal_node::upstream::{Authorities, CLIENT_BUDGET};
 use shoal_wire::nix::hash::{Hash, sha256};
 use shoal_wire::nix::narinfo::Compression;
 
-use super::lab::{Lab, Published, cache, noise};
+use super::lab::{Lab, Published, as_cache, cache, noise};
 use super::server::{Reply, Server};
 
 /// More than any bound in the lab, less than a hang.
@@ -275,7 +275,26 @@ fn errors_of_servers_and_servers_that_are_not_there() {
     lab.upstreams.fetch(&published.path).unwrap();
 }
 
-/// A server whose TLS nobody vouches for, or that speaks none.
+/// A server is believed to be who it is only if the bundle of certificates vouches for it.
+#[test]
+fn tls_that_nobody_vouches_for() {
+    let (server, other, published) = (as_cache(Server::start_tls(), 10), Server::start_tls(), honest());
+    published.on(&server);
+    let lab = |vouched: &Server| {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = dir.path().join("bundle");
+        std::fs::write(&bundle, vouched.certificate.as_deref().unwrap()).unwrap();
+        Lab::with_authorities(&[server.url()], Authorities::read(&bundle).unwrap())
+    };
+    let lab_of_other = lab(&other);
+    lab_of_other.upstreams.fetch(&published.path).unwrap_err();
+    assert_eq!((server.requests(), lab_of_other.upstreams.status()[0].failed), (0, 1));
+    let lab = lab(&server);
+    lab.upstreams.fetch(&published.path).unwrap();
+    assert!(lab.stored(&published.path).unwrap() == published.nar);
+}
+
+/// A server that speaks no TLS where it should.
 #[test]
 fn tls_that_fails() {
     let (plain, good, published) = (cache(10), cache(90), honest());

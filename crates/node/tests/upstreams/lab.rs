@@ -39,11 +39,15 @@ pub struct Lab {
 
 impl Lab {
     pub fn new(urls: &[String]) -> Lab {
+        Lab::with_authorities(urls, Authorities::default())
+    }
+
+    pub fn with_authorities(urls: &[String], authorities: Authorities) -> Lab {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
         let options = Options {
             locations: urls.iter().map(|url| Location::parse(url).unwrap()).collect(),
-            authorities: Authorities::default(),
+            authorities,
             patience: PATIENCE,
             trusted_keys: [key().public()].into_iter().collect(),
             require_sigs: true,
@@ -185,7 +189,10 @@ impl Published {
 }
 
 pub fn cache(priority: u32) -> Arc<Server> {
-    let server = Server::start();
+    as_cache(Server::start(), priority)
+}
+
+pub fn as_cache(server: Server, priority: u32) -> Arc<Server> {
     let info = format!("StoreDir: /nix/store\nWantMassQuery: 1\nPriority: {priority}\n");
     server.put("/nix-cache-info", Reply::Body(info.into_bytes()));
     Arc::new(server)

@@ -1,11 +1,16 @@
 //! A small HTTP server that does as it is told, wrong things too. It ends with its value.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{Error, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use shoal_wire::nix::base64;
 
 /// What is done with a request.
 #[derive(Clone)]
@@ -41,10 +46,28 @@ pub struct Server {
     pub address: SocketAddr,
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
+    /// The certificate, where it speaks TLS as `localhost`.
+    pub certificate: Option<String>,
 }
 
 impl Server {
     pub fn start() -> Server {
+        Server::start_with(None, None)
+    }
+
+    /// With a certificate that nobody knows.
+    pub fn start_tls() -> Server {
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der()).into();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+        let pem = base64::encode(cert.der());
+        let certificate = format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n");
+        Server::start_with(Some(Arc::new(config)), Some(certificate))
+    }
+
+    fn start_with(tls: Option<Arc<ServerConfig>>, certificate: Option<String>) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
@@ -56,18 +79,28 @@ impl Server {
                     break;
                 }
                 accepted.streams.lock().unwrap().push(stream.try_clone().unwrap());
-                let shared = accepted.clone();
-                // A client that goes away is none of the server's business.
-                serving.push(std::thread::spawn(move || drop(serve(stream, &shared))));
+                let (shared, tls) = (accepted.clone(), tls.clone());
+                // A client that goes away, or does not believe the certificate, is none of the server's business.
+                serving.push(std::thread::spawn(move || {
+                    drop(match tls {
+                        None => serve(stream, &shared),
+                        Some(tls) => ServerConnection::new(tls)
+                            .map_err(Error::other)
+                            .and_then(|connection| serve(StreamOwned::new(connection, stream), &shared)),
+                    });
+                }));
             }
             accepted.streams.lock().unwrap().iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
             serving.into_iter().for_each(|thread| thread.join().unwrap());
         });
-        Server { address, shared, accepting: Some(accepting) }
+        Server { address, shared, accepting: Some(accepting), certificate }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        match self.certificate {
+            None => format!("http://{}", self.address),
+            Some(_) => format!("https://localhost:{}", self.address.port()),
+        }
     }
 
     pub fn put(&self, path: &str, reply: Reply) {
@@ -100,37 +133,33 @@ impl Drop for Server {
     }
 }
 
-fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut out = stream;
+/// Serves one connection, which ends with the stream.
+fn serve(mut stream: impl Read + Write, shared: &Shared) -> std::io::Result<()> {
     loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line)? == 0 {
-            return Ok(());
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
         }
-        let path = line.split(' ').nth(1).unwrap_or_default().to_string();
-        let mut from = 0;
-        loop {
-            let mut header = String::new();
-            reader.read_line(&mut header)?;
-            if header.trim().is_empty() {
-                break;
-            }
-            if let Some(range) = header.to_ascii_lowercase().strip_prefix("range: bytes=") {
-                from = range.trim().trim_end_matches('-').parse().unwrap_or(0);
-            }
-        }
+        let head = String::from_utf8_lossy(&head).to_string();
+        let path = head.split(' ').nth(1).unwrap_or_default().to_string();
+        let lower = head.to_ascii_lowercase();
+        let range = lower.lines().find_map(|line| line.strip_prefix("range: bytes="));
+        let from = range.and_then(|range| range.trim_end_matches('-').parse().ok()).unwrap_or(0);
         shared.asked.lock().unwrap().push(path.clone());
         let reply = shared.site.lock().unwrap().get(&path).cloned().unwrap_or(Reply::Status(404));
-        if !answer(reply, from, &mut out, shared)? {
-            return out.shutdown(Shutdown::Both);
+        let again = answer(reply, from, &mut stream, shared)?;
+        stream.flush()?;
+        if !again {
+            return Ok(());
         }
     }
 }
 
 /// Whether the connection can be used again.
-fn answer(reply: Reply, from: usize, out: &mut TcpStream, shared: &Shared) -> std::io::Result<bool> {
-    let head = |out: &mut TcpStream, len: usize, more: &str| {
+fn answer(reply: Reply, from: usize, out: &mut impl Write, shared: &Shared) -> std::io::Result<bool> {
+    let head = |out: &mut dyn Write, len: usize, more: &str| {
         write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n{more}\r\n")
     };
     let ranges = "Accept-Ranges: bytes\r\n";
