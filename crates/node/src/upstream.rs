@@ -152,14 +152,10 @@ impl Upstreams {
         {
             return Ok(Some(NarStream::of_export(engine.store.clone(), export, info.nar_hash)));
         }
-        let mut closure = self.closure(&BTreeSet::from([path.clone()]), CLIENT_BUDGET)?;
-        if !closure.contains(path) {
-            // Who asks may have the rest. Nothing of this stays, because what it refers to is not to be had.
-            let Some(offer) = self.offers(&BTreeSet::from([path.clone()]), CLIENT_BUDGET).pop() else {
-                return Ok(None);
-            };
-            closure.offers.insert(path.clone(), offer);
-        }
+        let wanted = BTreeSet::from([path.clone()]);
+        let Some(offer) = self.offers(&wanted, CLIENT_BUDGET).pop() else { return Ok(None) };
+        // What it refers to is looked for later. Who asks may have it, and where it is not to be had nothing stays.
+        let closure = Closure { offers: [(path.clone(), offer)].into_iter().collect() };
         let fetch = engine.fetch(&closure, Some(path));
         let flight = fetch.flights.iter().find(|flight| flight.path == *path).cloned();
         fetch.detach();

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shoal_wire::nix::narinfo::{NARINFO_LEN_MAX, NarInfo};
 use shoal_wire::nix::realisation::{DrvOutput, JSON_LEN_MAX, Realisation};
@@ -14,6 +14,8 @@ use super::web::{Authorities, Patience, Refusal, Web};
 
 /// Bytes of `nix-cache-info` that are read.
 const CACHE_INFO_LEN_MAX: usize = 64 << 10;
+/// How long it holds that a cache said nothing of itself.
+const REFUSED_HOLD: Duration = Duration::from_secs(1);
 
 /// Where a cache is and how it ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,13 +74,19 @@ pub struct CacheInfo {
     pub priority: u32,
 }
 
+/// What is known of a cache: asked for until it says something, not by everybody at the same time.
+#[derive(Default)]
+struct Known {
+    info: Option<CacheInfo>,
+    refused: Option<(Instant, Refusal)>,
+}
+
 pub struct Cache {
     pub location: Location,
     pub web: Web,
     ask: Duration,
     dir: StoreDir,
-    /// Asked for once.
-    info: Mutex<Option<CacheInfo>>,
+    info: Mutex<Known>,
     pub fetched_paths: AtomicU64,
     pub fetched_bytes: AtomicU64,
 }
@@ -99,12 +107,22 @@ impl Cache {
     /// What the cache says of itself. One that says nothing, or is for another store, is not used.
     pub fn info(&self) -> Result<CacheInfo, Refusal> {
         let mut known = self.info.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(info) = *known {
+        if let Some(info) = known.info {
             return Ok(info);
         }
-        let text = self.get("nix-cache-info", CACHE_INFO_LEN_MAX)?;
-        let info = parse_info(&self.dir, &text).map_err(Refusal::Failed)?;
-        Ok(*known.insert(info))
+        // Those who waited for this answer have it.
+        if let Some((since, refusal)) = &known.refused
+            && since.elapsed() < REFUSED_HOLD
+        {
+            return Err(refusal.clone());
+        }
+        let text = self.get("nix-cache-info", CACHE_INFO_LEN_MAX);
+        let info = text.and_then(|text| parse_info(&self.dir, &text).map_err(Refusal::Failed));
+        match &info {
+            Ok(info) => known.info = Some(*info),
+            Err(refusal) => known.refused = Some((Instant::now(), refusal.clone())),
+        }
+        info
     }
 
     /// The narinfo of the path with this hash part.

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use shoal_grid::fetches::{Action, Fetches};
+use shoal_grid::fetches::{Action, Fetches, Wanted};
 use shoal_store::{Ingested, Store};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
+use super::BUILD_BUDGET;
 use super::asks::{Asks, Query};
 use super::closure::Closure;
 use super::flight::Flight;
@@ -128,7 +129,7 @@ impl Engine {
     }
 
     /// Runs on a thread of the pool.
-    fn download(&self, path: &StorePath) -> Vec<Action<StorePath>> {
+    fn download(self: &Arc<Self>, path: &StorePath) -> Vec<Action<StorePath>> {
         let Some(flight) = self.flight(path) else { return self.lock().fetches.failed(path) };
         match self.store.is_valid(path) {
             // It came in by another way meanwhile.
@@ -139,11 +140,33 @@ impl Engine {
         match self.download_from_any(&flight) {
             Ok(held) => {
                 flight.verified();
+                if flight.has_tape() {
+                    self.bring_references(&held.info);
+                }
                 let mut state = self.lock();
                 state.held.insert(path.clone(), held);
                 state.fetches.downloaded(path)
             }
             Err(why) => self.download_failed(path, why),
+        }
+    }
+
+    /// Begins to fetch what a path refers to. Of one that is streamed this is not looked for before, because its reader
+    /// waits. What is not to be had is found out when the path is committed.
+    fn bring_references(self: &Arc<Self>, info: &PathInfo) {
+        let mut references = info.references.clone();
+        references.remove(&info.path);
+        match Closure::find(&self.store, &self.asks, &references, BUILD_BUDGET) {
+            Ok(closure) if !closure.is_empty() => {
+                let references = closure.offers.keys().filter(|path| references.contains(path)).cloned().collect();
+                self.fetch(&closure, None).detach();
+                let actions = self.lock().fetches.want(vec![Wanted { key: info.path.clone(), references }]);
+                self.carry_out(actions);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(path = info.path.base_name(), error = format!("{error:#}"), "cannot look for references")
+            }
         }
     }
 

@@ -205,6 +205,20 @@ fn silence_costs_little() {
     assert!(since.elapsed() < CLIENT_BUDGET + Duration::from_secs(1));
 }
 
+/// Who reads a path may have what it refers to, and waits for nothing of it.
+#[test]
+fn a_reader_does_not_wait_for_references() {
+    let (server, below) = (cache(10), Published::new('1', b"below", &[], Compression::None));
+    let top = Published::new('2', &noise(2, 100_000), &[&below.path], Compression::Zstd);
+    top.on(&server);
+    server.put(&below.narinfo_url(), Reply::Stall);
+    let lab = Lab::behind(&[&server]);
+    let since = Instant::now();
+    assert!(lab.streamed(&top.path).unwrap().unwrap() == top.nar);
+    assert!(since.elapsed() < CLIENT_BUDGET);
+    assert!(lab.stored(&top.path).is_none());
+}
+
 #[test]
 fn redirects_are_followed_but_not_for_ever() {
     let (server, published) = (cache(10), honest());
