@@ -111,3 +111,21 @@ fn a_builder_cannot_write_a_derivation_that_claims_anothers_output() {
     let cat = machine.near("nix", &node).args(["store", "cat", "--store", &store, honest.text()]).ok();
     assert_eq!(cat.stdout, "honest\n");
 }
+
+/// Told by its store path: where the node keeps it is nobody's business.
+#[test]
+fn what_is_no_output_is_rejected_by_name() {
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start(&[&machine]);
+    for (attribute, text) in
+        [("writable", "suspicious ownership or permission on"), ("pipe", "has an unsupported type")]
+    {
+        let rejected = shapes::build_command(&machine, &node, Remote::SshNg, "", &[attribute]).fails();
+        assert!(
+            rejected.stderr.contains(text) && rejected.stderr.contains("rejecting this build output"),
+            "{rejected}"
+        );
+        let data = node.data_dir().display().to_string();
+        assert!(!rejected.stderr.contains(&data), "{rejected}");
+    }
+}

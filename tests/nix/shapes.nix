@@ -34,4 +34,6 @@ rec {
   floating = run "floating" "$bb mkdir $out; echo floats > $out/file" { __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; };
   onFloating = run "on-floating" "echo ${floating} > $out" { __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; };
   needsFailed = run "needs-failed" "echo ${fails} > $out" { };
+  writable = run "writable" "$bb mkdir $out; $bb chmod 777 $out" { };
+  pipe = run "pipe" "$bb mkfifo $out" { };
 }

@@ -120,10 +120,19 @@ fn find(
         }
         found.insert(output.clone(), tree);
     }
-    for tree in found.values() {
+    for (output, tree) in &found {
         shoal_sandbox::canonicalise(tree, uid).map_err(|error| match error {
             shoal_sandbox::OutputError::Io { .. } => Rejected::Infrastructure(error.into()),
-            _ => Failure::new(BuildStatus::OutputRejected, error.to_string()).into(),
+            _ => {
+                // Where this node keeps it means nothing to the client.
+                let path = service.dir.print(&prepared.scratch_outputs[output]);
+                let text = error.to_string().replace(&tree.display().to_string(), &path);
+                Failure::new(
+                    BuildStatus::OutputRejected,
+                    format!("{text} for output '{output}'; rejecting this build output"),
+                )
+                .into()
+            }
         })?;
     }
     Ok(found)
