@@ -4,9 +4,10 @@
 //! that ask again what may have changed since: leases ([`crate::leases`]), roots, referrers. A path's
 //! chunks are counted down by the manifests that go; those that reach nothing, and were not wanted by
 //! any ingest since the collection began ([`crate::pins`]), are swept. A segment without live records
-//! is deleted.
+//! is deleted; one of which little is live is rewritten first ([`compact`]).
 
 mod chunks;
+mod compact;
 mod graph;
 mod paths;
 mod segments;
@@ -17,6 +18,7 @@ use crate::pins::Pins;
 use crate::roots::forget_stale_links;
 use crate::store::Store;
 use chunks::ChunkCounts;
+pub use compact::{Compacted, Compaction};
 use graph::Graph;
 use shoal_wire::nix::store_path::StorePath;
 use std::sync::PoisonError;
@@ -46,12 +48,24 @@ pub struct GcRequest {
     pub max_freed: u64,
     /// Whether a live path keeps the derivation that it names as its deriver.
     pub keep_derivations: bool,
+    /// Segments are rewritten of which less than this is live, in percent; 0 rewrites none.
+    pub compact_below: u64,
 }
+
+/// What is dead in a segment that stays is at most a quarter of it; what is copied to gain a byte is
+/// at most three.
+const COMPACT_BELOW_PERCENT: u64 = 75;
 
 impl GcRequest {
     /// Without paths or limit, derivations kept: Nix's defaults.
     pub fn new(action: GcAction) -> Self {
-        GcRequest { action, paths: Vec::new(), max_freed: u64::MAX, keep_derivations: true }
+        GcRequest {
+            action,
+            paths: Vec::new(),
+            max_freed: u64::MAX,
+            keep_derivations: true,
+            compact_below: COMPACT_BELOW_PERCENT,
+        }
     }
 }
 
@@ -61,8 +75,10 @@ pub struct GcReport {
     pub paths: Vec<StorePath>,
     /// Stored bytes that nothing refers to any more.
     pub freed: u64,
-    /// Bytes given back to the file system.
+    /// Bytes of segments that were deleted.
     pub deleted: u64,
+    /// Bytes that were copied to other segments for that.
+    pub copied: u64,
 }
 
 impl Store {
@@ -107,6 +123,9 @@ impl Store {
             paths::forget_derivers(self)?;
         }
         report.deleted = segments::delete_dead(self)?;
+        let compacted = compact::compact(self, Compaction::LiveBelow(request.compact_below), &|| true)?;
+        report.deleted += compacted.deleted;
+        report.copied = compacted.copied;
         Ok(report)
     }
 }

@@ -39,7 +39,7 @@ pub use error::{CommitError, Damage, Defect, Error, GcError, IngestError, Object
 pub use export::Export;
 pub use frame::FrameError;
 pub use frames::{Run, StoredFrames};
-pub use gc::{GcAction, GcReport, GcRequest};
+pub use gc::{Compacted, GcAction, GcReport, GcRequest};
 pub use ingest::{Ingest, Ingested};
 pub use leases::TempRoots;
 pub use logs::{Log, LogWriter};

@@ -18,6 +18,8 @@ pub struct Options {
     pub reserve_bytes: u64,
     /// zstd level of chunks as they come in.
     pub level: i32,
+    /// zstd level of chunks that were stored in haste, when there is time to compress them.
+    pub settled_level: i32,
 }
 
 impl Default for Options {
@@ -29,6 +31,7 @@ impl Default for Options {
             segment_bytes: 256 << 20,
             reserve_bytes: 64 << 20,
             level: 1,
+            settled_level: 6,
         }
     }
 }

@@ -227,10 +227,9 @@ impl Segments {
     }
 
     /// Refuses to take the space that the index needs to delete things.
-    fn check_space(&self, len: u64) -> Result<()> {
+    fn check_space(&self, len: u64, reserve: u64) -> Result<()> {
         let stat = rustix::fs::fstatvfs(&self.dir_file).map_err(|e| Error::io("examine", &self.dir)(e.into()))?;
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let reserve = self.reserve_bytes;
         match available < reserve.saturating_add(len) {
             true => Err(Error::Full { available, reserve }),
             false => Ok(()),
@@ -250,8 +249,18 @@ impl Tail {
 impl Appender<'_> {
     /// Writes whole records. Returns the segment and the offset that they begin at.
     pub fn append(&mut self, records: &[u8]) -> Result<(SegmentId, u32)> {
+        self.append_keeping(records, self.segments.reserve_bytes)
+    }
+
+    /// As [`Appender::append`], for copies of what is stored already: they may take half of the space
+    /// that is kept, as they give more back.
+    pub fn append_copies(&mut self, records: &[u8]) -> Result<(SegmentId, u32)> {
+        self.append_keeping(records, self.segments.reserve_bytes / 2)
+    }
+
+    fn append_keeping(&mut self, records: &[u8], reserve: u64) -> Result<(SegmentId, u32)> {
         self.tail.check()?;
-        self.segments.check_space(records.len() as u64)?;
+        self.segments.check_space(records.len() as u64, reserve)?;
         let fits = |w: &Writing| w.end + records.len() as u64 <= self.segments.segment_bytes;
         if !self.tail.open || !self.tail.writing.last().is_some_and(fits) {
             self.begin_segment()?;

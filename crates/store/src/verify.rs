@@ -90,18 +90,7 @@ impl Store {
         report: &mut VerifyReport,
         broken: &mut HashMap<[u8; 32], Damage>,
     ) -> Result<()> {
-        let mut chunks: Vec<(Place, [u8; 32])> = self.index.read(|txn| {
-            let mut chunks = Vec::new();
-            for row in txn.open_table(CHUNKS)?.iter()? {
-                let (hash, place) = row?;
-                let place = Place::decode(place.value());
-                if segments.contains(&place.segment) {
-                    chunks.push((place, *hash.value()));
-                }
-            }
-            Ok(chunks)
-        })?;
-        chunks.sort_unstable_by_key(|(place, _)| (place.segment, place.offset));
+        let chunks = self.chunks_in(|segment| segments.contains(&segment))?;
         let mut reader = ChunkReader::new(self)?;
         let mut contents = Vec::new();
         for (place, hash) in chunks {
@@ -114,6 +103,23 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// The chunks in some segments, in the order that they lie in.
+    pub(crate) fn chunks_in(&self, wanted: impl Fn(SegmentId) -> bool) -> Result<Vec<(Place, [u8; 32])>> {
+        let mut chunks: Vec<(Place, [u8; 32])> = self.index.read(|txn| {
+            let mut chunks = Vec::new();
+            for row in txn.open_table(CHUNKS)?.iter()? {
+                let (hash, place) = row?;
+                let place = Place::decode(place.value());
+                if wanted(place.segment) {
+                    chunks.push((place, *hash.value()));
+                }
+            }
+            Ok(chunks)
+        })?;
+        chunks.sort_unstable_by_key(|(place, _)| (place.segment, place.offset));
+        Ok(chunks)
     }
 
     /// A chunk that was collected meanwhile is no damage.

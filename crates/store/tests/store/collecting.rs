@@ -110,6 +110,45 @@ fn space_comes_back_and_shared_chunks_stay() {
     assert!(export(&t.store, &path("drop")) == drop);
 }
 
+/// Half of each segment dies: what is left moves together, readers that hold a snapshot go on.
+#[test]
+fn segments_that_are_half_dead_are_rewritten() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("segments_that_are_half_dead");
+    let mut kept = Vec::new();
+    for n in 0..40 {
+        let nar = file(rng.noise(600_000)).nar();
+        add(&t.store, &path(&n.to_string()), &nar, &[]);
+        if n % 2 == 0 {
+            t.store.add_root(&n.to_string(), &path(&n.to_string())).expect("add root");
+            kept.push((path(&n.to_string()), nar));
+        }
+    }
+    let before = t.store.stats().expect("stats");
+    let frames = t.store.stored_frames(&kept[0].0, 0..u64::MAX).expect("frames").expect("valid");
+    let report = t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
+    assert_eq!(report.paths.len(), 20);
+    assert!(report.copied >= 8 << 20, "{report:?}");
+    let after = t.store.stats().expect("stats");
+    assert!(after.segment_bytes < before.segment_bytes * 8 / 10, "{before:?} {after:?}");
+    let mut bytes = Vec::new();
+    for run in frames.runs(1 << 20) {
+        frames.read(&run, &mut bytes).expect("read from a segment that was rewritten");
+    }
+    drop(frames);
+    t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
+    let last = t.store.stats().expect("stats");
+    assert!(last.live_bytes * 100 >= last.segment_bytes * 60, "what was held is gone now: {last:?}");
+    for (path, nar) in &kept {
+        assert!(export(&t.store, path) == *nar);
+    }
+    let t = t.reopened();
+    for (path, nar) in &kept {
+        assert!(export(&t.store, path) == *nar);
+    }
+    assert!(t.store.verify(true).expect("verify").damage.is_empty());
+}
+
 #[test]
 fn a_limit_stops_early() {
     let t = TestStore::new();
