@@ -135,6 +135,8 @@ fn asks_what_can_be_substituted(nix: &Nix) {
     assert!(node.paths().iter().all(|known| known["path"] != wanted[0].as_str()));
     let realised = machine.remote("nix-store", &node, Remote::SshNg).args(["--realise", &wanted[0]]).ok();
     assert_eq!(realised.text(), wanted[0]);
+    let copying = format!("copying path '{}' from '{}'", wanted[0], cache.web.url());
+    assert!(realised.stderr.contains(&copying), "{realised}");
     assert!(node.paths().iter().any(|known| known["path"] == wanted[0].as_str()));
     let nowhere = format!("/nix/store/{}-nowhere", "0".repeat(32));
     let missing = machine.remote("nix-store", &node, Remote::SshNg).args(["--realise", &nowhere]).fails();
@@ -159,6 +161,19 @@ fn knows_where_outputs_came_out_elsewhere(nix: &Nix) {
     let there = machine.build(&node, Remote::SshNg, &shapes::expression(&machine, ""), &["onFloating"]);
     assert_eq!(built(&there.args(FEATURES).ok()), built(&local), "{}", node.log());
     assert_eq!(builds(&node), 0, "{}", node.log());
+}
+
+#[test]
+fn a_client_may_want_no_substitutes() {
+    let machine = Machine::new(&Nix::newest());
+    let wanted = shapes::build_locally(&machine, &["hello"]);
+    let cache = StaticCache::of(&machine, "zstd", &wanted);
+    for (substitute, expected) in [("true", 0), ("false", 1)] {
+        let node = node_behind(&machine, &cache.web.url(), &cache.public_key);
+        let build = machine.build(&node, Remote::Unix, &shapes::expression(&machine, ""), &["hello"]);
+        assert_eq!(built(&build.args(["--option", "substitute", substitute]).ok()), wanted);
+        assert_eq!(builds(&node), expected, "{substitute}: {}", node.log());
+    }
 }
 
 /// The build hook leaves the copying of inputs to the builder, which has an upstream.
