@@ -142,18 +142,12 @@ impl Web {
     }
 
     fn request(&self, url: &str, offset: u64, budget: Option<Duration>) -> Result<Response<ureq::Body>, Refusal> {
-        let mut request = self.agent.get(url);
-        if let Some(authorization) = self.authorization.as_ref().filter(|_| url.starts_with(&self.origin)) {
-            request = request.header(header::AUTHORIZATION, authorization);
-        }
-        if offset > 0 {
-            request = request.header(header::RANGE, format!("bytes={offset}-"));
-        }
-        let request = match budget {
-            Some(_) => request.config().timeout_global(budget).build(),
-            None => request,
+        let response = match self.call(url, offset, budget) {
+            // The server may have closed a kept connection just when it was used.
+            Err(error) if is_broken(&error) => self.call(url, offset, budget),
+            other => other,
         };
-        let response = request.call().map_err(Refusal::failed)?;
+        let response = response.map_err(Refusal::failed)?;
         match response.status().as_u16() {
             200..=299 => Ok(response),
             status => {
@@ -168,6 +162,31 @@ impl Web {
                 })
             }
         }
+    }
+
+    fn call(&self, url: &str, offset: u64, budget: Option<Duration>) -> Result<Response<ureq::Body>, ureq::Error> {
+        let mut request = self.agent.get(url);
+        if let Some(authorization) = self.authorization.as_ref().filter(|_| url.starts_with(&self.origin)) {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        if offset > 0 {
+            request = request.header(header::RANGE, format!("bytes={offset}-"));
+        }
+        let request = match budget {
+            Some(_) => request.config().timeout_global(budget).build(),
+            None => request,
+        };
+        request.call()
+    }
+}
+
+fn is_broken(error: &ureq::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error {
+        ureq::Error::Io(error) => {
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        }
+        _ => false,
     }
 }
 

@@ -219,6 +219,28 @@ fn a_reader_does_not_wait_for_references() {
     assert!(lab.stored(&top.path).is_none());
 }
 
+/// A kept connection that the server has closed meanwhile is no failure.
+#[test]
+fn connections_that_are_not_kept() {
+    let server = cache(10);
+    let paths: Vec<Published> =
+        "123456789".chars().map(|digit| Published::new(digit, &[digit as u8], &[], Compression::None)).collect();
+    for published in &paths {
+        published.on(&server);
+        server.put(&published.narinfo_url(), Reply::HangUp(published.narinfo_text()));
+    }
+    let lab = Lab::behind(&[&server]);
+    paths.iter().for_each(|published| lab.upstreams.fetch(&published.path).unwrap());
+    assert_eq!(lab.upstreams.status()[0].failed, 0);
+    // Nor is one that it closes in that moment; a server that always does so fails.
+    let (bad, published) = (cache(10), honest());
+    published.on(&bad);
+    bad.put(&published.narinfo_url(), Reply::Nothing);
+    let lab = Lab::behind(&[&bad]);
+    assert!(lab.upstreams.offer(published.path.hash_part()).is_none());
+    assert_eq!((bad.count(&published.narinfo_url()), lab.upstreams.status()[0].failed), (2, 1));
+}
+
 #[test]
 fn redirects_are_followed_but_not_for_ever() {
     let (server, published) = (cache(10), honest());

@@ -22,6 +22,10 @@ pub enum Reply {
     Redirect(String),
     /// Says nothing until the server ends.
     Stall,
+    /// Hangs up without a word.
+    Nothing,
+    /// The body, and then hangs up without having said so.
+    HangUp(Vec<u8>),
     /// Announces all and sends so many bytes of it; ranges are served whole.
     Cut(Vec<u8>, usize),
     /// The same, but no range is offered or served.
@@ -79,6 +83,7 @@ impl Server {
                     break;
                 }
                 accepted.streams.lock().unwrap().push(stream.try_clone().unwrap());
+                let whole = stream.try_clone().unwrap();
                 let (shared, tls) = (accepted.clone(), tls.clone());
                 // A client that goes away, or does not believe the certificate, is none of the server's business.
                 serving.push(std::thread::spawn(move || {
@@ -88,6 +93,8 @@ impl Server {
                             .map_err(Error::other)
                             .and_then(|connection| serve(StreamOwned::new(connection, stream), &shared)),
                     });
+                    // The list of all streams would hold it open.
+                    let _ = whole.shutdown(Shutdown::Both);
                 }));
             }
             accepted.streams.lock().unwrap().iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
@@ -167,6 +174,12 @@ fn answer(reply: Reply, from: usize, out: &mut impl Write, shared: &Shared) -> s
         Reply::Body(body) => {
             head(out, body.len(), "")?;
             out.write_all(&body)?;
+        }
+        Reply::Nothing => return Ok(false),
+        Reply::HangUp(body) => {
+            head(out, body.len(), "")?;
+            out.write_all(&body)?;
+            return Ok(false);
         }
         Reply::With(body, headers) => {
             let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
