@@ -12,6 +12,7 @@ mod check_config;
 mod client;
 mod demo;
 mod doctor;
+mod du;
 mod exit;
 mod key;
 mod manual;
@@ -56,6 +57,8 @@ pub enum Command {
     Status(status::Status),
     /// List the store paths of a running node
     Paths(paths::Paths),
+    /// Show how much the store holds, and what chunking and compression save
+    Du(du::Du),
     /// List running builds, and those that ended last
     Builds(status::Builds),
     /// Print the log of a build
@@ -125,6 +128,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Demo(command) => command.run(&cli.global),
         Command::Status(command) => command.run(&cli.global),
         Command::Paths(command) => command.run(&cli.global),
+        Command::Du(command) => command.run(&cli.global),
         Command::Builds(command) => command.run(&cli.global),
         Command::Log(command) => command.run(&cli.global),
         Command::Gc(command) => command.run(&cli.global),

@@ -25,6 +25,8 @@ pub enum Request {
     Builds,
     /// Items are pieces of the log, base64. `path`: a derivation or an output.
     Log { path: String },
+    /// One item: sizes of the store, or of the named paths, or of their closures.
+    Usage { paths: Vec<String>, closure: bool },
     /// One item: what was freed, or would be.
     Gc { dry_run: bool, max_freed: Option<u64> },
 }

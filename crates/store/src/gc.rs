@@ -44,7 +44,7 @@ pub enum GcAction {
 pub struct GcRequest {
     pub action: GcAction,
     pub paths: Vec<StorePath>,
-    /// Stored bytes after which no further path is deleted.
+    /// Stored bytes after which no further path is deleted; those used longest ago go first.
     pub max_freed: u64,
     /// Whether a live path keeps the derivation that it names as its deriver.
     pub keep_derivations: bool,
@@ -86,6 +86,11 @@ impl Store {
     pub fn collect(&self, request: &GcRequest) -> Result<GcReport, GcError> {
         let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         let _watch = Watch::begin(&self.pins, &self.leases);
+        match self.save_uses() {
+            // They only order what is deleted, and a full disk is why it is.
+            Err(error) if !error.is_full() => return Err(error.into()),
+            _ => {}
+        }
         let graph = Graph::read(self)?;
         let live = graph.live(self, request.keep_derivations)?;
         let doomed = match request.action {
@@ -105,7 +110,7 @@ impl Store {
         let mut users = graph.manifest_users();
         let mut report = GcReport::default();
         let mut derivation_gone = false;
-        for batch in graph.referrers_first(&doomed).chunks(PATHS_BATCH) {
+        for batch in graph.oldest_first(&doomed).chunks(PATHS_BATCH) {
             if report.freed >= request.max_freed {
                 break;
             }

@@ -3,6 +3,7 @@
 //! A path chosen for deletion is `dying` until the deleting transaction has ended; who takes a lease
 //! on it meanwhile waits, and then finds it gone. So a path that was found valid under a lease stays.
 
+use crate::uses::Uses;
 use shoal_wire::nix::store_path::StorePath;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 pub struct Leases {
     state: Mutex<State>,
     settled: Condvar,
+    pub uses: Uses,
 }
 
 #[derive(Default)]
@@ -25,6 +27,7 @@ impl Leases {
     }
 
     fn hold(&self, path: &StorePath) {
+        self.uses.note(path);
         let mut state = self.state();
         while state.dying.contains(path) {
             state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);

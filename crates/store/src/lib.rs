@@ -33,6 +33,8 @@ mod segment;
 mod stats;
 mod store;
 mod unpack;
+mod usage;
+mod uses;
 mod verify;
 
 pub use error::{CommitError, Damage, Defect, Error, GcError, IngestError, Object, OpenError, Result};
@@ -48,4 +50,5 @@ pub use place::{Place, SegmentId};
 pub use roots::Root;
 pub use stats::Stats;
 pub use store::Store;
+pub use usage::Usage;
 pub use verify::VerifyReport;

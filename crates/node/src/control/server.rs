@@ -150,6 +150,7 @@ impl NodeState {
             Request::Paths { paths } => self.paths(paths, on_item),
             Request::Builds => self.builds(on_item),
             Request::Log { path } => self.log(path, on_item),
+            Request::Usage { paths, closure } => on_item(self.usage(paths, *closure)?),
             Request::Gc { dry_run, max_freed } => on_item(self.gc(*dry_run, *max_freed)?),
         }
     }
@@ -256,6 +257,26 @@ impl NodeState {
             }
         }
         bail!("no log of {} is kept here", self.dir.print(&path))
+    }
+
+    fn usage(&self, named: &[String], closure: bool) -> Result<Value> {
+        let mut paths = named.iter().map(|text| self.parse(text)).collect::<Result<Vec<_>>>()?;
+        if let Some(path) = paths.iter().find(|path| !self.store.is_valid(path).unwrap_or(false)) {
+            bail!("{} is not valid here", self.dir.print(path));
+        }
+        if closure {
+            paths = self.store.closure(&paths)?;
+        }
+        let usage = if named.is_empty() { self.store.usage()? } else { self.store.usage_of(&paths)? };
+        Ok(json!({
+            "paths": usage.paths,
+            "nar_bytes": usage.nar_bytes,
+            "chunks": usage.chunks,
+            "unique_bytes": usage.unique_bytes,
+            "stored_bytes": usage.stored_bytes,
+            "saved_by_chunking_bytes": usage.nar_bytes as i64 - usage.unique_bytes as i64,
+            "saved_by_compression_bytes": usage.unique_bytes as i64 - usage.stored_bytes as i64,
+        }))
     }
 
     fn gc(&self, dry_run: bool, max_freed: Option<u64>) -> Result<Value> {

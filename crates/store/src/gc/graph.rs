@@ -2,8 +2,8 @@
 
 use crate::error::{GcError, Result};
 use crate::index::path_record::PathRecord;
-use crate::index::tables::PATHS;
-use crate::paths::base_name;
+use crate::index::tables::{PATHS, USES};
+use crate::paths::{base_name, hash_bytes};
 use crate::store::Store;
 use redb::ReadableTable;
 use shoal_wire::nix::store_path::StorePath;
@@ -17,6 +17,8 @@ pub struct Graph {
     references: Vec<u32>,
     starts: Vec<usize>,
     derivers: Vec<Option<u32>>,
+    /// When each was used last, or else came, in seconds since 1970.
+    used: Vec<u64>,
 }
 
 /// One flag a path.
@@ -25,13 +27,14 @@ pub type Marks = Vec<bool>;
 impl Graph {
     pub fn read(store: &Store) -> Result<Self> {
         store.index.read(|txn| {
-            let table = txn.open_table(PATHS)?;
+            let (table, uses) = (txn.open_table(PATHS)?, txn.open_table(USES)?);
             let mut graph = Graph {
                 paths: Vec::new(),
                 roots: Vec::new(),
                 references: Vec::new(),
                 starts: vec![0],
                 derivers: Vec::new(),
+                used: Vec::new(),
             };
             for row in table.iter()? {
                 graph.paths.push(base_name(row?.0.value())?);
@@ -39,6 +42,8 @@ impl Graph {
             for row in table.iter()? {
                 let (key, row) = row?;
                 let record = PathRecord::decode(key.value(), row.value())?;
+                let used = uses.get(&hash_bytes(&record.info.path))?.map(|used| used.value());
+                graph.used.push(used.unwrap_or(record.info.registration_time));
                 graph.add(&record);
             }
             Ok(graph)
@@ -176,6 +181,20 @@ impl Graph {
             }
         }
         order.reverse();
+        order
+    }
+
+    /// `chosen`, what was used longest ago first, and still each path before what it refers to: using
+    /// a path uses all it refers to.
+    pub fn oldest_first(&self, chosen: &[usize]) -> Vec<usize> {
+        let mut order = self.referrers_first(chosen);
+        let mut used = self.used.clone();
+        for &number in &order {
+            for &reference in self.references(number) {
+                used[reference as usize] = used[reference as usize].max(used[number]);
+            }
+        }
+        order.sort_by_key(|&number| used[number]);
         order
     }
 }

@@ -3,10 +3,10 @@
 use crate::error::Result;
 use crate::frame::Decoder;
 use crate::index::path_record::PathRecord;
-use crate::index::tables::{DERIVERS, MANIFESTS, PATHS, REFERRERS};
+use crate::index::tables::{DERIVERS, MANIFESTS, PATHS, REFERRERS, USES};
 use crate::leases::Leases;
 use crate::manifests;
-use crate::paths::{edge, edges, targets};
+use crate::paths::{edge, edges, hash_bytes, targets};
 use crate::realisations;
 use crate::roots::lasting_in;
 use crate::store::Store;
@@ -88,6 +88,7 @@ fn remove_record(txn: &WriteTransaction, path: &StorePath) -> Result<Option<Path
     let (first, last) = edges(path).into_inner();
     let mut derivers = txn.open_table(DERIVERS)?;
     derivers.retain_in::<&[u8; 40], _>(&first..=&last, |_, ()| false)?;
+    txn.open_table(USES)?.remove(&hash_bytes(path))?;
     realisations::forget(txn, path)?;
     Ok(Some(record))
 }

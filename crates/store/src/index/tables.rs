@@ -26,13 +26,29 @@ pub const REALISED: TableDefinition<&[u8], ()> = TableDefinition::new("realised"
 /// Segment -> committed length, live record bytes, live records, live bytes stored in haste; each u64.
 pub const SEGMENTS: TableDefinition<u32, &[u8; 32]> = TableDefinition::new("segments");
 
+/// Hash part of a valid path -> when it was last used, in seconds since 1970.
+pub const USES: TableDefinition<&[u8; 20], u64> = TableDefinition::new("uses");
+
 macro_rules! each_table {
     ($txn:expr, $($table:ident),*) => {{ $( $txn.open_table($table)?; )* }};
 }
 
 /// Creates what is not there.
 pub fn create_all(txn: &WriteTransaction) -> Result<()> {
-    each_table!(txn, CHUNKS, MANIFESTS, PATHS, REFERRERS, DERIVERS, ROOTS, LINKS, REALISATIONS, REALISED, SEGMENTS);
+    each_table!(
+        txn,
+        CHUNKS,
+        MANIFESTS,
+        PATHS,
+        REFERRERS,
+        DERIVERS,
+        ROOTS,
+        LINKS,
+        REALISATIONS,
+        REALISED,
+        SEGMENTS,
+        USES
+    );
     Ok(())
 }
 
@@ -50,6 +66,7 @@ pub fn missing_any(txn: &ReadTransaction) -> Result<bool> {
         REALISATIONS.name(),
         REALISED.name(),
         SEGMENTS.name(),
+        USES.name(),
     ];
     Ok(all.iter().any(|name| !names.iter().any(|n| n == name)))
 }

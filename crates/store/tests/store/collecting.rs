@@ -162,6 +162,31 @@ fn a_limit_stops_early() {
     assert_eq!(t.store.paths().expect("paths").len(), 200 - report.paths.len());
 }
 
+/// Of many dead paths the ones used longest ago go, but none before what refers to it.
+#[test]
+fn what_was_used_last_goes_last() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("what_was_used_last");
+    // Path n came at second n; the oldest of all is what the newest refers to, the second was read.
+    let name = |n: u64| path(&n.to_string());
+    for n in 0..200 {
+        let ingested = ingest(&t.store, &file(rng.noise(2_000)).nar());
+        let mut info = info(&name(n), &ingested);
+        info.registration_time = n;
+        info.references.extend((n == 199).then(|| name(0)));
+        t.store.commit(vec![(info, ingested)]).expect("commit");
+    }
+    export(&t.store, &name(1));
+    t.store.save_uses().expect("save");
+    let t = t.reopened();
+    let request = GcRequest { max_freed: 100_000, ..GcRequest::new(GcAction::DeleteDead) };
+    let mut gone = t.store.collect(&request).expect("collect").paths;
+    let mut oldest: Vec<StorePath> = (2..2 + gone.len() as u64).map(name).collect();
+    assert!((50..190).contains(&gone.len()), "{}", gone.len());
+    (gone.sort(), oldest.sort());
+    assert_eq!(gone, oldest);
+}
+
 #[test]
 fn realisations_go_with_their_paths() {
     let t = TestStore::new();

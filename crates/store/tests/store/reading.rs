@@ -188,3 +188,24 @@ fn many_readers_at_once() {
         }
     });
 }
+
+#[test]
+fn usage_counts_what_is_shared_once() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("usage");
+    let shared = rng.text(1 << 20);
+    let tree = |own: Vec<u8>| directory([("own", file(own)), ("shared", file(shared.clone()))]).nar();
+    let nars = [tree(rng.noise(200_000)), tree(rng.noise(200_000))];
+    add(&t.store, &path("a"), &nars[0], &[]);
+    add(&t.store, &path("b"), &nars[1], &[&path("a")]);
+    let total = nars.iter().map(|nar| nar.len() as u64).sum::<u64>();
+    let all = t.store.usage().expect("usage");
+    assert_eq!((all.paths, all.nar_bytes), (2, total));
+    assert_eq!(all.stored_bytes, t.store.stats().expect("stats").live_bytes);
+    assert!((1 << 20..=(1 << 20) + 5_000).contains(&(total - all.unique_bytes)), "the shared file once: {all:?}");
+    assert!(all.unique_bytes - all.stored_bytes > 300_000, "text compresses: {all:?}");
+    let one = t.store.usage_of(&[path("a"), path("none"), path("a")]).expect("usage");
+    assert_eq!((one.paths, one.nar_bytes, one.unique_bytes), (1, nars[0].len() as u64, nars[0].len() as u64));
+    let closure = t.store.closure(&[path("b")]).expect("closure");
+    assert_eq!(t.store.usage_of(&closure).expect("usage"), all);
+}
