@@ -48,6 +48,7 @@ fn keep(
     quota: u64,
     collect: impl FnOnce(&GcRequest) -> Result<GcReport, GcError>,
 ) -> Result<Option<GcReport>> {
+    store.save_uses()?;
     let used = store.stats()?.segment_bytes;
     if used <= quota {
         return Ok(None);
