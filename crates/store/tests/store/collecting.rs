@@ -183,7 +183,8 @@ fn what_was_used_last_goes_last() {
     let mut gone = t.store.collect(&request).expect("collect").paths;
     let mut oldest: Vec<StorePath> = (2..2 + gone.len() as u64).map(name).collect();
     assert!((50..190).contains(&gone.len()), "{}", gone.len());
-    (gone.sort(), oldest.sort());
+    gone.sort();
+    oldest.sort();
     assert_eq!(gone, oldest);
 }
 
