@@ -3,8 +3,10 @@
 //! Nothing here does I/O, reads a clock or draws randomness of its own. The node feeds events in and carries
 //! the actions out; tests do the same from seeds.
 
+pub mod announce;
 pub mod can_run;
 pub mod critical_path;
 pub mod fetches;
+pub mod ring;
 pub mod schedule;
 pub mod upstreams;
