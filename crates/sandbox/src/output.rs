@@ -36,6 +36,10 @@ pub enum OutputError {
 /// Attributes that belong to the system and not to the file; some can't be removed by anybody.
 const KEPT_XATTRS: [&[u8]; 3] = [b"security.csm", b"security.selinux", b"system.nfs4_acl"];
 
+/// Room for the names that a file usually has. Asked for their length first, with an empty buffer, rustix gives 0 back
+/// whatever the kernel said.
+const XATTR_LIST_COMMON: usize = 1024;
+
 /// More than a file can have on any file system of Linux (64 KiB).
 const XATTR_LIST_MAX: usize = 64 * 1024;
 
@@ -123,14 +127,17 @@ fn remove_xattrs(dir: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
     // Before Linux 6.13 there is no call that takes a directory and a name.
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name.to_bytes());
-    let length = match llistxattr(path.as_slice(), &mut [0u8; 0][..]) {
+    let (mut few, mut many) = ([0; XATTR_LIST_COMMON], Vec::new());
+    let names = match llistxattr(path.as_slice(), few.as_mut_slice()) {
         Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
-        Ok(length) => length.min(XATTR_LIST_MAX),
+        Ok(length) => few.get(..length).unwrap_or_default(),
+        Err(Errno::RANGE) => {
+            many.resize(XATTR_LIST_MAX, 0);
+            let length = llistxattr(path.as_slice(), many.as_mut_slice())?;
+            many.get(..length).unwrap_or_default()
+        }
         Err(error) => return Err(error),
     };
-    let mut names = vec![0; length];
-    let length = llistxattr(path.as_slice(), names.as_mut_slice())?;
-    names.truncate(length);
     let removable = |name: &&[u8]| !name.is_empty() && !KEPT_XATTRS.contains(name);
     let mut names = names.split(|byte| *byte == 0).filter(removable).peekable();
     let is_symlink = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
