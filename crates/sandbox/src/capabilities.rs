@@ -146,7 +146,7 @@ fn rights_capability(rights: Rights) -> Capability {
 
 fn overlay(data_dir: &Path, rights: Rights) -> Capability {
     let name = "overlay";
-    let slow = "each input is a mount of its own: some 10 us an input";
+    let slow = "each input is a mount of its own: some 20 us an input";
     if rights == Rights::User {
         let fix = "run the node as root";
         return Capability::bad(name, State::Degraded, format!("needs root; {slow}"), fix);

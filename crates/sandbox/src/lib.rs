@@ -34,6 +34,7 @@ mod log;
 mod message;
 mod outcome;
 mod output;
+mod overlay;
 mod probe;
 mod protocol;
 mod pty;

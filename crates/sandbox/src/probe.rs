@@ -11,7 +11,9 @@ use rustix::process::umask;
 use rustix::thread::UnshareFlags;
 
 use crate::failure::{Attempt, Doing, Failure};
-use crate::store::{new_overlay, open_dir};
+use crate::identity::Rights;
+use crate::overlay::Layers;
+use crate::store::open_dir;
 use crate::view::{self, Entry, Kind, Redirect, STORE};
 use crate::{Personality, Scratch, rootfs, sys};
 
@@ -40,7 +42,7 @@ pub(crate) fn overlays(dir: Option<&OsStr>) -> io::Result<()> {
 fn try_view(dir: &Path, mount: view::Mount) -> Attempt<()> {
     let scratch = Scratch::new(dir);
     let trees = dir.join("trees");
-    for made in [dir, &scratch.store(), &scratch.work(), &scratch.tmp(), &trees.join("directory/inner")] {
+    for made in [dir, &scratch.store(), &scratch.work(), &trees.join("directory/inner")] {
         create_dir_all(made).doing(format_args!("creating {}", made.display()))?;
     }
     write(trees.join("file"), CONTENT).doing("writing a file")?;
@@ -54,9 +56,10 @@ fn try_view(dir: &Path, mount: view::Mount) -> Attempt<()> {
         Entry { name, kind, redirect }
     });
     let view = mount(&entries, &scratch).doing("making a view")?;
-    rootfs::attach(&view, CWD, &scratch.tmp()).doing("attaching the view")?;
-    let layers = [view, open_dir(dir)?, open_dir(&scratch.upper())?, open_dir(&scratch.work())?];
-    let overlay = new_overlay(&layers, Personality::Native).doing("mounting an overlay")?;
+    let (upper, work, below) = (open_dir(&scratch.upper())?, open_dir(&scratch.work())?, open_dir(dir)?);
+    rootfs::attach(&view, CWD, &scratch.work()).doing("attaching the view")?;
+    let layers = Layers { view: &view, below: Some(&below), upper: &upper, work: &work };
+    let overlay = layers.mount(Rights::Root, Personality::Native).doing("mounting an overlay")?;
     rootfs::attach(&overlay, CWD, &scratch.work()).doing("attaching the overlay")?;
     let shown = scratch.work().join(STORE);
     metadata(shown.join("directory/inner")).doing("looking through the overlay")?;

@@ -60,7 +60,7 @@ pub(crate) fn copy_mount(dir: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     Ok(open_tree(dir, path, flags)?)
 }
 
-/// The root directory while it is being made; attached at `<scratch>/root`.
+/// The root directory while it is being made; attached at `<scratch>/tmp`.
 #[derive(Debug)]
 pub(crate) struct Root {
     pub dir: OwnedFd,
@@ -70,14 +70,16 @@ impl Root {
     /// Makes everything but the store. The process' umask must be 0.
     pub fn create(spec: &Spec, scratch: &Scratch, rights: Rights, ids: Ids) -> Attempt<Root> {
         let dir = new_filesystem("tmpfs", &ROOT_OPTIONS).doing("mounting a tmpfs for the root")?;
-        attach(&dir, CWD, &scratch.root()).doing("attaching the root")?;
+        let tmp = copy_mount(CWD, &scratch.tmp()).doing("opening the directory for /tmp")?;
+        attach(&dir, CWD, &scratch.tmp()).doing("attaching the root")?;
         let root = Root { dir };
         if rights == Rights::Root {
             let group = Gid::from_raw(ids.gid);
             chownat(&root.dir, "", None, Some(group), AtFlags::EMPTY_PATH).doing("setting the root's group")?;
         }
         root.bind_dir(&scratch.build_dir(), &spec.build_dir)?;
-        root.bind_dir(&scratch.tmp(), Path::new("/tmp"))?;
+        root.make_dir(Path::new("/tmp"))?;
+        root.attach(tmp, Path::new("/tmp"))?;
         root.etc(spec)?;
         root.dev(spec, rights)?;
         root.make_dir(Path::new("/proc"))?;

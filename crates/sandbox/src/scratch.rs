@@ -40,16 +40,12 @@ impl Scratch {
         self.0.join("upper/store")
     }
 
-    /// The overlay's work directory; in the sandbox's mount name space the overlay itself.
+    /// The overlay's work directory, if there is one; in the sandbox's mount name space layers are attached there.
     pub(crate) fn work(&self) -> PathBuf {
         self.0.join("work")
     }
 
-    /// Where the root is mounted, in the sandbox's mount name space only.
-    pub(crate) fn root(&self) -> PathBuf {
-        self.0.join("root")
-    }
-
+    /// The builder's `/tmp`; in the sandbox's mount name space its root is attached there.
     pub(crate) fn tmp(&self) -> PathBuf {
         self.0.join("tmp")
     }

@@ -1,26 +1,24 @@
 //! The store directory: the inputs, read-only, and room for the outputs.
 //!
-//! Either one overlay of a [`view`] for all inputs, or one bind mount each on the directory of the outputs.
-//! The overlay needs root's rights in the first user name space and trees on a file system that overlays can
-//! read; for a few inputs bind mounts are faster.
+//! Three ways, the best that the machine allows: an overlay of a [`view`] that shows all inputs by itself; an
+//! overlay of empty places with a bind mount of its input on each; places in the directory of the outputs, with
+//! the same. The first needs root's rights in the first user name space, and trees on a file system that overlays
+//! can read. For a few inputs the last is the fastest.
 
 use std::ffi::OsStr;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, readlinkat, statat, symlinkat};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
-};
 
 use crate::failure::{Attempt, Doing, Failure};
 use crate::identity::Rights;
+use crate::overlay::Layers;
 use crate::rootfs::{Root, attach, copy_mount};
 use crate::spec::EncodedInput;
 use crate::view::{self, Entry, Kind, Redirect, STORE};
-use crate::{Personality, Scratch, Spec, sys};
+use crate::{Scratch, Spec, sys};
 
 /// Up to this many inputs bind mounts (30 us each, measured) cost less than a view (350 us).
 const BIND_MAX: usize = 8;
@@ -50,17 +48,100 @@ impl<'a> Plan<'a> {
     /// Shows the store in `root`.
     pub fn mount(&self, spec: &Spec, scratch: &Scratch, root: &Root, rights: Rights) -> Attempt<()> {
         root.make_dir(&spec.store_dir)?;
-        let many = self.0.len() > BIND_MAX;
-        if rights == Rights::Root && many && overlay(spec, scratch, root, &self.0).is_ok() {
-            return Ok(());
+        let site = Site { spec, scratch, root };
+        if self.0.len() > BIND_MAX {
+            let work = make_work(scratch)?;
+            if rights == Rights::Root && self.mount_view(&site, &work).is_ok() {
+                return Ok(());
+            }
+            if self.mount_places(&site, &work, rights).is_ok() {
+                return Ok(());
+            }
         }
         let outputs = copy_mount(CWD, &scratch.store()).doing("opening the output directory")?;
         root.attach(outputs, &spec.store_dir)?;
+        self.0.iter().try_for_each(|planned| make_room(planned, scratch))?;
+        self.cover(&site, |_| true)
+    }
+
+    /// One overlay for all inputs, and singly those that do not lie where the first one does.
+    fn mount_view(&self, site: &Site<'_>, work: &OwnedFd) -> Attempt<()> {
+        let (home, _) = self.0.first().map_or((Path::new("/"), OsStr::new("")), |first| split(first.input.tree));
+        let (Some(below), Some(home_name)) = (home.parent(), home.file_name()) else {
+            return Err(Failure::new("trees in the root directory"));
+        };
+        let is_home = |tree: &Path| split(tree).0.as_os_str() == home.as_os_str();
+        let home_path = [b"/", home_name.as_bytes(), b"/"].concat();
+        let entry = |planned: &Planned<'a>| {
+            let redirect = Redirect { home: &home_path, name: split(planned.input.tree).1.as_bytes() };
+            planned.entry(is_home(planned.input.tree).then_some(redirect))
+        };
+        let entries: Vec<Entry> = self.0.iter().map(entry).collect();
+        let view = view::mount(&entries, site.scratch).doing("mounting the view of the inputs")?;
+        let below = open_dir(below)?;
+        site.attach_overlay(&view, Some(&below), work, Rights::Root)?;
+        self.cover(site, |planned| !is_home(planned.input.tree))
+    }
+
+    /// One overlay of places for inputs. Making them in a tmpfs costs a hundredth of making them on a disk.
+    fn mount_places(&self, site: &Site<'_>, work: &OwnedFd, rights: Rights) -> Attempt<()> {
+        let entries: Vec<Entry> = self.0.iter().map(|planned| planned.entry(None)).collect();
+        let places = view::mount_places(&entries, site.scratch).doing("mounting places for the inputs")?;
+        site.attach_overlay(&places, None, work, rights)?;
+        self.cover(site, |_| true)
+    }
+
+    /// Mounts inputs on their empty places in the store directory. Symlinks are there already.
+    fn cover(&self, site: &Site<'_>, which: impl Fn(&Planned<'a>) -> bool) -> Attempt<()> {
         let mut trees = Trees::default();
-        self.0.iter().try_for_each(|planned| {
-            make_room(planned, scratch)?;
-            cover(planned, spec, root, &mut trees)
-        })
+        for planned in self.0.iter().filter(|planned| which(planned)) {
+            if let Kind::Symlink { .. } = planned.kind {
+                continue;
+            }
+            let EncodedInput { name, tree } = planned.input;
+            let doing = || format!("binding input '{}'", tree.display());
+            let (dir, tree_name) = trees.locate(tree)?;
+            let mount = copy_mount(dir, Path::new(tree_name)).doing_with(doing)?;
+            sys::set_read_only(&mount).doing_with(doing)?;
+            site.root.attach(mount, &site.spec.store_dir.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Where all this happens.
+struct Site<'a> {
+    spec: &'a Spec,
+    scratch: &'a Scratch,
+    root: &'a Root,
+}
+
+impl Site<'_> {
+    /// Makes the store directory of an overlay the builder's. Layers must be attached somewhere; what is attached
+    /// to the work directory vanishes with the old root.
+    fn attach_overlay(&self, view: &OwnedFd, below: Option<&OwnedFd>, work: &OwnedFd, rights: Rights) -> Attempt<()> {
+        let place = self.scratch.work();
+        attach(view, CWD, &place).doing("attaching a layer")?;
+        let layers = Layers { view, below, upper: &open_dir(&self.scratch.upper())?, work };
+        let overlay = layers.mount(rights, self.spec.personality).doing("mounting the overlay of the inputs")?;
+        attach(&overlay, CWD, &place).doing("attaching the overlay")?;
+        let store = copy_mount(CWD, &place.join(STORE)).doing("opening the overlay")?;
+        self.root.attach(store, &self.spec.store_dir)
+    }
+}
+
+/// The work directory itself, whatever is mounted there later.
+fn make_work(scratch: &Scratch) -> Attempt<OwnedFd> {
+    mkdirat(CWD, scratch.work(), Mode::from_raw_mode(0o700)).doing("creating a work directory")?;
+    open_dir(&scratch.work())
+}
+
+impl<'a> Planned<'a> {
+    fn entry<'b>(&self, redirect: Option<Redirect<'b>>) -> Entry<'b>
+    where
+        'a: 'b,
+    {
+        Entry { name: self.input.name, kind: self.kind.clone(), redirect }
     }
 }
 
@@ -128,69 +209,4 @@ fn make_room(input: &Planned<'_>, scratch: &Scratch) -> Attempt<()> {
         }
     };
     made.doing(format_args!("making room for input '{}'", input.input.tree.display()))
-}
-
-/// Mounts all inputs at once, and singly those that do not lie with most of the others.
-fn overlay<'a>(spec: &Spec, scratch: &Scratch, root: &Root, inputs: &[Planned<'a>]) -> Attempt<()> {
-    let (home, _) = inputs.first().map_or((Path::new("/"), OsStr::new("")), |first| split(first.input.tree));
-    let (Some(below), Some(home_name)) = (home.parent(), home.file_name()) else {
-        return Err(Failure::new("trees in the root directory"));
-    };
-    let is_home = |tree: &Path| split(tree).0.as_os_str() == home.as_os_str();
-    let home_path = [b"/", home_name.as_bytes(), b"/"].concat();
-    let entry = |planned: &Planned<'a>| {
-        let redirect = Redirect { home: &home_path, name: split(planned.input.tree).1.as_bytes() };
-        let redirect = is_home(planned.input.tree).then_some(redirect);
-        Entry { name: planned.input.name, kind: planned.kind.clone(), redirect }
-    };
-    let entries: Vec<Entry> = inputs.iter().map(entry).collect();
-    let view = view::mount(&entries, scratch).doing("mounting the view of the inputs")?;
-    // Layers must be attached somewhere; these places vanish with the old root.
-    attach(&view, CWD, &scratch.tmp()).doing("attaching the view")?;
-    let layers = [view, open_dir(below)?, open_dir(&scratch.upper())?, open_dir(&scratch.work())?];
-    let overlay = new_overlay(&layers, spec.personality).doing("mounting the overlay of the inputs")?;
-    attach(&overlay, CWD, &scratch.work()).doing("attaching the overlay")?;
-    let store = copy_mount(CWD, &scratch.work().join(STORE)).doing("opening the overlay")?;
-    root.attach(store, &spec.store_dir)?;
-    let mut trees = Trees::default();
-    let mut elsewhere = inputs.iter().filter(|planned| !is_home(planned.input.tree));
-    elsewhere.try_for_each(|planned| cover(planned, spec, root, &mut trees))
-}
-
-/// Mounts an input on its empty place in the store directory. Symlinks are there already.
-fn cover<'a>(input: &Planned<'a>, spec: &Spec, root: &Root, trees: &mut Trees<'a>) -> Attempt<()> {
-    if let Kind::Symlink { .. } = input.kind {
-        return Ok(());
-    }
-    let doing = || format!("binding input '{}'", input.input.tree.display());
-    let (dir, tree) = trees.locate(input.input.tree)?;
-    let mount = copy_mount(dir, Path::new(tree)).doing_with(doing)?;
-    sys::set_read_only(&mount).doing_with(doing)?;
-    root.attach(mount, &spec.store_dir.join(input.input.name))
-}
-
-/// A detached overlay of view, layer below, upper and work directory. They are named by their descriptors:
-/// option values are limited to 255 bytes and would need quoting.
-pub(crate) fn new_overlay(layers: &[OwnedFd; 4], personality: Personality) -> io::Result<OwnedFd> {
-    let [view, below, upper, work] = layers.each_ref().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    let lower = format!("{view}:{below}");
-    // Old 32-bit programs can't stat a file whose inode number has a layer's number in its upper bits.
-    let xino = if personality == Personality::Linux32 { "off" } else { "on" };
-    let options = [
-        ("lowerdir", lower.as_str()),
-        ("upperdir", &upper),
-        ("workdir", &work),
-        ("redirect_dir", "on"),
-        ("metacopy", "on"),
-        ("index", "off"),
-        ("xino", xino),
-    ];
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in options {
-        fsconfig_set_string(&context, key, value)?;
-    }
-    // Without it every end of a build would flush the whole file system below.
-    fsconfig_set_flag(&context, "volatile")?;
-    fsconfig_create(&context)?;
-    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }

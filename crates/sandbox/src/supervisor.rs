@@ -187,8 +187,6 @@ fn prepare(spec: &Spec, scratch: &Scratch, rights: Rights, ids: Ids) -> Attempt<
         Rights::User => Ok(()),
         Rights::Root => chown(path, uid, Some(ids.gid)).doing(format_args!("changing owner of '{}'", path.display())),
     };
-    make(&scratch.root(), 0o700)?;
-    make(&scratch.work(), 0o700)?;
     make(&scratch.upper(), 0o755)?;
     make(&scratch.store(), 0o1775)?;
     give(&scratch.store(), None)?;

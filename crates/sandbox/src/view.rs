@@ -61,6 +61,11 @@ pub(crate) fn mount(entries: &[Entry<'_>], scratch: &Scratch) -> io::Result<Owne
     best(entries, scratch).or_else(|_| second(entries, scratch))
 }
 
+/// Empty places instead of a view: a file system of entries without redirects.
+pub(crate) fn mount_places(entries: &[Entry<'_>], scratch: &Scratch) -> io::Result<OwnedFd> {
+    tmpfs::mount(entries, scratch)
+}
+
 /// Extended attributes, without the `trusted.` before their names.
 const REDIRECT: &str = "overlay.redirect";
 const METACOPY: &str = "overlay.metacopy";

@@ -22,7 +22,9 @@ pub(super) fn mount(entries: &[Entry<'_>], _scratch: &Scratch) -> io::Result<Own
     // There is no call to set attributes by descriptor and name, so names are relative to where we are.
     let here = openat(CWD, ".", flags, Mode::empty())?;
     rustix::process::fchdir(&store)?;
-    let filled = set(Path::new("."), OPAQUE, OPAQUE_VALUE).and_then(|()| entries.iter().try_for_each(make));
+    let is_view = entries.iter().any(|entry| entry.redirect.is_some());
+    let opaque = if is_view { set(Path::new("."), OPAQUE, OPAQUE_VALUE) } else { Ok(()) };
+    let filled = opaque.and_then(|()| entries.iter().try_for_each(make));
     rustix::process::fchdir(here)?;
     filled.map(|()| root)
 }

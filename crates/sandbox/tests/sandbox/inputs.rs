@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use expect_test::expect;
-use shoal_sandbox::{End, Input};
+use shoal_sandbox::{End, Input, Scratch, canonicalise};
 
 use crate::harness::Test;
 use crate::world::{BUSYBOX, Who, World, run};
@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("many_inputs_of_every_kind", many_inputs_of_every_kind),
     ("a_thousand_inputs", a_thousand_inputs),
     ("inputs_from_several_directories", inputs_from_several_directories),
+    ("outputs_beside_many_inputs_are_the_builders_alone", outputs_beside_many_inputs_are_the_builders_alone),
     ("a_missing_input_fails_the_set_up", a_missing_input_fails_the_set_up),
     ("inputs_cannot_be_changed", inputs_cannot_be_changed),
     ("data_directory_with_a_long_path", data_directory_with_a_long_path),
@@ -111,6 +112,33 @@ fn a_thousand_inputs(world: &World) {
     let ran = run(&spec);
     assert_eq!(ran.log, "1000\n999\n");
     println!("1,000 inputs as {}: set up in {} us", world.who.name(), ran.outcome.setup_us);
+}
+
+/// The overlay that shows many inputs leaves nothing of its own in an output, and no way to an input's tree.
+fn outputs_beside_many_inputs_are_the_builders_alone(world: &World) {
+    let mut inputs = fillers(world, MANY);
+    inputs.push(world.busybox());
+    let filler = inputs[0].clone();
+    let (dir, out) = (format!("/nix/store/{}", filler.name), "/nix/store/out");
+    let mut spec = world.script(&format!(
+        "mkdir -p {out}/deep; cat {dir}/file > {out}/deep/copy; echo draft > {out}/file; \
+         mv {out}/file {out}/deep/moved; rm -rf {dir}; echo x > {dir}/file; \
+         cat {dir}/file",
+    ));
+    spec.inputs = inputs;
+    let ran = run(&spec);
+    assert_eq!(ran.outcome.end, End::Exited(0), "{}", ran.log);
+    assert!(ran.log.ends_with("\n0\n"), "the input stays as it is: {}", ran.log);
+    assert_eq!(fs::read_to_string(filler.tree.join("file")).unwrap(), "0\n");
+    let made = Scratch::new(&spec.scratch).output("out");
+    canonicalise(&made, ran.outcome.uid).unwrap();
+    assert_eq!(fs::read_to_string(made.join("deep/copy")).unwrap(), "0\n");
+    assert_eq!(fs::read_to_string(made.join("deep/moved")).unwrap(), "draft\n");
+    for part in [made.clone(), made.join("deep"), made.join("deep/copy")] {
+        let mut names = vec![0u8; 1000];
+        let length = rustix::fs::llistxattr(&part, names.as_mut_slice()).unwrap();
+        assert_eq!(length, 0, "{}: {}", part.display(), String::from_utf8_lossy(&names[..length]));
+    }
 }
 
 fn inputs_from_several_directories(world: &World) {
