@@ -34,6 +34,7 @@ pub struct Config {
     pub ssh: Option<SocketAddr>,
     /// `None`: no binary cache.
     pub http: Option<SocketAddr>,
+    pub http_read: HttpRead,
     pub socket: PathBuf,
     pub authorized_keys: PathBuf,
     pub no_build: bool,
@@ -68,6 +69,15 @@ pub struct Config {
     pub log: Log,
 }
 
+/// Who may read over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HttpRead {
+    Open,
+    /// Who has a token, of any role.
+    Token,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Log {
@@ -94,6 +104,7 @@ impl Config {
             name: detect::host_name(),
             ssh: Some(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 2222))),
             http: Some(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 8080))),
+            http_read: HttpRead::Open,
             socket: PathBuf::new(),
             authorized_keys: PathBuf::new(),
             no_build: false,

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod nar;
 pub mod narinfo;
 pub mod percent;
+pub mod put;
 pub mod request;
 pub mod response;
 pub mod router;

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,12 +18,15 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::build::service::{self, BuildService, Defaults};
-use crate::config::Config;
+use crate::config::{Config, HttpRead};
 use crate::control;
 use crate::control::server::{ControlSocket, NodeState};
 use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, UnixDoor, host_key};
+use crate::http::put::Writer;
 use crate::http::{Cache, HttpOptions, HttpServer};
 use crate::session::SessionHost;
+use crate::session::deposit::Deposits;
+use crate::tokens::{self, Tokens};
 use crate::trees::Trees;
 use crate::upstream::{Authorities, Location, Options, Patience, Upstreams};
 use crate::{clients, keys, logging};
@@ -38,6 +41,8 @@ pub mod ready;
 const RUNTIME_THREADS_MAX: usize = 4;
 /// After the builds ended, clients hear of it and go. Who stays longer has nothing to wait for.
 const SESSION_GRACE: Duration = Duration::from_secs(5);
+/// How often uploads that wait are looked through; they wait for an hour.
+const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 const SESSION_POLL: Duration = Duration::from_millis(20);
 
 /// Told where the node listens, and how many SSH keys may use it where that is known.
@@ -198,6 +203,7 @@ impl Doors {
             SessionHost::new(node.store.clone(), node.builds.clone(), trusted_keys(config)?, config.require_sigs)
                 .signing_with(keys::signing_keys(config)?.into_iter().map(Arc::new).collect())
                 .behind(node.upstreams.clone());
+        let deposits = Arc::new(Deposits::new(host.services()));
         let sessions = Sessions::new(Arc::new(host), SESSIONS_MAX);
         let keys = Arc::new(AuthorizedKeys::open(config.authorized_keys.clone()));
         let ssh = match config.ssh {
@@ -211,13 +217,17 @@ impl Doors {
         };
         let unix = UnixDoor::open(&config.socket, sessions.clone())
             .with_context(|| format!("cannot listen at {}", config.socket.display()))?;
-        let http = config.http.map(|listen| Self::open_http(listen, node)).transpose()?;
+        let http = config.http.map(|listen| Self::open_http(listen, config, node, deposits)).transpose()?;
         Ok(Doors { ssh, unix, http, sessions, keys })
     }
 
-    fn open_http(listen: SocketAddr, node: &Node) -> Result<HttpServer> {
-        let cache = Arc::new(Cache::new(node.store.clone(), node.dir.clone()).behind(&node.upstreams));
-        HttpServer::open(&HttpOptions { listen }, cache)
+    fn open_http(listen: SocketAddr, config: &Config, node: &Node, deposits: Arc<Deposits>) -> Result<HttpServer> {
+        let mut cache = Cache::new(node.store.clone(), node.dir.clone()).behind(&node.upstreams);
+        cache.is_closed = config.http_read == HttpRead::Token;
+        let tokens = Arc::new(Tokens::open(tokens::file(&config.data_dir)));
+        tokio::spawn(tidy(Arc::downgrade(&deposits)));
+        cache.writer = Some(Writer::new(deposits, tokens));
+        HttpServer::open(&HttpOptions { listen }, Arc::new(cache))
             .with_context(|| format!("cannot listen on {listen}; choose another address with --http"))
     }
 
@@ -251,6 +261,15 @@ impl Doors {
         self.ssh.iter().for_each(SshDoor::close);
         self.unix.close();
         self.http.iter().for_each(HttpServer::close);
+    }
+}
+
+/// Lets go of uploads that nobody goes on with, for as long as there are any to come.
+async fn tidy(deposits: Weak<Deposits>) {
+    while let Some(deposits) = deposits.upgrade() {
+        deposits.tidy();
+        drop(deposits);
+        tokio::time::sleep(TIDY_INTERVAL).await;
     }
 }
 

@@ -21,6 +21,7 @@ pub mod activities;
 pub mod admission;
 pub mod builds;
 pub mod ca_check;
+pub mod deposit;
 pub mod fault;
 pub mod gc;
 pub mod git_hash;
@@ -53,6 +54,11 @@ impl SessionHost {
         let dir = builds.store_dir().clone();
         let admission = Admission::new(builds.derivations(), dir.clone(), trusted_keys, require_sigs);
         SessionHost(Arc::new(Services { store, dir, builds, admission, upstreams: Upstreams::default() }))
+    }
+
+    /// What the sessions share, for what serves clients in another way.
+    pub fn services(&self) -> Arc<Services> {
+        self.0.clone()
     }
 
     /// Also signs, with these keys, what a trusted client uploads without a trusted signature.

@@ -35,7 +35,7 @@ use engine::Engine;
 mod asks;
 mod cache;
 mod closure;
-mod decode;
+pub mod decode;
 mod elsewhere;
 mod engine;
 mod flight;

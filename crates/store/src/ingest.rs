@@ -38,6 +38,7 @@ pub struct Ingest {
 }
 
 /// A whole NAR whose chunks are stored and kept until this is committed or dropped.
+#[derive(Clone)]
 pub struct Ingested {
     pub nar_hash: [u8; 32],
     pub nar_size: u64,

@@ -6,6 +6,7 @@
 //! index. [`Store::export`] gives the NAR back, every byte verified. Nothing here knows of Nix's
 //! protocols or of other nodes.
 
+mod chunk_source;
 pub mod chunker;
 mod chunks;
 mod commit;
@@ -37,6 +38,7 @@ mod usage;
 mod uses;
 mod verify;
 
+pub use chunk_source::ChunkSource;
 pub use error::{CommitError, Damage, Defect, Error, GcError, IngestError, Object, OpenError, Result};
 pub use export::Export;
 pub use frame::FrameError;

@@ -86,6 +86,14 @@ impl Pins {
         }
     }
 
+    /// Where a chunk lies that no commit has published yet.
+    pub fn place(&self, hash: &Hash) -> Option<Place> {
+        match self.state().pinned.get(hash)?.home {
+            Home::Written(place) => Some(place),
+            _ => None,
+        }
+    }
+
     /// Starts to remember what is pinned.
     pub fn begin_collection(&self) {
         let mut state = self.state();
@@ -217,6 +225,19 @@ impl PinSet {
                 state.damaged.remove(hash);
             }
         }
+    }
+}
+
+/// Pins the same chunks once more.
+impl Clone for PinSet {
+    fn clone(&self) -> Self {
+        let mut state = self.pins.state();
+        for hash in &self.mine {
+            if let Some(pin) = state.pinned.get_mut(hash) {
+                pin.count += 1;
+            }
+        }
+        PinSet { pins: self.pins.clone(), mine: self.mine.clone() }
     }
 }
 

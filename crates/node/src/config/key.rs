@@ -4,7 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::units::{Quota, parse_duration, parse_optional_duration, parse_optional_size};
-use super::{Config, LogFormat};
+use super::{Config, HttpRead, LogFormat};
 use crate::upstream::Location;
 
 pub struct Key {
@@ -51,6 +51,12 @@ pub const KEYS: &[Key] = &[
         "[::]:8080",
         Set::One("ADDR", |c, v| listen(v).map(|a| c.http = a)),
         "Where the binary cache is served, port 0 for any free one; or none",
+    ),
+    key(
+        "http-read",
+        "open",
+        Set::One("WHO", |c, v| http_read(v).map(|r| c.http_read = r)),
+        "Who may read over HTTP: open for everybody, token for who has one; writing always takes a token",
     ),
     key(
         "socket",
@@ -252,6 +258,14 @@ fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
             Some(port) => port.parse().map(|port| Some((Ipv6Addr::UNSPECIFIED, port).into())).map_err(|_| bad()),
             None => text.parse().map(Some).map_err(|_| bad()),
         },
+    }
+}
+
+fn http_read(text: &str) -> Result<HttpRead, String> {
+    match text {
+        "open" => Ok(HttpRead::Open),
+        "token" => Ok(HttpRead::Token),
+        _ => Err(format!("'{text}' is neither open nor token")),
     }
 }
 

@@ -11,6 +11,7 @@ use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir};
 
 use super::metrics::Metrics;
+use super::put::Writer;
 use crate::upstream::Upstreams;
 
 pub struct Cache {
@@ -19,6 +20,10 @@ pub struct Cache {
     pub metrics: Arc<Metrics>,
     /// Asked for what the store lacks.
     pub elsewhere: Option<Arc<dyn Elsewhere>>,
+    /// Takes in what clients send; without it nothing can be written.
+    pub writer: Option<Writer>,
+    /// Whether reading takes a token too.
+    pub is_closed: bool,
 }
 
 /// Where the path with some hash part is.
@@ -46,7 +51,7 @@ pub trait Elsewhere: Send + Sync + 'static {
 
 impl Cache {
     pub fn new(store: Store, dir: StoreDir) -> Cache {
-        Cache { dir, store, metrics: Arc::default(), elsewhere: None }
+        Cache { dir, store, metrics: Arc::default(), elsewhere: None, writer: None, is_closed: false }
     }
 
     /// Also looks in these caches.

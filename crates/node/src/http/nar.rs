@@ -10,7 +10,7 @@ use shoal_wire::nix::narinfo::Compression;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::HASH_PART_LEN;
 
-use super::{Body, Cache, Found, Request, Response, response};
+use super::{Body, Cache, Found, Request, Response, put, response};
 
 const NAR: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
 /// Bytes handed to the connection at a time.
@@ -52,7 +52,7 @@ impl NarName {
 }
 
 pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
-    let Some(name) = NarName::parse(&request.capture) else { return response::not_found() };
+    let Some(name) = NarName::parse(&request.capture) else { return put::held(&cache, &request) };
     match cache.lookup(&name.hash_part).await {
         Ok(Found::Here(info)) if info.nar_hash == name.nar_hash => match whole(&cache, &info) {
             Ok(Some(body)) => response::ok(NAR, response::IMMUTABLE, body),

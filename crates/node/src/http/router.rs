@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::Method;
 
-use super::{Cache, Request, Response, cache_info, health, metrics, nar, narinfo, percent, response};
+use super::{Cache, Request, Response, cache_info, health, metrics, nar, narinfo, percent, put, response};
 
 pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
 pub type Handler = fn(Arc<Cache>, Request) -> Answer;
@@ -22,6 +22,13 @@ const fn get(path: &'static str, handler: Handler) -> Route {
     Route { method: Method::GET, path, handler }
 }
 
+const fn put(path: &'static str, handler: Handler) -> Route {
+    Route { method: Method::PUT, path, handler }
+}
+
+/// What says how the node is, and nothing of what is in it.
+const OPEN_TO_ALL: [&str; 2] = ["/healthz", "/readyz"];
+
 /// HEAD is answered by whoever answers GET.
 pub const ROUTES: &[Route] = &[
     get("/{}.narinfo", |cache, request| Box::pin(narinfo::get(cache, request))),
@@ -29,6 +36,13 @@ pub const ROUTES: &[Route] = &[
     get("/nix-cache-info", |cache, _| Box::pin(cache_info::get(cache))),
     get("/healthz", |_, _| Box::pin(health::healthz())),
     get("/readyz", |cache, _| Box::pin(health::readyz(cache))),
+    put("/{}.narinfo", |cache, request| Box::pin(put::narinfo(cache, request))),
+    put("/nar/{}", |cache, request| Box::pin(put::nar(cache, request))),
+    put("/nix-cache-info", |cache, request| Box::pin(put::cache_info(cache, request))),
+    put("/{}.ls", |cache, request| Box::pin(put::listing(cache, request))),
+    put("/log/{}", |cache, request| Box::pin(put::log(cache, request))),
+    put("/realisations/{}.doi", |cache, request| Box::pin(put::realisation(cache, request))),
+    put("/build-trace-v2/{*}.doi", |cache, request| Box::pin(put::build_trace(cache, request))),
     get("/metrics", |cache, _| Box::pin(metrics::get(cache))),
 ];
 
@@ -42,6 +56,9 @@ pub async fn answer(cache: Arc<Cache>, mut request: Request) -> Response {
             allowed.push(route.method.as_str());
             continue;
         }
+        if cache.is_closed && !OPEN_TO_ALL.contains(&route.path) && !may_read(&cache, &request) {
+            return put::unauthorized();
+        }
         let Some(capture) = percent::decode_text(capture) else { return response::not_found() };
         request.capture = capture;
         return (route.handler)(cache, request).await;
@@ -53,6 +70,10 @@ pub async fn answer(cache: Arc<Cache>, mut request: Request) -> Response {
         allowed.push("HEAD");
     }
     response::method_not_allowed(&allowed.join(", "))
+}
+
+fn may_read(cache: &Cache, request: &Request) -> bool {
+    cache.writer.as_ref().is_some_and(|writer| writer.who(request).is_some())
 }
 
 /// What stands for the braces of `pattern` in `path`, where they match.

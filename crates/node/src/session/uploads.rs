@@ -16,7 +16,7 @@ use super::fault::Fault;
 use super::spool::{Spool, SpoolError};
 use crate::build::derivations::PendingDerivations;
 use committer::Committer;
-pub use intake::source_fault;
+pub use intake::{DRV_LEN_MAX, source_fault};
 use intake::{Intake, Taken, cannot_add};
 
 mod committer;

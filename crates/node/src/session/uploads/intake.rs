@@ -9,7 +9,7 @@ use crate::session::ca_check::{CaHasher, CaHashes, FileReader};
 use crate::session::fault::Fault;
 
 /// A longer `.drv` is refused; real ones reach a few hundred KiB.
-const DRV_LEN_MAX: usize = 64 << 20;
+pub const DRV_LEN_MAX: usize = 64 << 20;
 
 pub struct Intake {
     ingest: Ingest,

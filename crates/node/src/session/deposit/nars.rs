@@ -1,0 +1,184 @@
+//! `nar/<file>` and `<hash part>.narinfo`.
+
+use std::io::{self, BufRead, Read};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_lc_rs::digest;
+use shoal_wire::nix::base32;
+use shoal_wire::nix::hash::Hash;
+use shoal_wire::nix::narinfo::{Compression, NarInfo};
+
+use super::held::{Full, HeldNar};
+use super::{Deposits, Outcome, Refusal};
+use crate::door::Grant;
+use crate::upstream::decode;
+
+/// Longest name of a NAR's file: those of Nix have 60 to 70 characters.
+const FILE_NAME_LEN_MAX: usize = 255;
+/// Bytes handed to the store at once.
+const PIECE_BYTES: usize = 256 << 10;
+/// Digits of a SHA-256.
+const HASH_DIGITS: usize = 52;
+
+impl Deposits {
+    /// Takes in a NAR, compressed or not; it is held until a narinfo names it, and leaves nothing if it is not whole.
+    pub fn put_nar(&self, grant: Grant, file: &str, body: impl BufRead + Send + 'static) -> Outcome {
+        self.uploader(grant)?;
+        check_file_name(file)?;
+        let mut body = Measured::new(body);
+        let compression = compression(file, body.fill_buf().map_err(|error| Refusal::of_io(&error))?)?;
+        let measure = body.measure.clone();
+        let io = |error: io::Error| Refusal::of_io(&error);
+        let mut nar = decode::nar(compression, body).map_err(io)?;
+        let mut ingest = self.services.store.ingest();
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            let n = match nar.read(&mut piece) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Refusal::of_io(&error)),
+            };
+            let used = ingest.feed(&piece[..n])?;
+            if used < n {
+                return Err(Refusal::bad("bytes follow the end of the NAR"));
+            }
+        }
+        // What follows the compressed stream is read by no decoder.
+        drop(nar);
+        let ingested = ingest.finish()?;
+        let (file_hash, file_size) = measure.end().map_err(io)?;
+        if let Some(named) = named_hash(file).filter(|named| *named != file_hash) {
+            let (named, hash) = (Hash::sha256(named), Hash::sha256(file_hash));
+            return Err(Refusal::bad(format!("'{file}' should have the hash {named} and has {hash}")));
+        }
+        let held = self.held.hold(file.to_owned(), HeldNar { ingested, file_hash, file_size });
+        held.map_err(|Full| Refusal::busy("too many NARs wait for their narinfo; try again later"))
+    }
+
+    /// Makes a path of a NAR that is held.
+    pub fn put_narinfo(&self, grant: Grant, hash_part: &str, text: &[u8]) -> Outcome {
+        let client = self.uploader(grant)?;
+        let NarInfo { mut info, url, file_hash, file_size, .. } =
+            NarInfo::parse(client.dir(), text).map_err(|error| Refusal::bad(error.to_string()))?;
+        let path = client.dir().print(&info.path);
+        if info.path.hash_part() != hash_part {
+            return Err(Refusal::bad(format!("'{hash_part}.narinfo' is not the place of '{path}'")));
+        }
+        client.temp_roots.add(&info.path);
+        if let Some(known) = client.store().path_info(&info.path)? {
+            return client.add_to_valid(&known, &info);
+        }
+        client.judge_claim(&info)?;
+        let file = url.split(['?', '#']).next().and_then(|url| url.strip_prefix("nar/")).unwrap_or_default();
+        let Some(nar) = self.held.get(file) else {
+            return Err(Refusal::bad(format!("'{path}' is in '{url}', which was not uploaded; upload it first")));
+        };
+        if file_hash.is_some_and(|hash| hash != Hash::sha256(nar.file_hash))
+            || file_size.is_some_and(|size| size != nar.file_size)
+        {
+            let hash = Hash::sha256(nar.file_hash);
+            return Err(Refusal::bad(format!("'{url}' has the hash {hash} and {} bytes", nar.file_size)));
+        }
+        let ingested = nar.ingested.clone();
+        client.judge_contents(&mut info, &ingested)?;
+        client.commit(vec![(info, ingested)])?;
+        self.held.used(file);
+        Ok(())
+    }
+}
+
+fn check_file_name(file: &str) -> Outcome {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "+-._=".contains(c);
+    match file.len() <= FILE_NAME_LEN_MAX && file.contains(".nar") && !file.starts_with('.') && file.chars().all(fits) {
+        true => Ok(()),
+        false => Err(Refusal::bad("a NAR's file is called <hash>.nar, <hash>.nar.xz or the like")),
+    }
+}
+
+/// The hash that the file's name says it has, where it says so as Nix does.
+fn named_hash(file: &str) -> Option<[u8; 32]> {
+    let (digits, _) = file.split_once('.')?;
+    let mut hash = [0; 32];
+    (digits.len() == HASH_DIGITS).then(|| base32::decode_into(digits.as_bytes(), &mut hash).ok())??;
+    Some(hash)
+}
+
+/// How a file is compressed, by its first bytes: Nix gives some compressions no extension. Brotli has no such bytes.
+fn compression(file: &str, head: &[u8]) -> Outcome<Compression> {
+    Ok(match head {
+        _ if file.ends_with(".br") => Compression::Brotli,
+        [0x1f, 0x8b, ..] => Compression::Gzip,
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Compression::Xz,
+        [b'B', b'Z', b'h', ..] => Compression::Bzip2,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+        [0x0d, 0, 0, 0, 0, 0, 0, 0, ..] => Compression::None,
+        _ => {
+            let known = "none, xz, zstd, br, bzip2 or gzip";
+            return Err(Refusal::bad(format!("'{file}' is compressed in a way not known here; use {known}")));
+        }
+    })
+}
+
+/// Hashes and counts what is taken from a body.
+struct Measured<R: BufRead> {
+    body: R,
+    measure: Arc<Measure>,
+}
+
+struct Measure(Mutex<(digest::Context, u64, bool)>);
+
+impl Measure {
+    /// The hash and size of the file. An error unless it was read to its end.
+    fn end(&self) -> io::Result<([u8; 32], u64)> {
+        let measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (context, size, ended) = &*measured;
+        if !ended {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes follow the compressed NAR"));
+        }
+        let mut hash = [0; 32];
+        hash.copy_from_slice(context.clone().finish().as_ref());
+        Ok((hash, *size))
+    }
+}
+
+impl<R: BufRead> Measured<R> {
+    fn new(body: R) -> Self {
+        let measure = Measure(Mutex::new((digest::Context::new(&digest::SHA256), 0, false)));
+        Measured { body, measure: Arc::new(measure) }
+    }
+}
+
+impl<R: BufRead> BufRead for Measured<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.body.fill_buf()
+    }
+
+    fn consume(&mut self, n: usize) {
+        // What is consumed was just filled, so this reads nothing.
+        if let Ok(bytes) = self.body.fill_buf() {
+            let mut measured = self.measure.0.lock().unwrap_or_else(PoisonError::into_inner);
+            measured.0.update(&bytes[..n.min(bytes.len())]);
+            measured.1 += n as u64;
+        }
+        self.body.consume(n);
+    }
+}
+
+impl<R: BufRead> Read for Measured<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let ready = self.fill_buf()?;
+        let n = ready.len().min(out.len());
+        out[..n].copy_from_slice(&ready[..n]);
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+/// Some decoders stop at the end of their stream and give the body away to nobody, so its end is looked for here.
+impl<R: BufRead> Drop for Measured<R> {
+    fn drop(&mut self) {
+        let ended = matches!(self.body.fill_buf(), Ok([]));
+        self.measure.0.lock().unwrap_or_else(PoisonError::into_inner).2 = ended;
+    }
+}
