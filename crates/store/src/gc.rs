@@ -15,6 +15,7 @@ mod segments;
 use crate::error::{GcError, Result};
 use crate::leases::Leases;
 use crate::pins::Pins;
+use crate::place::Place;
 use crate::roots::forget_stale_links;
 use crate::store::Store;
 use chunks::ChunkCounts;
@@ -105,9 +106,42 @@ impl Store {
         Ok(self.sweep(request, graph, doomed)?)
     }
 
-    fn sweep(&self, request: &GcRequest, graph: Graph, doomed: Vec<usize>) -> Result<GcReport> {
+    /// What [`GcAction::DeleteDead`] would delete, and the stored bytes that it would free.
+    pub fn plan(&self, request: &GcRequest) -> Result<GcReport> {
+        let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let graph = Graph::read(self)?;
+        let live = graph.live(self, request.keep_derivations)?;
         let mut counts = ChunkCounts::read(self)?;
         let mut users = graph.manifest_users();
+        let mut report = GcReport::default();
+        for number in graph.oldest_first(&graph.dead(&live, &request.paths)) {
+            if report.freed >= request.max_freed {
+                break;
+            }
+            let path = graph.path(number);
+            report.paths.push(path.clone());
+            let Some(root) = self.content_root(path)? else {
+                continue;
+            };
+            let left = users.get_mut(&root).map(|count| {
+                *count = count.saturating_sub(1);
+                *count
+            });
+            // What a damaged manifest had is not known to be free.
+            if let (Some(0), Ok(Some(manifest))) = (left, self.manifest_by_root(&root)) {
+                let places = self.places(counts.release(&[manifest]).iter())?;
+                report.freed += places.iter().flatten().map(Place::record_len).sum::<u64>();
+            }
+        }
+        Ok(report)
+    }
+
+    fn sweep(&self, request: &GcRequest, graph: Graph, doomed: Vec<usize>) -> Result<GcReport> {
+        let mut users = graph.manifest_users();
+        if request.action == GcAction::DeleteDead {
+            paths::forget_manifests(self, &users)?;
+        }
+        let mut counts = ChunkCounts::read(self)?;
         let mut report = GcReport::default();
         let mut derivation_gone = false;
         for batch in graph.oldest_first(&doomed).chunks(PATHS_BATCH) {

@@ -280,12 +280,11 @@ impl NodeState {
     }
 
     fn gc(&self, dry_run: bool, max_freed: Option<u64>) -> Result<Value> {
-        let action = if dry_run { GcAction::ReturnDead } else { GcAction::DeleteDead };
-        let mut request = GcRequest::new(action);
+        let mut request = GcRequest::new(GcAction::DeleteDead);
         if let Some(max_freed) = max_freed {
             request.max_freed = max_freed;
         }
-        let report = self.builds.collect(&request)?;
+        let report = if dry_run { self.store.plan(&request)? } else { self.builds.collect(&request)? };
         let paths: Vec<String> = report.paths.iter().map(|path| self.dir.print(path)).collect();
         Ok(json!({ "paths": paths, "freed_bytes": report.freed }))
     }

@@ -100,6 +100,32 @@ fn remove_manifest(txn: &WriteTransaction, root: &[u8; 32], decoder: &mut Decode
     Ok(row.and_then(|row| manifests::unpack(root, row.value(), decoder).ok()))
 }
 
+/// Forgets manifests that no path has: an ingest wanted them when their last path went, and never
+/// came to its commit. `users` was read since the collection began; what came later is touched.
+pub fn forget_manifests(store: &Store, users: &HashMap<[u8; 32], u32>) -> Result<()> {
+    let stale: Vec<[u8; 32]> = store.index.read(|txn| {
+        let mut stale = Vec::new();
+        for row in txn.open_table(MANIFESTS)?.iter()? {
+            let root = *row?.0.value();
+            if !users.contains_key(&root) && store.pins.is_free(&root) {
+                stale.push(root);
+            }
+        }
+        Ok(stale)
+    })?;
+    if stale.is_empty() {
+        return Ok(());
+    }
+    let pins = store.pins.clone();
+    store.writer.write(false, move |txn| {
+        let mut manifests = txn.open_table(MANIFESTS)?;
+        for root in stale.iter().filter(|root| pins.is_free(root)) {
+            manifests.remove(root)?;
+        }
+        Ok(())
+    })
+}
+
 /// Forgets the outputs of derivations that are gone.
 pub fn forget_derivers(store: &Store) -> Result<()> {
     let stale: Vec<[u8; 40]> = store.index.read(|txn| {

@@ -126,8 +126,11 @@ fn segments_that_are_half_dead_are_rewritten() {
     }
     let before = t.store.stats().expect("stats");
     let frames = t.store.stored_frames(&kept[0].0, 0..u64::MAX).expect("frames").expect("valid");
+    let plan = t.store.plan(&GcRequest::new(GcAction::DeleteDead)).expect("plan");
+    assert_eq!(t.store.stats().expect("stats"), before, "a plan deletes nothing");
     let report = t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
     assert_eq!(report.paths.len(), 20);
+    assert_eq!((plan.paths, plan.freed), (report.paths.clone(), report.freed));
     assert!(report.copied >= 8 << 20, "{report:?}");
     let after = t.store.stats().expect("stats");
     assert!(after.segment_bytes < before.segment_bytes * 8 / 10, "{before:?} {after:?}");
