@@ -98,6 +98,11 @@ impl Node {
         self
     }
 
+    /// Starts with these flags from the next start on.
+    pub fn use_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| flag.to_string()).collect();
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.place.join("data")
     }
@@ -118,7 +123,8 @@ impl Node {
         }
         let data = self.data_dir();
         let cmd = cmd.arg("serve").arg("--data-dir").arg(&data).args(["--ssh", "127.0.0.1:0"]);
-        let cmd = cmd.args(["--http", "127.0.0.1:0"]).args(&self.flags);
+        let http = if self.flags.iter().any(|flag| flag == "--http") { &[][..] } else { &["--http", "127.0.0.1:0"] };
+        let cmd = cmd.args(http).args(&self.flags);
         let mut running = cmd.start_into(Stdio::null(), Stdio::from(log));
         let pid = running.pid().as_raw_nonzero().get() as u32;
         let ready = wait_for("a node that is ready", READY_PATIENCE, || {

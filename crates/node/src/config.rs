@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::http::link::Offer;
+
 pub mod detect;
 pub mod flags;
 pub mod key;
@@ -35,6 +37,7 @@ pub struct Config {
     /// `None`: no binary cache.
     pub http: Option<SocketAddr>,
     pub http_read: HttpRead,
+    pub http_compression: Offer,
     pub socket: PathBuf,
     pub authorized_keys: PathBuf,
     pub no_build: bool,
@@ -105,6 +108,7 @@ impl Config {
             ssh: Some(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 2222))),
             http: Some(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 8080))),
             http_read: HttpRead::Open,
+            http_compression: Offer::Auto,
             socket: PathBuf::new(),
             authorized_keys: PathBuf::new(),
             no_build: false,

@@ -7,15 +7,24 @@
 //! - what a client can make this node hold (connections, heads, bodies in memory, time) has a named bound.
 
 pub mod body;
+pub mod browse;
+pub mod buffers;
 pub mod cache;
 pub mod cache_info;
 pub mod connection;
+pub mod decode;
+pub mod frames;
 pub mod health;
+pub mod link;
+pub mod listing;
+pub mod logs;
 pub mod metrics;
 pub mod nar;
 pub mod narinfo;
 pub mod percent;
 pub mod put;
+pub mod range;
+pub mod realisations;
 pub mod request;
 pub mod response;
 pub mod router;

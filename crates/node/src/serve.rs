@@ -223,6 +223,7 @@ impl Doors {
 
     fn open_http(listen: SocketAddr, config: &Config, node: &Node, deposits: Arc<Deposits>) -> Result<HttpServer> {
         let mut cache = Cache::new(node.store.clone(), node.dir.clone()).behind(&node.upstreams);
+        cache.offer = config.http_compression;
         cache.is_closed = config.http_read == HttpRead::Token;
         let tokens = Arc::new(Tokens::open(tokens::file(&config.data_dir)));
         tokio::spawn(tidy(Arc::downgrade(&deposits)));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::units::{Quota, parse_duration, parse_optional_duration, parse_optional_size};
 use super::{Config, HttpRead, LogFormat};
+use crate::http::link::Offer;
 use crate::upstream::Location;
 
 pub struct Key {
@@ -57,6 +58,12 @@ pub const KEYS: &[Key] = &[
         "open",
         Set::One("WHO", |c, v| http_read(v).map(|r| c.http_read = r)),
         "Who may read over HTTP: open for everybody, token for who has one; writing always takes a token",
+    ),
+    key(
+        "http-compression",
+        "auto",
+        Set::One("FORM", |c, v| offer(v).map(|o| c.http_compression = o)),
+        "How NARs are offered: none, zstd, or auto: plain to clients nearby, zstd to those far away",
     ),
     key(
         "socket",
@@ -293,6 +300,15 @@ fn level(text: &str) -> Result<String, String> {
     match text.parse::<tracing_subscriber::filter::Targets>() {
         Ok(_) if !text.is_empty() => Ok(text.into()),
         _ => Err(format!("'{text}' is not a log level")),
+    }
+}
+
+fn offer(text: &str) -> Result<Offer, String> {
+    match text {
+        "auto" => Ok(Offer::Auto),
+        "none" => Ok(Offer::None),
+        "zstd" => Ok(Offer::Zstd),
+        _ => Err(format!("'{text}' is not a form of NARs: none, zstd or auto")),
     }
 }
 

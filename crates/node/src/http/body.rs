@@ -1,6 +1,6 @@
 //! What a response carries.
 
-use std::io;
+use std::io::{self, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -12,6 +12,8 @@ use super::metrics::InFlight;
 
 /// Pieces that wait between who makes a body and the connection that sends it.
 const PIECES_WAITING: usize = 2;
+/// Bytes that are read of a reader at a time.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// A body of known length, made as fast as the client takes it.
 pub struct Body {
@@ -23,6 +25,8 @@ pub struct Body {
 enum Kind {
     Whole(Bytes),
     Pieces(Box<dyn Pieces>),
+    /// One piece is made already.
+    Begun(Bytes, Box<dyn Pieces>),
     /// Only its length is told: HEAD.
     Untold,
 }
@@ -81,9 +85,30 @@ impl Body {
         body
     }
 
-    /// The answer to HEAD where this is the answer to GET.
-    pub fn untold(self) -> Body {
-        Body { kind: Kind::Untold, ..self }
+    /// What a reader that may block gives, to its end.
+    pub fn reading(len: u64, mut reader: impl Read + Send + 'static) -> Body {
+        Body::blocking(len, move || {
+            let mut piece = Vec::with_capacity(len.min(PIECE_BYTES) as usize);
+            reader.by_ref().take(PIECE_BYTES).read_to_end(&mut piece)?;
+            Ok((!piece.is_empty()).then(|| Bytes::from(piece)))
+        })
+    }
+
+    /// The answer to HEAD where that to GET has `len` bytes.
+    pub fn untold(len: u64) -> Body {
+        Body { kind: Kind::Untold, left: len, in_flight: None }
+    }
+
+    /// The body with its first piece made, or why it can't be.
+    pub async fn begun(self) -> io::Result<Body> {
+        let Body { kind: Kind::Pieces(mut pieces), left, in_flight } = self else { return Ok(self) };
+        if left == 0 {
+            return Ok(Body::empty());
+        }
+        match std::future::poll_fn(|context| pieces.poll_piece(context)).await {
+            Some(piece) => Ok(Body { kind: Kind::Begun(piece?, pieces), left, in_flight }),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
     /// Bytes still to be sent.
@@ -124,8 +149,14 @@ impl http_body::Body for Body {
         if self.is_end_stream() {
             return Poll::Ready(None);
         }
+        if let Kind::Begun(..) = self.kind
+            && let Kind::Begun(first, rest) = std::mem::replace(&mut self.kind, Kind::Untold)
+        {
+            self.kind = Kind::Pieces(rest);
+            return self.sent(first);
+        }
         let piece = match &mut self.kind {
-            Kind::Untold => return Poll::Ready(None),
+            Kind::Untold | Kind::Begun(..) => return Poll::Ready(None),
             Kind::Whole(bytes) => Some(Ok(std::mem::take(bytes))),
             Kind::Pieces(pieces) => std::task::ready!(pieces.poll_piece(context)),
         };

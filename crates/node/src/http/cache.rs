@@ -10,6 +10,7 @@ use shoal_wire::nix::base32;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir};
 
+use super::link::Offer;
 use super::metrics::Metrics;
 use super::put::Writer;
 use crate::upstream::Upstreams;
@@ -18,6 +19,8 @@ pub struct Cache {
     pub dir: StoreDir,
     pub store: Store,
     pub metrics: Arc<Metrics>,
+    /// The form of NARs that narinfos tell of.
+    pub offer: Offer,
     /// Asked for what the store lacks.
     pub elsewhere: Option<Arc<dyn Elsewhere>>,
     /// Takes in what clients send; without it nothing can be written.
@@ -51,7 +54,15 @@ pub trait Elsewhere: Send + Sync + 'static {
 
 impl Cache {
     pub fn new(store: Store, dir: StoreDir) -> Cache {
-        Cache { dir, store, metrics: Arc::default(), elsewhere: None, writer: None, is_closed: false }
+        Cache {
+            dir,
+            store,
+            metrics: Arc::default(),
+            offer: Offer::Auto,
+            elsewhere: None,
+            writer: None,
+            is_closed: false,
+        }
     }
 
     /// Also looks in these caches.

@@ -1,20 +1,21 @@
 //! `/nar/<hash part>-<NAR hash>.nar`, and the same with `.zst`.
 
-use std::io::Read;
+use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::HeaderValue;
+use http::header::{ACCEPT_RANGES, CONTENT_ENCODING, RANGE, VARY};
 use shoal_wire::nix::base32;
 use shoal_wire::nix::narinfo::Compression;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::HASH_PART_LEN;
 
-use super::{Body, Cache, Found, Request, Response, put, response};
+use super::frames::{Form, FramedNar};
+use super::range::Ranged;
+use super::{Body, Cache, Found, Request, Response, link, put, response};
 
 const NAR: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
-/// Bytes handed to the connection at a time.
-const PIECE_BYTES: usize = 256 << 10;
+const ZST: HeaderValue = HeaderValue::from_static("application/zstd");
 
 /// The name of a NAR's file. It holds the path, so that it can be found, and the contents, so that it never means others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,40 +54,70 @@ impl NarName {
 
 pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
     let Some(name) = NarName::parse(&request.capture) else { return put::held(&cache, &request) };
-    match cache.lookup(&name.hash_part).await {
-        Ok(Found::Here(info)) if info.nar_hash == name.nar_hash => match whole(&cache, &info) {
-            Ok(Some(body)) => response::ok(NAR, response::IMMUTABLE, body),
-            Ok(None) => response::not_found(),
-            Err(error) => response::unreadable(&request.path, &error),
-        },
+    let found = match cache.lookup(&name.hash_part).await {
+        Ok(Found::Here(info)) if info.nar_hash == name.nar_hash => stored(&cache, &request, &info, name.compression),
         Ok(Found::Elsewhere(info)) if info.nar_hash == name.nar_hash && name.compression == Compression::None => {
-            passed_on(&cache, &request, &info).await
+            return passed_on(&cache, &request, &info).await;
         }
-        Ok(_) => response::not_found(),
-        Err(error) => response::unreadable(&request.path, &error),
-    }
+        Ok(_) => return response::not_found(),
+        Err(error) => Err(error),
+    };
+    let begun = match found {
+        Ok(response) => begun(response).await,
+        Err(error) => Err(error.into()),
+    };
+    begun.unwrap_or_else(|error| response::unreadable(&request.path, &error))
 }
 
 /// A NAR that comes from elsewhere and goes on to the client meanwhile.
 async fn passed_on(cache: &Cache, request: &Request, info: &PathInfo) -> Response {
     if request.is_head() {
-        return response::ok(NAR, response::IMMUTABLE, Body::blocking(info.nar_size, || Ok(None)));
+        return response::ok(NAR, response::IMMUTABLE, Body::untold(info.nar_size));
     }
     let Some(elsewhere) = &cache.elsewhere else { return response::not_found() };
     match elsewhere.nar(info).await {
-        Some(nar) => response::ok(NAR, response::IMMUTABLE, in_pieces(info.nar_size, nar)),
+        Some(nar) => response::ok(NAR, response::IMMUTABLE, Body::reading(info.nar_size, nar)),
         None => response::not_found(),
     }
 }
 
-fn in_pieces(len: u64, mut nar: impl Read + Send + 'static) -> Body {
-    Body::blocking(len, move || {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        nar.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
-        Ok((!piece.is_empty()).then(|| Bytes::from(piece)))
-    })
+/// Makes the first piece before anything is sent: damage found there is a clean 404.
+async fn begun(response: Response) -> io::Result<Response> {
+    let (head, body) = response.into_parts();
+    Ok(Response::from_parts(head, body.begun().await?))
 }
 
-fn whole(cache: &Cache, info: &PathInfo) -> Result<Option<Body>, shoal_store::Error> {
-    Ok(cache.store.export(&info.path)?.map(|export| in_pieces(export.size(), export)))
+fn stored(
+    cache: &Cache,
+    request: &Request,
+    info: &PathInfo,
+    compression: Compression,
+) -> Result<Response, shoal_store::Error> {
+    let is_compressed = compression == Compression::Zstd;
+    // A client that asks for plain bytes and is far by now gets fewer, if it can decode them.
+    let is_encoded = !is_compressed
+        && !request.headers.contains_key(RANGE)
+        && cache.offer.compression(request.client.round_trip) == Compression::Zstd
+        && link::takes_zstd(request);
+    let form = if is_compressed || is_encoded { Form::Frames } else { Form::Contents };
+    let Some(frames) = cache.store.stored_frames(&info.path, 0..info.nar_size)? else {
+        return Ok(response::not_found());
+    };
+    let framed = FramedNar::new(frames, form);
+    let etag = match form {
+        Form::Contents => format!("\"{}\"", base32::encode(&info.nar_hash)),
+        Form::Frames => format!("\"{}-zstd\"", base32::encode(&framed.fingerprint())),
+    };
+    let content_type = if is_compressed { ZST } else { NAR };
+    let nar = Ranged { etag, len: framed.size(), content_type, caching: response::IMMUTABLE };
+    let mut response = nar.answer(request, |range| Ok::<_, shoal_store::Error>(framed.body(range)))?;
+    if !is_compressed {
+        response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
+    }
+    if is_encoded {
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("zstd"));
+        // Nix would resume with a range of the plain bytes.
+        response.headers_mut().remove(ACCEPT_RANGES);
+    }
+    Ok(response)
 }

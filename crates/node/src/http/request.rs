@@ -29,6 +29,8 @@ pub struct Request {
 pub struct Client {
     pub address: SocketAddr,
     pub is_encrypted: bool,
+    /// When the connection began.
+    pub round_trip: Option<Duration>,
 }
 
 impl Request {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use http::Method;
 
-use super::{Cache, Request, Response, cache_info, health, metrics, nar, narinfo, percent, put, response};
+use super::{Cache, Request, Response, browse, cache_info, health, listing, logs, metrics, nar, narinfo};
+use super::{percent, put, realisations, response};
 
 pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
 pub type Handler = fn(Arc<Cache>, Request) -> Answer;
@@ -34,6 +35,11 @@ pub const ROUTES: &[Route] = &[
     get("/{}.narinfo", |cache, request| Box::pin(narinfo::get(cache, request))),
     get("/nar/{}", |cache, request| Box::pin(nar::get(cache, request))),
     get("/nix-cache-info", |cache, _| Box::pin(cache_info::get(cache))),
+    get("/{}.ls", |cache, request| Box::pin(listing::get(cache, request))),
+    get("/log/{}", |cache, request| Box::pin(logs::get(cache, request))),
+    get("/realisations/{}.doi", |cache, request| Box::pin(realisations::get_old(cache, request))),
+    get("/build-trace-v2/{*}.doi", |cache, request| Box::pin(realisations::get_new(cache, request))),
+    get("/serve/{*}", |cache, request| Box::pin(browse::get(cache, request))),
     get("/healthz", |_, _| Box::pin(health::healthz())),
     get("/readyz", |cache, _| Box::pin(health::readyz(cache))),
     put("/{}.narinfo", |cache, request| Box::pin(put::narinfo(cache, request))),
@@ -59,8 +65,8 @@ pub async fn answer(cache: Arc<Cache>, mut request: Request) -> Response {
         if cache.is_closed && !OPEN_TO_ALL.contains(&route.path) && !may_read(&cache, &request) {
             return put::unauthorized();
         }
-        let Some(capture) = percent::decode_text(capture) else { return response::not_found() };
-        request.capture = capture;
+        // Not text: who reads names as bytes takes them from the path.
+        request.capture = percent::decode_text(capture).unwrap_or_default();
         return (route.handler)(cache, request).await;
     }
     if allowed.is_empty() {

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::connection::{Guarded, Limits};
 use super::metrics::InFlight;
 use super::request::{Client, RequestBody};
-use super::{Cache, Request, Response, router};
+use super::{Cache, Request, Response, link, router};
 
 /// Connections at once; beyond it the one that has asked nothing for longest makes room.
 pub const CONNECTIONS_MAX: usize = 4096;
@@ -156,7 +156,7 @@ impl Shared {
         self.cache.metrics.connections.fetch_add(1, Ordering::Relaxed);
         let caller = Caller {
             cache: self.cache.clone(),
-            client: Client { address, is_encrypted: false },
+            client: Client { address, is_encrypted: false, round_trip: link::round_trip(&stream) },
             unanswered: unanswered.clone(),
             last_request: last_request.clone(),
         };
@@ -248,7 +248,8 @@ impl Caller {
         };
         let response = router::answer(self.cache.clone(), request).await;
         metrics.responded(&response);
-        let counted = |body: super::Body| if is_head { body.untold() } else { body }.counted(in_flight);
+        let counted =
+            |body: super::Body| if is_head { super::Body::untold(body.len()) } else { body }.counted(in_flight);
         Ok(response.map(counted))
     }
 }
@@ -258,7 +259,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stopping| stopping).await;
 }
 
-/// HTTP/1.1 or HTTP/2, whichever the client begins with.
+/// HTTP/1.1 or HTTP/2, whichever the client begins with. Hyper's `pipeline_flush` stays off: with it a body is taken
+/// whole into memory, however slowly the client reads.
 fn protocol() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -267,7 +269,6 @@ fn protocol() -> auto::Builder<TokioExecutor> {
         .header_read_timeout(Limits::USUAL.idle)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
-        .pipeline_flush(true)
         .writev(true);
     builder
         .http2()

@@ -1,0 +1,36 @@
+//! `/log/<base name of a derivation>`.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use shoal_store::Store;
+use shoal_wire::nix::store_path::StorePath;
+
+use super::{Body, Cache, Request, Response, response};
+
+/// A log of up to this many bytes is read once; the length of a longer one is found by reading it before.
+const SHORT_BYTES: u64 = 1 << 20;
+
+pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
+    let Ok(derivation) = StorePath::from_base_name(&request.capture) else { return response::not_found() };
+    let store = cache.store.clone();
+    let read = tokio::task::spawn_blocking(move || body(&store, &derivation)).await;
+    match read.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
+        // A derivation that is built again has a new log under its old name.
+        Ok(Some(body)) => response::ok(response::TEXT, response::NO_STORE, body),
+        Ok(None) => response::not_found(),
+        Err(error) => response::unreadable(&request.path, &error),
+    }
+}
+
+fn body(store: &Store, derivation: &StorePath) -> io::Result<Option<Body>> {
+    let Some(mut log) = store.log(derivation)? else { return Ok(None) };
+    let mut short = Vec::new();
+    log.by_ref().take(SHORT_BYTES).read_to_end(&mut short)?;
+    let rest = io::copy(&mut log, &mut io::sink())?;
+    if rest == 0 {
+        return Ok(Some(Body::whole(short)));
+    }
+    let Some(log) = store.log(derivation)? else { return Ok(None) };
+    Ok(Some(Body::reading(short.len() as u64 + rest, log)))
+}
