@@ -4,7 +4,8 @@
 //! limit, which is stricter before [`AVERAGE`] than after it. Bytes before [`MIN`] are skipped but
 //! for the hash's own window, so a boundary depends on the 64 bytes before it and on nothing else.
 //! The caller may force cuts at known offsets; the hash starts afresh there. Boundaries do not
-//! depend on how the stream is split into calls. Cost: one table lookup, one addition a byte.
+//! depend on how the stream is split into calls. Cost: one table lookup, one addition a byte, four of
+//! them side by side.
 //!
 //! Everything here that moves a boundary is part of the format: change it and nothing is shared
 //! with what was stored before.
@@ -92,9 +93,67 @@ fn roll(hash: u64, byte: u8) -> u64 {
     (hash << 1).wrapping_add(GEAR[usize::from(byte)])
 }
 
+/// Places that are searched at the same time, each with a hash of its own: a step of the hash waits for
+/// the step before it, and a processor core has room for four such chains.
+const LANES: usize = 4;
+/// Bytes of a lane: long beside its window, which is hashed twice, and short beside a chunk.
+const LANE_LEN: usize = 1024;
+
 /// Rolls `hash` over `data` up to and including the first byte after which it is below `limit`.
-#[inline]
+///
+/// The hash forgets what lies further back than its window, so that it is the same wherever it began:
+/// `data` is searched in [`LANES`] places at once.
 fn search(hash: &mut u64, data: &[u8], limit: u64) -> Option<usize> {
+    let mut at = 0;
+    while let Some(block) = data[at..].first_chunk::<{ LANES * LANE_LEN }>() {
+        if let Some(found) = search_block(hash, block, limit) {
+            return Some(at + found);
+        }
+        at += block.len();
+    }
+    search_serially(hash, &data[at..], limit).map(|found| at + found)
+}
+
+fn search_block(hash: &mut u64, block: &[u8; LANES * LANE_LEN], limit: u64) -> Option<usize> {
+    let (mut hashes, step) = search_lanes(*hash, block, limit);
+    let Some(step) = step else {
+        *hash = hashes[LANES - 1];
+        return None;
+    };
+    let found = hashes.iter().position(|&hash| hash < limit)?;
+    // The rest of the lanes before comes first.
+    let before = (0..found).find_map(|lane| {
+        let from = lane * LANE_LEN + step + 1;
+        let rest = &block[from..(lane + 1) * LANE_LEN];
+        search_serially(&mut hashes[lane], rest, limit).map(|n| from + n)
+    });
+    before.or(Some(found * LANE_LEN + step + 1))
+}
+
+/// Rolls over all lanes at once, until any hash is below `limit`: then also after which byte of its lane.
+fn search_lanes(hash: u64, block: &[u8; LANES * LANE_LEN], limit: u64) -> ([u64; LANES], Option<usize>) {
+    let mut hashes = [hash, 0, 0, 0];
+    for i in 0..WINDOW {
+        for lane in 1..LANES {
+            hashes[lane] = roll(hashes[lane], block[lane * LANE_LEN - WINDOW + i]);
+        }
+    }
+    for i in 0..LANE_LEN {
+        // One branch for all of them, which is hardly ever taken.
+        let mut any = false;
+        for lane in 0..LANES {
+            hashes[lane] = roll(hashes[lane], block[lane * LANE_LEN + i]);
+            any |= hashes[lane] < limit;
+        }
+        if any {
+            return (hashes, Some(i));
+        }
+    }
+    (hashes, None)
+}
+
+/// What [`search`] finds, one byte after the other.
+fn search_serially(hash: &mut u64, data: &[u8], limit: u64) -> Option<usize> {
     let mut h = *hash;
     for (i, &byte) in data.iter().enumerate() {
         h = roll(h, byte);
@@ -141,5 +200,33 @@ impl Chunker {
             self.cutter.restart();
         }
         (taken, found.is_some() || forced)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// With limits at which boundaries are anything from frequent to rare.
+        #[test]
+        fn lanes_find_what_one_byte_after_the_other_finds(
+            seed in any::<u64>(), len in 0..5 * LANES * LANE_LEN, bits in 4..20u32, alphabet in 1..=256u64,
+        ) {
+            let mut state = seed;
+            let mut next = || {
+                state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                ((state >> 33) % alphabet) as u8
+            };
+            let window: Vec<u8> = (0..WINDOW).map(|_| next()).collect();
+            let data: Vec<u8> = (0..len).map(|_| next()).collect();
+            let mut fast = window.iter().fold(0, |hash, &byte| roll(hash, byte));
+            let mut slow = fast;
+            let limit = 1 << (64 - bits);
+            let found = search(&mut fast, &data, limit);
+            prop_assert_eq!(found, search_serially(&mut slow, &data, limit));
+            prop_assert!(found.is_some() || fast == slow);
+        }
     }
 }
