@@ -23,8 +23,9 @@ const THREADS_MAX: usize = 16;
 const QUEUE_PER_THREAD: usize = 4;
 
 /// Niceness of the threads: what they do can be done in haste, what SHA-256 does cannot, and both want
-/// all cores. Who starves them packs instead of them.
-const NICE: i32 = 15;
+/// all cores. Who starves them packs instead of them; what they have begun must not wait for long, which
+/// is why it is not more.
+const NICE: i32 = 10;
 
 /// How long a thread without work stays.
 const IDLE_TIME: Duration = Duration::from_secs(5);
