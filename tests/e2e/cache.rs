@@ -10,6 +10,7 @@ by_each_version!(
     takes_frames_as_an_encoding_of_http,
     copies_from_a_binary_cache,
     reads_logs_and_files,
+    a_miss_is_a_hit_once_it_is_built,
 );
 
 /// The settings that make a machine fetch from `node` and from nobody else.
@@ -86,4 +87,24 @@ fn reads_logs_and_files(nix: &Nix) {
     let kept = node.shoal("log").arg(&derivation).ok();
     let shown = client(&user, &node, "nix").args(["log", "--store", url, &derivation]).ok();
     assert_eq!(shown.text(), kept.text());
+}
+
+/// With no other settings than those that the node prints.
+fn a_miss_is_a_hit_once_it_is_built(nix: &Nix) {
+    let (builder, user) = (Machine::new(nix), Machine::new(nix));
+    let node = Node::start(&[&builder]);
+    let printed = node.shoal("use --host 127.0.0.1").ok();
+    let lines = printed.lines().into_iter().skip_while(|line| *line != "# /etc/nix/nix.conf").skip(1);
+    let settings: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
+    assert!(!settings.is_empty(), "{printed}");
+    // Only that no other cache is asked, which a test cannot reach.
+    let config = format!("substituters =\n{}\n", settings.join("\n"));
+    let args = shapes::args(&user, "", &["chain"]);
+    let build = || {
+        let build = user.local("nix-build").env("NIX_CONFIG", &config);
+        build.args(["--no-out-link", "--max-jobs", "0"]).args(&args)
+    };
+    build().fails();
+    let paths = shapes::build_on(&builder, &node, Remote::SshNg, &["chain"]);
+    assert_eq!(build().ok().lines(), paths);
 }

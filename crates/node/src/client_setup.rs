@@ -23,6 +23,8 @@ pub struct Setup {
     pub port: u16,
     /// `ssh-ed25519 <base64>`.
     pub host_key: String,
+    /// Of the node's binary cache, like `http://host:8080`; absent where it has none.
+    pub cache: Option<String>,
     /// `name:base64`.
     pub public_keys: Vec<String>,
     pub systems: Vec<String>,
@@ -89,9 +91,15 @@ impl Setup {
         format!("{} {}\n", self.alias, self.host_key)
     }
 
+    /// A path that a node did not have a moment ago may have been built on it since, so a client must not remember
+    /// for an hour, as it would by itself, that it is missing.
     pub fn nix_conf(&self) -> String {
+        let cache = match &self.cache {
+            Some(url) => format!("extra-substituters = {url}\nnarinfo-cache-negative-ttl = 0\n"),
+            None => String::new(),
+        };
         let keys = self.public_keys.join(" ");
-        format!("extra-trusted-public-keys = {keys}\nbuilders-use-substitutes = true\n")
+        format!("{cache}extra-trusted-public-keys = {keys}\nbuilders-use-substitutes = true\n")
     }
 
     /// A line of Nix's `machines` file: store, systems, key, jobs, speed, features, mandatory features, host key.
@@ -191,6 +199,7 @@ mod tests {
             host: "h.example".into(),
             port: 2222,
             host_key: "ssh-ed25519 AAAA".into(),
+            cache: Some("http://h.example:8080".into()),
             public_keys: vec!["n-1:k".into()],
             systems: vec!["x86_64-linux".into(), "i686-linux".into()],
             features: vec!["kvm".into()],
@@ -211,6 +220,8 @@ mod tests {
             shoal-n ssh-ed25519 AAAA
 
             # /etc/nix/nix.conf
+            extra-substituters = http://h.example:8080
+            narinfo-cache-negative-ttl = 0
             extra-trusted-public-keys = n-1:k
             builders-use-substitutes = true
 

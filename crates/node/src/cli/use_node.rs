@@ -1,6 +1,7 @@
 //! `shoal use`: points a machine's Nix at this node.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -76,9 +77,10 @@ pub fn running(config: &Config) -> Result<Ready> {
 /// What clients of the node need to know. `host`: how they reach it; by default its host name.
 pub fn setup(config: &Config, ready: &Ready, host: Option<&str>) -> Result<Setup> {
     let ssh = ready.ssh.context("this node has no ssh door (it was started with --ssh none)")?;
-    let own = || match ssh.ip() {
-        ip if ip.is_unspecified() => crate::config::detect::host_name(),
-        ip => ip.to_string(),
+    let host_of = |address: SocketAddr| match (host, address.ip()) {
+        (Some(host), _) => host.to_owned(),
+        (None, ip) if ip.is_unspecified() => crate::config::detect::host_name(),
+        (None, ip) => ip.to_string(),
     };
     let public_key_file = config.data_dir.join(host_key::FILE_NAME).with_extension("pub");
     let host_key =
@@ -89,7 +91,8 @@ pub fn setup(config: &Config, ready: &Ready, host: Option<&str>) -> Result<Setup
         .collect::<Result<_>>()?;
     Ok(Setup {
         alias: format!("shoal-{}", ready.name),
-        host: host.map_or_else(own, String::from),
+        host: host_of(ssh),
+        cache: ready.http.map(|http| cache_url(&host_of(http), http.port())),
         port: ssh.port(),
         host_key: host_key.split_whitespace().take(2).collect::<Vec<_>>().join(" "),
         public_keys,
@@ -97,4 +100,12 @@ pub fn setup(config: &Config, ready: &Ready, host: Option<&str>) -> Result<Setup
         features: config.feature.clone(),
         max_jobs: config.max_jobs,
     })
+}
+
+/// A literal IPv6 address stands in brackets.
+fn cache_url(host: &str, port: u16) -> String {
+    match host.contains(':') && !host.starts_with('[') {
+        true => format!("http://[{host}]:{port}"),
+        false => format!("http://{host}:{port}"),
+    }
 }
