@@ -36,6 +36,7 @@ pub mod lock;
 pub mod notify;
 pub mod quota;
 pub mod ready;
+pub mod settle;
 
 /// Bridges between doors and sessions copy bytes and encrypt; more threads than this only take turns.
 const RUNTIME_THREADS_MAX: usize = 4;
@@ -81,6 +82,7 @@ pub fn run(start: Start<'_>) -> Result<()> {
 
     let quota = quota::bytes(config.store_quota, &config.data_dir)?;
     runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), quota));
+    runtime.spawn(settle::watch(node.store.clone(), node.builds.clone(), doors.sessions()));
 
     let mut current = config.clone();
     runtime.block_on(async {

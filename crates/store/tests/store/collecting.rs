@@ -1,7 +1,7 @@
 //! Collection takes what is dead, all of it, and never anything else, whatever goes on beside it.
 
-use crate::support::{Rng, TestStore, Tree, add, directory, export, file, info, ingest, named, path};
-use shoal_store::{GcAction, GcError, GcRequest, Store};
+use crate::support::{Rng, TestStore, Tree, add, directory, export, file, info, ingest, named, path, small_options};
+use shoal_store::{GcAction, GcError, GcRequest, Options, Store};
 use shoal_wire::nix::realisation::{DrvOutput, Realisation};
 use shoal_wire::nix::store_path::StorePath;
 use std::io::Read;
@@ -274,4 +274,27 @@ fn collecting_beside_ingests_of_the_same_chunks() {
     collect(&t.store, GcAction::DeleteDead);
     let stats = t.store.stats().expect("stats");
     assert_eq!((stats.paths, stats.chunks, stats.live_bytes, stats.pinned), (0, 0, 0, 0));
+}
+
+#[test]
+fn what_came_in_in_haste_is_compressed_in_idle_times() {
+    // At this level nobody compresses as fast as memory brings bytes: most of it is stored in haste.
+    let t = TestStore::with(Options { level: 19, ..small_options() });
+    let mut rng = Rng::seeded("what_came_in_in_haste");
+    let words: Vec<Vec<u8>> = (0..500).map(|_| rng.noise(8)).collect();
+    let text: Vec<u8> = (0..4_000_000).flat_map(|_| words[rng.below(words.len() as u64) as usize].clone()).collect();
+    let nar = file(text).nar();
+    add(&t.store, &path("a"), &nar, &[]);
+    let before = t.store.stats().expect("stats");
+    assert!(before.hasty_bytes > before.live_bytes / 2, "{before:?}");
+    let ended = t.store.recompress(u64::MAX, &|| false).expect("recompress");
+    assert!(ended.copied < before.live_bytes, "it ends when it is told to: {ended:?}");
+    t.store.recompress(u64::MAX, &|| true).expect("recompress");
+    let after = t.store.stats().expect("stats");
+    assert!(after.hasty_bytes < before.hasty_bytes / 2, "but for the segment that is open: {before:?} {after:?}");
+    assert!(after.live_bytes < before.live_bytes * 8 / 10, "{before:?} {after:?}");
+    assert!(export(&t.store, &path("a")) == nar);
+    let t = t.reopened();
+    assert!(export(&t.store, &path("a")) == nar);
+    assert!(t.store.verify(true).expect("verify").damage.is_empty());
 }

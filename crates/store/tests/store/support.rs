@@ -144,8 +144,12 @@ pub fn small_options() -> Options {
 
 impl TestStore {
     pub fn new() -> TestStore {
+        TestStore::with(small_options())
+    }
+
+    pub fn with(options: Options) -> TestStore {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let store = Store::open(dir.path(), small_options()).expect("open a new store");
+        let store = Store::open(dir.path(), options).expect("open a new store");
         TestStore { dir, store }
     }
 
