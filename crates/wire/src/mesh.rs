@@ -1,3 +1,4 @@
 //! What only nodes speak.
 
 pub mod manifest;
+pub mod transfer;

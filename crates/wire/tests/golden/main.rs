@@ -14,4 +14,5 @@ mod protocol;
 mod protocol_values;
 mod references;
 mod shared;
+mod transfer;
 mod vectors;
