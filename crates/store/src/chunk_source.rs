@@ -17,7 +17,7 @@ pub struct ChunkSource {
 }
 
 impl Store {
-    fn chunk_source(&self, chunks: Vec<ChunkRef>) -> Result<ChunkSource> {
+    pub(crate) fn chunk_source(&self, chunks: Vec<ChunkRef>) -> Result<ChunkSource> {
         let reader = ChunkReader::new(self)?;
         Ok(ChunkSource { reader, chunks: chunks.into_iter(), contents: Vec::new(), used: 0 })
     }

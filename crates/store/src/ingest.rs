@@ -7,7 +7,7 @@
 
 mod block;
 pub mod packer;
-mod packing;
+pub mod packing;
 pub mod pool;
 
 use crate::chunker::Chunker;
@@ -51,7 +51,7 @@ pub struct Ingested {
 
 /// Listens to the parser: keeps the index, and where chunks must begin.
 #[derive(Default)]
-struct Plan {
+pub struct Plan {
     index: IndexBuilder,
     cuts: Vec<u64>,
 }
@@ -120,9 +120,7 @@ impl Ingest {
     fn try_feed(&mut self, bytes: &[u8]) -> Result<usize, IngestError> {
         let used = self.parser.feed(bytes, &mut self.plan)?;
         let bytes = &bytes[..used];
-        for cut in self.plan.cuts.drain(..) {
-            self.chunker.cut_at(cut);
-        }
+        self.plan.place_cuts(&mut self.chunker);
         self.hasher.update(bytes);
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -131,6 +129,15 @@ impl Ingest {
             rest = &rest[taken..];
         }
         Ok(used)
+    }
+}
+
+impl Plan {
+    /// Tells the chunker of the cuts that were seen since the last time.
+    pub fn place_cuts(&mut self, chunker: &mut Chunker) {
+        for cut in self.cuts.drain(..) {
+            chunker.cut_at(cut);
+        }
     }
 }
 

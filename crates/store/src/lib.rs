@@ -6,10 +6,12 @@
 //! index. [`Store::export`] gives the NAR back, every byte verified. Nothing here knows of Nix's
 //! protocols or of other nodes.
 
+mod chunk_hold;
 mod chunk_source;
 pub mod chunker;
 mod chunks;
 mod commit;
+mod cut;
 mod error;
 mod export;
 mod files;
@@ -38,10 +40,12 @@ mod usage;
 mod uses;
 mod verify;
 
+pub use chunk_hold::{ChunkError, ChunkHold};
 pub use chunk_source::ChunkSource;
+pub use cut::NarCutter;
 pub use error::{CommitError, Damage, Defect, Error, GcError, IngestError, Object, OpenError, Result};
 pub use export::Export;
-pub use frame::FrameError;
+pub use frame::{Decoder, Effort, Encoder, FrameError};
 pub use frames::{Run, StoredFrames};
 pub use gc::{Compacted, GcAction, GcReport, GcRequest};
 pub use ingest::{Ingest, Ingested};

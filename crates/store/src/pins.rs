@@ -186,6 +186,11 @@ impl PinSet {
         }
     }
 
+    /// Chunks of this set.
+    pub fn len(&self) -> usize {
+        self.mine.len()
+    }
+
     /// Pins what the index knows or will know by the caller's own transaction: a manifest.
     pub fn hold(&mut self, hash: &Hash) {
         if self.mine.insert(*hash) {

@@ -6,6 +6,7 @@ mod committing;
 mod crash;
 mod damage;
 mod disk_full;
+mod holding;
 mod ingest;
 mod opening;
 mod reading;
