@@ -2,9 +2,13 @@
 
 #[path = "http/bad_input.rs"]
 mod bad_input;
+#[path = "http/copies.rs"]
+mod copies;
 #[path = "http/damage.rs"]
 mod damage;
 #[path = "http/lab.rs"]
 mod lab;
 #[path = "http/reading.rs"]
 mod reading;
+#[path = "http/writable.rs"]
+mod writable;

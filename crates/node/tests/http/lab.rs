@@ -108,14 +108,19 @@ impl Lab {
     }
 
     pub fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream
+        connect(self.address())
     }
 }
 
-fn answer(mut stream: TcpStream, is_head: bool) -> Option<Answer> {
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// What the server says; `None` where it says nothing.
+pub fn answer(mut stream: TcpStream, is_head: bool) -> Option<Answer> {
     let mut all = Vec::new();
     let _ = stream.read_to_end(&mut all);
     let at = all.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
