@@ -134,9 +134,13 @@ impl PublicKey {
 
     /// Whether `signature` names this key and is its signature of `data`.
     pub fn verify(&self, data: &[u8], signature: &Signature) -> bool {
-        self.name == signature.key_name
-            && UnparsedPublicKey::new(&ED25519, &self.bytes).verify(data, &signature.bytes).is_ok()
+        self.name == signature.key_name && verify(&self.bytes, data, &signature.bytes)
     }
+}
+
+/// Whether `signature` is one of `data` by the Ed25519 key `public`.
+pub fn verify(public: &[u8; 32], data: &[u8], signature: &[u8; 64]) -> bool {
+    UnparsedPublicKey::new(&ED25519, public).verify(data, signature).is_ok()
 }
 
 impl FromStr for PublicKey {

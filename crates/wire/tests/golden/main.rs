@@ -4,6 +4,7 @@ mod captures;
 mod corpus;
 mod log_lines;
 mod manifest;
+mod mesh;
 mod nar;
 mod nar_trees;
 mod nix_derivation;

@@ -1,0 +1,71 @@
+//! Between holders of paths, the owners of their records, and who looks for them.
+//!
+//! The sender of a message is known from its connection and is not named in it. These go over streams.
+
+use super::NodeKey;
+use super::format::{Format, FormatError, within};
+use super::path_record::{ContentTag, PathKey};
+use serde::{Deserialize, Serialize};
+
+/// Most keys in one message: 48 KiB of holdings.
+pub const KEYS_MAX: usize = 1024;
+/// Most holders in one answer: as many as one fetches from at once.
+pub const HOLDERS_MAX: usize = 16;
+/// Most path records in one message, beside its length.
+pub const RECORDS_MAX: usize = 256;
+
+/// The sender has this path, with these contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Holding {
+    pub key: PathKey,
+    pub content: ContentTag,
+}
+
+/// What an owner knows of one key. No holders: nobody has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    pub key: PathKey,
+    pub holders: Vec<NodeKey>,
+    /// Sealed path record, of the contents that count; empty where the owner has none yet.
+    pub record: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HolderMessage {
+    /// To an owner: the sender holds these.
+    Holds(Vec<Holding>),
+    /// To an owner: it holds these no more.
+    Drops(Vec<PathKey>),
+    /// From an owner, on [`HolderMessage::Holds`]: it lacks records of these contents.
+    Lacks(Vec<PathKey>),
+    /// Sealed path records, on [`HolderMessage::Lacks`].
+    Records(Vec<Vec<u8>>),
+    Lookup {
+        id: u64,
+        keys: Vec<PathKey>,
+    },
+    /// One for each key of the lookup, in its order.
+    Answer {
+        id: u64,
+        found: Vec<Found>,
+    },
+}
+
+impl Format for HolderMessage {
+    const WHAT: &'static str = "holder message";
+    const VERSION: u8 = 1;
+    const LEN_MAX: usize = 8 << 20;
+
+    fn check(&self) -> Result<(), FormatError> {
+        let few = |count: usize| within::<Self>("keys", (1..=KEYS_MAX).contains(&count));
+        match self {
+            Self::Holds(holdings) => few(holdings.len()),
+            Self::Drops(keys) | Self::Lacks(keys) | Self::Lookup { keys, .. } => few(keys.len()),
+            Self::Records(records) => within::<Self>("records", (1..=RECORDS_MAX).contains(&records.len())),
+            Self::Answer { found, .. } => {
+                few(found.len())?;
+                within::<Self>("holders", found.iter().all(|found| found.holders.len() <= HOLDERS_MAX))
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What a node answers for when it says that a path is valid: path, NAR and references together with the content root,
+//! so that a part of the contents can be verified without the whole NAR.
+
+use super::NodeKey;
+use super::format::{Format, FormatError, within};
+use super::manifest::ContentRoot;
+use super::sealed::Signable;
+use crate::nix::content_address::ContentAddress;
+use crate::nix::signature::Signature;
+use crate::nix::store_path::StorePath;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Most references: large environments have some thousands.
+pub const REFERENCES_MAX: usize = 1 << 14;
+/// Most signatures of caches, the mesh and clients.
+pub const SIGNATURES_MAX: usize = 64;
+/// Bytes of a [`ContentTag`].
+pub const CONTENT_TAG_LEN: usize = 16;
+
+/// BLAKE3 of a path's base name: what owners are found by.
+pub type PathKey = [u8; 32];
+/// Tells apart different contents of one path: the first bytes of the BLAKE3 of NAR hash, size and references. Content
+/// root and signatures are not in it: they may differ while the contents are the same.
+pub type ContentTag = [u8; CONTENT_TAG_LEN];
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathRecord {
+    pub author: NodeKey,
+    pub path: StorePath,
+    /// SHA-256.
+    pub nar_hash: [u8; 32],
+    pub nar_size: u64,
+    pub references: BTreeSet<StorePath>,
+    pub content_root: ContentRoot,
+    pub deriver: Option<StorePath>,
+    pub ca: Option<ContentAddress>,
+    /// For clients: the upstream's as they came, and the mesh key's.
+    pub signatures: BTreeSet<Signature>,
+}
+
+pub fn path_key(path: &StorePath) -> PathKey {
+    *blake3::hash(path.base_name().as_bytes()).as_bytes()
+}
+
+impl PathRecord {
+    pub fn key(&self) -> PathKey {
+        path_key(&self.path)
+    }
+
+    pub fn content_tag(&self) -> ContentTag {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.nar_hash).update(&self.nar_size.to_le_bytes());
+        for reference in &self.references {
+            hasher.update(reference.base_name().as_bytes()).update(b"\0");
+        }
+        let mut tag = [0; CONTENT_TAG_LEN];
+        tag.copy_from_slice(&hasher.finalize().as_bytes()[..CONTENT_TAG_LEN]);
+        tag
+    }
+}
+
+impl Format for PathRecord {
+    const WHAT: &'static str = "path record";
+    const VERSION: u8 = 1;
+    /// [`REFERENCES_MAX`] base names of the longest kind, and room for the rest.
+    const LEN_MAX: usize = 4 << 20;
+
+    fn check(&self) -> Result<(), FormatError> {
+        within::<Self>("NAR size", self.nar_size > 0)?;
+        within::<Self>("references", self.references.len() <= REFERENCES_MAX)?;
+        within::<Self>("signatures", self.signatures.len() <= SIGNATURES_MAX)
+    }
+}
+
+impl Signable for PathRecord {
+    fn author(&self) -> &[u8; 32] {
+        &self.author
+    }
+}

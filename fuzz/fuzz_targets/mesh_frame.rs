@@ -1,0 +1,23 @@
+//! Membership frames and holder messages from peers: none panics, and what decodes has one encoding.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use shoal_wire::mesh::announcement::HolderMessage;
+use shoal_wire::mesh::format::{decode, encode};
+use shoal_wire::mesh::frame::{Fact, Frame};
+use shoal_wire::mesh::node_record::NodeRecord;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(frame) = decode::<Frame>(bytes) {
+        assert_eq!(encode(&frame), bytes);
+        if let Frame::Facts(facts) = frame {
+            for fact in facts {
+                assert!(fact.frame_len() > fact.bytes().len());
+                let _ = NodeRecord::open(fact.bytes());
+            }
+        }
+    }
+    if let Ok(message) = decode::<HolderMessage>(bytes) {
+        assert_eq!(encode(&message), bytes);
+    }
+});
