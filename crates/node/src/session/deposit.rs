@@ -1,4 +1,4 @@
-//! What comes in over HTTP: the files of a binary cache by PUT, and chunks ([`chunks`]).
+//! What comes in over HTTP: the files of a binary cache by PUT.
 //!
 //! A NAR is taken in as it streams and waits, not valid, for the narinfo that says what path it is ([`held`]). It is
 //! judged by the same admission as what comes over ssh, and nothing is visible before it is whole and judged. What waits
@@ -7,21 +7,18 @@
 use std::collections::BTreeSet;
 use std::io::{self, BufRead};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use shoal_store::{CommitError, Ingested};
-use shoal_wire::nix::derivation::Derivation;
 use shoal_wire::nix::path_info::PathInfo;
 
 use super::ca_check::{CaHasher, CaHashes, FileReader};
 use super::fault::Fault;
 use super::uploads::DRV_LEN_MAX;
 use super::{Client, Services};
-use crate::build::derivations::PendingDerivations;
 use crate::build::request::BuildOptions;
 use crate::door::{Grant, Hangup, Peer, Role};
 
-pub mod chunks;
 pub mod files;
 pub mod held;
 pub mod nars;
@@ -60,7 +57,7 @@ impl Refusal {
     }
 
     /// An error while a body was read, or written to the store.
-    fn of_io(error: &io::Error) -> Refusal {
+    pub fn of_io(error: &io::Error) -> Refusal {
         let store = error.get_ref().and_then(|inner| inner.downcast_ref::<shoal_store::Error>());
         match store {
             Some(error) => error.clone().into(),
@@ -98,23 +95,21 @@ type Outcome<T = ()> = Result<T, Refusal>;
 pub struct Deposits {
     services: Arc<Services>,
     held: held::HeldNars,
-    uploads: chunks::Uploads,
 }
 
 impl Deposits {
     pub fn new(services: Arc<Services>) -> Deposits {
-        Deposits { services, held: held::HeldNars::default(), uploads: chunks::Uploads::default() }
+        Deposits { services, held: held::HeldNars::default() }
     }
 
     /// Lets go of what waited too long. To be called every now and then.
     pub fn tidy(&self) {
-        self.held.tidy();
-        self.uploads.tidy();
+        self.held.tidy(Instant::now());
     }
 
     /// Bytes of the file `nar/<file>` that waits for its narinfo.
     pub fn held_file_size(&self, file: &str) -> Option<u64> {
-        self.held.get(file).map(|nar| nar.file_size)
+        self.held.get(file, Instant::now()).map(|nar| nar.file_size)
     }
 
     fn client(&self, grant: Grant) -> Client {
@@ -149,14 +144,8 @@ impl Client {
         judged.map_err(|fault| Refusal::of_fault(403, fault))
     }
 
-    /// Judges a path that was taken in, and completes what is known of it. `pending`: derivations that become valid
-    /// with it. Returns the derivation that it is, if it is one.
-    fn judge_contents(
-        &self,
-        info: &mut PathInfo,
-        ingested: &Ingested,
-        pending: &PendingDerivations,
-    ) -> Outcome<Option<Arc<Derivation>>> {
+    /// Judges a path that was taken in, and completes what is known of it.
+    fn judge_contents(&self, info: &mut PathInfo, ingested: &Ingested) -> Outcome {
         let bad = |fault| Refusal::of_fault(400, fault);
         let admission = &self.services.admission;
         let (ca, text) = self.look_again(info, ingested)?;
@@ -167,10 +156,10 @@ impl Client {
         if self.is_trusted() {
             admission.vouch(info);
         }
-        match info.path.is_derivation() {
-            true => Ok(Some(admission.check_derivation(info, text, &[pending]).map_err(bad)?)),
-            false => Ok(None),
+        if info.path.is_derivation() {
+            admission.check_derivation(info, text, &[]).map_err(bad)?;
         }
+        Ok(())
     }
 
     /// The content address, and a derivation's text, of a NAR that came before it was known what to look for.

@@ -52,9 +52,9 @@ impl HeldNars {
     }
 
     /// Holds a NAR under the name of its file, in place of one that had the name.
-    pub fn hold(&self, file: String, nar: HeldNar) -> Result<(), Full> {
+    pub fn hold(&self, file: String, nar: HeldNar, now: Instant) -> Result<(), Full> {
         let mut state = self.lock();
-        state.drop_if(|entry| entry.is_stale());
+        state.drop_if(|entry| entry.is_stale(now));
         if !state.has_room(nar.ingested.nar_size) {
             state.drop_if(|entry| entry.used);
         }
@@ -63,34 +63,39 @@ impl HeldNars {
             return Err(Full);
         }
         state.bytes += nar.ingested.nar_size;
-        state.nars.insert(file, Entry { nar: Arc::new(nar), since: Instant::now(), used: false });
+        state.nars.insert(file, Entry { nar: Arc::new(nar), since: now, used: false });
         Ok(())
     }
 
-    pub fn get(&self, file: &str) -> Option<Arc<HeldNar>> {
+    pub fn get(&self, file: &str, now: Instant) -> Option<Arc<HeldNar>> {
         let mut state = self.lock();
-        let entry = state.nars.get_mut(file).filter(|entry| !entry.is_stale())?;
+        let entry = state.nars.get_mut(file).filter(|entry| !entry.is_stale(now))?;
         // Who asks is about to name it.
-        entry.since = Instant::now();
+        entry.since = now;
         Some(entry.nar.clone())
     }
 
     /// A path was made of it.
-    pub fn used(&self, file: &str) {
+    pub fn used(&self, file: &str, now: Instant) {
         if let Some(entry) = self.lock().nars.get_mut(file) {
             entry.used = true;
-            entry.since = Instant::now();
+            entry.since = now;
         }
     }
 
-    pub fn tidy(&self) {
-        self.lock().drop_if(|entry| entry.is_stale());
+    /// Lets go of those of which a path was made: their chunks are then the path's alone, and go with it.
+    pub fn let_go_of_used(&self) {
+        self.lock().drop_if(|entry| entry.used);
+    }
+
+    pub fn tidy(&self, now: Instant) {
+        self.lock().drop_if(|entry| entry.is_stale(now));
     }
 }
 
 impl Entry {
-    fn is_stale(&self) -> bool {
-        self.since.elapsed() > if self.used { USED_WAIT_MAX } else { WAIT_MAX }
+    fn is_stale(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) > if self.used { USED_WAIT_MAX } else { WAIT_MAX }
     }
 }
 
@@ -114,5 +119,66 @@ impl State {
             }
             !goes
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    use shoal_store::Store;
+    use shoal_wire::nix::nar::write::NarWriter;
+
+    fn nar(store: &Store, contents: &[u8]) -> HeldNar {
+        let mut writer = NarWriter::new(Vec::new());
+        writer.regular(b"", false, contents.len() as u64).unwrap();
+        writer.contents(contents).unwrap();
+        let nar = writer.finish().unwrap();
+        let mut ingest = store.ingest();
+        ingest.write_all(&nar).unwrap();
+        HeldNar { ingested: ingest.finish().unwrap(), file_hash: [0; 32], file_size: nar.len() as u64 }
+    }
+
+    /// A NAR whose narinfo does not come is let go, and with it what pins its chunks.
+    #[test]
+    fn what_nobody_names_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let (held, start) = (HeldNars::default(), Instant::now());
+        held.hold("a.nar".into(), nar(&store, &[1; 50_000]), start).unwrap();
+        held.hold("b.nar".into(), nar(&store, &[2; 50_000]), start).unwrap();
+        let kept = |file: &str| Arc::downgrade(&held.get(file, start).unwrap());
+        let (first, second) = (kept("a.nar"), kept("b.nar"));
+        let almost = start + WAIT_MAX - Duration::from_secs(1);
+        held.tidy(almost);
+        // Who asks for it is about to name it.
+        assert!(held.get("a.nar", almost).is_some() && second.strong_count() == 1);
+        let later = start + WAIT_MAX + Duration::from_secs(1);
+        assert!(held.get("b.nar", later).is_none(), "it is over even before anybody tidies");
+        held.tidy(later);
+        assert_eq!((first.strong_count(), second.strong_count()), (1, 0));
+        held.used("a.nar", later);
+        held.tidy(later + USED_WAIT_MAX);
+        assert_eq!(first.strong_count(), 1);
+        held.let_go_of_used();
+        assert_eq!((first.strong_count(), held.lock().bytes), (0, 0));
+    }
+
+    #[test]
+    fn there_is_room_for_so_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let (held, now, one) = (HeldNars::default(), Instant::now(), nar(&store, b"x"));
+        let hold = |name: String| {
+            let ingested = one.ingested.clone();
+            held.hold(name, HeldNar { ingested, file_hash: [0; 32], file_size: 0 }, now)
+        };
+        (0..NARS_MAX).for_each(|n| hold(format!("{n}.nar")).unwrap());
+        assert_eq!(hold("one more.nar".into()), Err(Full));
+        hold("0.nar".into()).unwrap();
+        // What was used makes room.
+        held.used("1.nar", now);
+        hold("one more.nar".into()).unwrap();
     }
 }

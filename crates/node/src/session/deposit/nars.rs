@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use aws_lc_rs::digest;
 use shoal_wire::nix::base32;
@@ -10,7 +11,6 @@ use shoal_wire::nix::narinfo::{Compression, NarInfo};
 
 use super::held::{Full, HeldNar};
 use super::{Deposits, Outcome, Refusal};
-use crate::build::derivations::PendingDerivations;
 use crate::door::Grant;
 use crate::upstream::decode;
 
@@ -18,18 +18,30 @@ use crate::upstream::decode;
 const FILE_NAME_LEN_MAX: usize = 255;
 /// Bytes handed to the store at once.
 const PIECE_BYTES: usize = 256 << 10;
+/// Bytes that tell how a file is compressed: a plain NAR begins with the length of its first word.
+const HEAD_LEN: usize = 8;
 /// Digits of a SHA-256.
 const HASH_DIGITS: usize = 52;
 
 impl Deposits {
     /// Takes in a NAR, compressed or not; it is held until a narinfo names it, and leaves nothing if it is not whole.
     pub fn put_nar(&self, grant: Grant, file: &str, body: impl BufRead + Send + 'static) -> Outcome {
+        let taken = self.take_nar(grant, file, body);
+        if matches!(taken, Err(Refusal { status: 507, .. })) {
+            // So that what is deleted to make room is not kept for who might name it once more.
+            self.held.let_go_of_used();
+        }
+        taken
+    }
+
+    fn take_nar(&self, grant: Grant, file: &str, body: impl BufRead + Send + 'static) -> Outcome {
         self.uploader(grant)?;
         check_file_name(file)?;
-        let mut body = Measured::new(body);
-        let compression = compression(file, body.fill_buf().map_err(|error| Refusal::of_io(&error))?)?;
-        let measure = body.measure.clone();
         let io = |error: io::Error| Refusal::of_io(&error);
+        let (head, body) = peek(body).map_err(io)?;
+        let compression = compression(file, &head)?;
+        let body = Measured::new(body);
+        let measure = body.measure.clone();
         let mut nar = decode::nar(compression, body).map_err(io)?;
         let mut ingest = self.services.store.ingest();
         let mut piece = vec![0; PIECE_BYTES];
@@ -53,7 +65,7 @@ impl Deposits {
             let (named, hash) = (Hash::sha256(named), Hash::sha256(file_hash));
             return Err(Refusal::bad(format!("'{file}' should have the hash {named} and has {hash}")));
         }
-        let held = self.held.hold(file.to_owned(), HeldNar { ingested, file_hash, file_size });
+        let held = self.held.hold(file.to_owned(), HeldNar { ingested, file_hash, file_size }, Instant::now());
         held.map_err(|Full| Refusal::busy("too many NARs wait for their narinfo; try again later"))
     }
 
@@ -72,7 +84,7 @@ impl Deposits {
         }
         client.judge_claim(&info)?;
         let file = url.split(['?', '#']).next().and_then(|url| url.strip_prefix("nar/")).unwrap_or_default();
-        let Some(nar) = self.held.get(file) else {
+        let Some(nar) = self.held.get(file, Instant::now()) else {
             return Err(Refusal::bad(format!("'{path}' is in '{url}', which was not uploaded; upload it first")));
         };
         if file_hash.is_some_and(|hash| hash != Hash::sha256(nar.file_hash))
@@ -82,9 +94,9 @@ impl Deposits {
             return Err(Refusal::bad(format!("'{url}' has the hash {hash} and {} bytes", nar.file_size)));
         }
         let ingested = nar.ingested.clone();
-        client.judge_contents(&mut info, &ingested, &PendingDerivations::new())?;
+        client.judge_contents(&mut info, &ingested)?;
         client.commit(vec![(info, ingested)])?;
-        self.held.used(file);
+        self.held.used(file, Instant::now());
         Ok(())
     }
 }
@@ -103,6 +115,13 @@ fn named_hash(file: &str) -> Option<[u8; 32]> {
     let mut hash = [0; 32];
     (digits.len() == HASH_DIGITS).then(|| base32::decode_into(digits.as_bytes(), &mut hash).ok())??;
     Some(hash)
+}
+
+/// The first bytes of a body, which may come one by one, and the whole of it.
+fn peek<R: BufRead>(mut body: R) -> io::Result<(Vec<u8>, impl BufRead + use<R>)> {
+    let mut head = Vec::with_capacity(HEAD_LEN);
+    body.by_ref().take(HEAD_LEN as u64).read_to_end(&mut head)?;
+    Ok((head.clone(), io::Cursor::new(head).chain(body)))
 }
 
 /// How a file is compressed, by its first bytes: Nix gives some compressions no extension. Brotli has no such bytes.
