@@ -48,6 +48,8 @@ mod options;
 mod put;
 #[path = "e2e/store.rs"]
 mod store;
+#[path = "e2e/tls.rs"]
+mod tls;
 #[path = "e2e/trust.rs"]
 mod trust;
 #[path = "e2e/upstream.rs"]

@@ -50,7 +50,7 @@ pub fn program() -> PathBuf {
 #[derive(Clone, Debug)]
 pub struct Ready {
     pub ssh_port: u16,
-    /// `http://127.0.0.1:port`.
+    /// `http://127.0.0.1:port`, or `https:` where it speaks TLS.
     pub http: String,
     pub socket: String,
     pub pid: u32,
@@ -132,7 +132,8 @@ impl Node {
             let json: Value = serde_json::from_slice(&fs::read(data.join("ready.json")).ok()?).ok()?;
             let port = json["ssh"].as_str().and_then(|address| address.rsplit(':').next()?.parse().ok())?;
             let socket = json["socket"].as_str()?.to_string();
-            let http = json["http"].as_str().map(|address| format!("http://{address}")).unwrap_or_default();
+            let scheme = if json["http_tls"] == true { "https" } else { "http" };
+            let http = json["http"].as_str().map(|address| format!("{scheme}://{address}")).unwrap_or_default();
             (json["pid"] == pid).then_some(Ready { ssh_port: port, http, socket, pid, json })
         });
         self.start_time = since.elapsed();

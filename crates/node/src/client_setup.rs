@@ -25,6 +25,8 @@ pub struct Setup {
     pub host_key: String,
     /// Of the node's binary cache, like `http://host:8080`; absent where it has none.
     pub cache: Option<String>,
+    /// Whether reading from it takes a token.
+    pub needs_token: bool,
     /// `name:base64`.
     pub public_keys: Vec<String>,
     pub systems: Vec<String>,
@@ -102,6 +104,27 @@ impl Setup {
         format!("{cache}extra-trusted-public-keys = {keys}\nbuilders-use-substitutes = true\n")
     }
 
+    /// A line of the netrc for each machine that reads; `None` where that takes no token.
+    pub fn netrc(&self) -> Option<String> {
+        self.needs_token.then(|| format!("machine {} login any password shoal-...\n", self.host))
+    }
+
+    /// What people do themselves before the cache can be used.
+    fn cache_notes(&self) -> String {
+        let netrc = self.netrc().map(|line| {
+            format!(
+                "# /etc/nix/netrc, or the file that `netrc-file` in nix.conf names, with what \
+                 `shoal token create --role read --name <machine>` prints on the node\n{line}\n"
+            )
+        });
+        let is_encrypted = self.cache.as_ref().is_some_and(|url| url.starts_with("https:"));
+        let trust = is_encrypted.then_some(
+            "# Where the machine does not trust the certificate of the cache by itself:\n\
+             #   ssl-cert-file = <bundle> in nix.conf from Nix 2.15 on, NIX_SSL_CERT_FILE for its daemon before\n\n",
+        );
+        format!("{}{}", netrc.unwrap_or_default(), trust.unwrap_or_default())
+    }
+
     /// A line of Nix's `machines` file: store, systems, key, jobs, speed, features, mandatory features, host key.
     pub fn machines(&self) -> String {
         let list = |items: &[String]| if items.is_empty() { "-".into() } else { items.join(",") };
@@ -120,7 +143,7 @@ impl Setup {
         format!(
             "# ~/.ssh/config, or /etc/ssh/ssh_config.d/{}.conf for a whole machine\n{}\n\
              # ~/.ssh/known_hosts, or /etc/ssh/ssh_known_hosts\n{}\n\
-             # /etc/nix/nix.conf\n{}\n\
+             # /etc/nix/nix.conf\n{}\n{}\
              # /etc/nix/machines, to have this node build whatever the machine is asked to build\n{}\n\
              # then, without changing nix.conf:\n\
              #   nix build --eval-store auto --store {store} <installable>\n\
@@ -129,6 +152,7 @@ impl Setup {
             self.ssh_config(),
             self.known_hosts(),
             self.nix_conf(),
+            self.cache_notes(),
             self.machines(),
         )
     }
@@ -200,6 +224,7 @@ mod tests {
             port: 2222,
             host_key: "ssh-ed25519 AAAA".into(),
             cache: Some("http://h.example:8080".into()),
+            needs_token: false,
             public_keys: vec!["n-1:k".into()],
             systems: vec!["x86_64-linux".into(), "i686-linux".into()],
             features: vec!["kvm".into()],
@@ -233,6 +258,19 @@ mod tests {
             #   nix copy --to ssh-ng://shoal-n <path>
         "#]]
         .assert_eq(&setup().text());
+    }
+
+    #[test]
+    fn what_a_cache_with_tokens_and_tls_takes() {
+        expect![[r#"
+            # /etc/nix/netrc, or the file that `netrc-file` in nix.conf names, with what `shoal token create --role read --name <machine>` prints on the node
+            machine h.example login any password shoal-...
+
+            # Where the machine does not trust the certificate of the cache by itself:
+            #   ssl-cert-file = <bundle> in nix.conf from Nix 2.15 on, NIX_SSL_CERT_FILE for its daemon before
+
+        "#]]
+        .assert_eq(&Setup { needs_token: true, cache: Some("https://h.example:8080".into()), ..setup() }.cache_notes());
     }
 
     #[test]

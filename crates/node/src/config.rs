@@ -38,6 +38,9 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     pub http_read: HttpRead,
     pub http_compression: Offer,
+    /// Certificate chain and key in PEM; both or none. `None`: plain HTTP.
+    pub http_certificate: Option<PathBuf>,
+    pub http_key: Option<PathBuf>,
     pub socket: PathBuf,
     pub authorized_keys: PathBuf,
     pub no_build: bool,
@@ -109,6 +112,8 @@ impl Config {
             http: Some(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 8080))),
             http_read: HttpRead::Open,
             http_compression: Offer::Auto,
+            http_certificate: None,
+            http_key: None,
             socket: PathBuf::new(),
             authorized_keys: PathBuf::new(),
             no_build: false,
@@ -144,6 +149,8 @@ impl Config {
         self.authorized_keys = or_inside(&self.authorized_keys, &self.data_dir, "authorized_keys");
         self.secret_key_file = self.secret_key_file.iter().map(|path| absolute(path)).collect();
         self.upstream_ca_file = self.upstream_ca_file.as_deref().map(absolute);
+        self.http_certificate = self.http_certificate.as_deref().map(absolute);
+        self.http_key = self.http_key.as_deref().map(absolute);
         self.sandbox_shell = self.sandbox_shell.as_deref().map(absolute);
     }
 }

@@ -23,7 +23,8 @@ use crate::control;
 use crate::control::server::{ControlSocket, NodeState};
 use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, UnixDoor, host_key};
 use crate::http::put::Writer;
-use crate::http::{Cache, HttpOptions, HttpServer};
+use crate::http::tls::Identity;
+use crate::http::{Cache, HttpOptions, HttpServer, Limits};
 use crate::session::SessionHost;
 use crate::session::deposit::Deposits;
 use crate::tokens::{self, Tokens};
@@ -88,7 +89,7 @@ pub fn run(start: Start<'_>) -> Result<()> {
     runtime.block_on(async {
         while signals.next().await == Wish::Reload {
             notify::notify("RELOADING=1");
-            reload(&mut current, &*start.reload, start.verbose, &doors.keys);
+            reload(&mut current, &*start.reload, start.verbose, &doors);
             notify::notify("READY=1");
         }
     });
@@ -195,6 +196,7 @@ struct Doors {
     ssh: Option<SshDoor>,
     unix: UnixDoor,
     http: Option<HttpServer>,
+    identity: Option<Arc<Identity>>,
     sessions: Sessions,
     keys: Arc<AuthorizedKeys>,
 }
@@ -219,19 +221,30 @@ impl Doors {
         };
         let unix = UnixDoor::open(&config.socket, sessions.clone())
             .with_context(|| format!("cannot listen at {}", config.socket.display()))?;
-        let http = config.http.map(|listen| Self::open_http(listen, config, node, deposits)).transpose()?;
-        Ok(Doors { ssh, unix, http, sessions, keys })
+        let identity = match (&config.http_certificate, &config.http_key) {
+            (Some(certificate), Some(key)) => Some(Arc::new(Identity::open(certificate, key)?)),
+            _ => None,
+        };
+        let open = |listen| Self::open_http(listen, config, node, identity.clone(), deposits);
+        let http = config.http.map(open).transpose()?;
+        Ok(Doors { ssh, unix, http, identity, sessions, keys })
     }
 
-    fn open_http(listen: SocketAddr, config: &Config, node: &Node, deposits: Arc<Deposits>) -> Result<HttpServer> {
+    fn open_http(
+        listen: SocketAddr,
+        config: &Config,
+        node: &Node,
+        identity: Option<Arc<Identity>>,
+        deposits: Arc<Deposits>,
+    ) -> Result<HttpServer> {
         let mut cache = Cache::new(node.store.clone(), node.dir.clone()).behind(&node.upstreams);
         cache.offer = config.http_compression;
         cache.is_closed = config.http_read == HttpRead::Token;
         let tokens = Arc::new(Tokens::open(tokens::file(&config.data_dir)));
         tokio::spawn(tidy(Arc::downgrade(&deposits)));
         cache.writer = Some(Writer::new(deposits, tokens));
-        HttpServer::open(&HttpOptions { listen }, Arc::new(cache))
-            .with_context(|| format!("cannot listen on {listen}; choose another address with --http"))
+        let options = HttpOptions { listen, identity, limits: Limits::USUAL };
+        HttpServer::open(&options, Arc::new(cache))
     }
 
     fn sessions(&self) -> Sessions {
@@ -244,6 +257,8 @@ impl Doors {
             node_id,
             ssh: self.ssh.as_ref().map(SshDoor::local_addr),
             http: self.http.as_ref().map(HttpServer::local_addr),
+            http_tls: self.identity.is_some(),
+            http_needs_token: config.http_read == HttpRead::Token,
             socket: self.unix.path().to_path_buf(),
             pid: std::process::id(),
         }
@@ -336,8 +351,9 @@ async fn drain(builds: &Arc<BuildService>, patience: Duration, doors: &Doors, si
 }
 
 /// Takes over what can change while the node runs, and says what cannot.
-fn reload(current: &mut Config, read: &dyn Fn() -> Result<Config>, verbose: u8, clients: &AuthorizedKeys) {
-    clients.refresh();
+fn reload(current: &mut Config, read: &dyn Fn() -> Result<Config>, verbose: u8, doors: &Doors) {
+    doors.keys.refresh();
+    doors.identity.iter().for_each(|identity| identity.reload());
     let new = match read() {
         Ok(new) => new,
         Err(error) => return tracing::error!("the configuration stays as it was: {error:#}"),

@@ -2,13 +2,19 @@
 
 #[path = "http/bad_input.rs"]
 mod bad_input;
-#[path = "http/copies.rs"]
-mod copies;
+#[path = "../../../tests/harness/certificates.rs"]
+mod certificates;
 #[path = "http/damage.rs"]
 mod damage;
+#[path = "http/http2.rs"]
+mod http2;
 #[path = "http/lab.rs"]
 mod lab;
 #[path = "http/reading.rs"]
 mod reading;
-#[path = "http/writable.rs"]
-mod writable;
+#[path = "http/slow.rs"]
+mod slow;
+#[path = "http/tls.rs"]
+mod tls;
+#[path = "http/uploads.rs"]
+mod uploads;

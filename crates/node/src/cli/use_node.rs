@@ -92,7 +92,8 @@ pub fn setup(config: &Config, ready: &Ready, host: Option<&str>) -> Result<Setup
     Ok(Setup {
         alias: format!("shoal-{}", ready.name),
         host: host_of(ssh),
-        cache: ready.http.map(|http| cache_url(&host_of(http), http.port())),
+        cache: ready.http.map(|http| cache_url(ready.http_tls, &host_of(http), http.port())),
+        needs_token: ready.http_needs_token,
         port: ssh.port(),
         host_key: host_key.split_whitespace().take(2).collect::<Vec<_>>().join(" "),
         public_keys,
@@ -103,9 +104,10 @@ pub fn setup(config: &Config, ready: &Ready, host: Option<&str>) -> Result<Setup
 }
 
 /// A literal IPv6 address stands in brackets.
-fn cache_url(host: &str, port: u16) -> String {
+fn cache_url(is_encrypted: bool, host: &str, port: u16) -> String {
+    let scheme = if is_encrypted { "https" } else { "http" };
     match host.contains(':') && !host.starts_with('[') {
-        true => format!("http://[{host}]:{port}"),
-        false => format!("http://{host}:{port}"),
+        true => format!("{scheme}://[{host}]:{port}"),
+        false => format!("{scheme}://{host}:{port}"),
     }
 }

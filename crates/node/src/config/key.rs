@@ -66,6 +66,18 @@ pub const KEYS: &[Key] = &[
         "How NARs are offered: none, zstd, or auto: plain to clients nearby, zstd to those far away",
     ),
     key(
+        "http-certificate",
+        "none, and plain HTTP",
+        Set::One("FILE", |c, v| optional_path(v).map(|p| c.http_certificate = p)),
+        "Certificate for HTTPS with those above it, in PEM; read again when it changes, as is the key",
+    ),
+    key(
+        "http-key",
+        "none, and plain HTTP",
+        Set::One("FILE", |c, v| optional_path(v).map(|p| c.http_key = p)),
+        "Private key of the certificate, in PEM",
+    ),
+    key(
         "socket",
         "<data-dir>/daemon.sock",
         Set::One("PATH", |c, v| path(v).map(|p| c.socket = p)),

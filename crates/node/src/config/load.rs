@@ -91,6 +91,7 @@ pub fn load(
         layers.set(key, Origin::Flag(key.flag), values.clone());
     }
     layers.config.settle();
+    layers.pairs();
     match layers.errors.is_empty() {
         true => Ok(Loaded { config: layers.config, origins: layers.origins, file }),
         false => Err(layers.errors),
@@ -120,6 +121,17 @@ impl Layers {
             Ok(()) => drop(self.origins.insert(key.path(), origin)),
             Err(message) => self.error(origin, &key.path(), message),
         }
+    }
+
+    /// Keys that mean something only together.
+    fn pairs(&mut self) {
+        let (given, lacking) = match (&self.config.http_certificate, &self.config.http_key) {
+            (Some(_), None) => ("http-certificate", "http-key"),
+            (None, Some(_)) => ("http-key", "http-certificate"),
+            _ => return,
+        };
+        let origin = self.origins.get(given).cloned().unwrap_or(Origin::Default);
+        self.error(origin, given, format!("means nothing without '{lacking}'; HTTPS takes both"));
     }
 
     fn file(&mut self, path: &Path, text: &str) {
@@ -286,6 +298,25 @@ mod tests {
                 $SHOAL_REQUIRE_SIGS: require-sigs: 'maybe' is neither true nor false
             "#]],
         );
+    }
+
+    #[test]
+    fn a_certificate_takes_its_key() {
+        errors(
+            "\nhttp-certificate = 'c.pem'\n",
+            &[],
+            expect![[r#"
+                config.toml:2: http-certificate: means nothing without 'http-key'; HTTPS takes both
+            "#]],
+        );
+        errors(
+            "",
+            &[("SHOAL_HTTP_KEY", "/k.pem")],
+            expect![[r#"
+                $SHOAL_HTTP_KEY: http-key: means nothing without 'http-certificate'; HTTPS takes both
+            "#]],
+        );
+        assert!(with("http-certificate = 'none'\n", &[("SHOAL_HTTP_KEY", "none")], ConfigFlags::default()).is_ok());
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Body {
             return Poll::Ready(Some(Err(io::Error::other("a body is longer than was announced"))));
         };
         self.left = left;
-        if let Some(in_flight) = &self.in_flight {
+        if let Some(in_flight) = &mut self.in_flight {
             in_flight.sent(piece.len() as u64);
         }
         Poll::Ready(Some(Ok(Frame::data(piece))))
@@ -146,6 +146,7 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.in_flight.iter_mut().for_each(InFlight::asked);
         if self.is_end_stream() {
             return Poll::Ready(None);
         }

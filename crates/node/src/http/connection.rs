@@ -14,22 +14,85 @@ use tokio::time::{Instant, Sleep};
 /// How long a client may do nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// A connection without a request is kept this long.
+    /// From the first byte to the end of a TLS handshake.
+    pub handshake: Duration,
+    /// A connection without a request is kept this long; a head that comes in takes no longer either.
     pub idle: Duration,
     /// A client takes some bytes of its answer within this time.
     pub stall: Duration,
+    /// A client takes a whole piece of one of its answers within this time, however many bytes of what it is sent.
+    pub piece: Duration,
+    /// A client that sends a body sends something within this time, and [`Limits::BODY_BYTES_MIN`] in each such time
+    /// that is spent waiting for it.
+    pub silence: Duration,
 }
 
 impl Limits {
-    /// A client builds between two downloads, and comes back. Who takes nothing for a minute takes nothing more.
-    pub const USUAL: Limits = Limits { idle: Duration::from_secs(120), stall: Duration::from_secs(60) };
+    /// A handshake takes a few round trips. A client builds between two downloads, and comes back. Who takes nothing
+    /// for a minute takes nothing more. Nix itself gives up on a download that stands still for five.
+    pub const USUAL: Limits = Limits {
+        handshake: Duration::from_secs(10),
+        idle: Duration::from_secs(120),
+        stall: Duration::from_secs(60),
+        piece: Duration::from_secs(300),
+        silence: Duration::from_secs(60),
+    };
+    /// Who sends less only keeps others from their turn.
+    pub const BODY_BYTES_MIN: u64 = 64 << 10;
+}
+
+/// What is under way on one connection.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Requests that are not answered to their end.
+    unanswered: AtomicU64,
+    /// Answers of which the next piece is made only when the client has room for it.
+    offered: AtomicU64,
+    /// Grows whenever a client had room for a piece.
+    taken: AtomicU64,
+}
+
+impl Traffic {
+    pub fn unanswered(&self) -> u64 {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+
+    pub fn began(&self) {
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn ended(&self) {
+        self.unanswered.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn offers(&self) {
+        self.offered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An answer that was offered is asked for more, or is gone.
+    pub fn takes(&self) {
+        self.offered.fetch_sub(1, Ordering::Relaxed);
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Ends when answers waited for the client, and for nothing else, for `limit`. On a connection with several this
+    /// is no wait for a socket: flow control may hold back each of them.
+    pub async fn stands_still(&self, limit: Duration) {
+        loop {
+            let before = self.taken.load(Ordering::Relaxed);
+            tokio::time::sleep(limit).await;
+            if self.offered.load(Ordering::Relaxed) > 0 && self.taken.load(Ordering::Relaxed) == before {
+                return;
+            }
+        }
+    }
 }
 
 /// Passes bytes through and fails when the other end does nothing for too long.
 pub struct Guarded<S> {
     stream: S,
     limits: Limits,
-    unanswered: Arc<AtomicU64>,
+    traffic: Arc<Traffic>,
     idle: Option<Pin<Box<Sleep>>>,
     is_reading: bool,
     stall: Option<Pin<Box<Sleep>>>,
@@ -37,9 +100,9 @@ pub struct Guarded<S> {
 }
 
 impl<S> Guarded<S> {
-    /// `unanswered`: requests that came in on this connection and are not answered to their end.
-    pub fn new(stream: S, limits: Limits, unanswered: Arc<AtomicU64>) -> Guarded<S> {
-        Guarded { stream, limits, unanswered, idle: None, is_reading: false, stall: None, is_writing: false }
+    /// `traffic`: of the requests that come in on this connection.
+    pub fn new(stream: S, limits: Limits, traffic: Arc<Traffic>) -> Guarded<S> {
+        Guarded { stream, limits, traffic, idle: None, is_reading: false, stall: None, is_writing: false }
     }
 
     fn wrote<T>(&mut self, context: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -78,7 +141,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         }
         let mut begins = !std::mem::replace(&mut this.is_reading, true);
         while poll_limit(&mut this.idle, begins, this.limits.idle, context) {
-            if this.unanswered.load(Ordering::Relaxed) == 0 {
+            if this.traffic.unanswered() == 0 {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client asks nothing")));
             }
             begins = true;
@@ -124,20 +187,20 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(20);
 
-    fn guarded(limits: Limits) -> (Guarded<tokio::io::DuplexStream>, tokio::io::DuplexStream, Arc<AtomicU64>) {
+    fn guarded(limits: Limits) -> (Guarded<tokio::io::DuplexStream>, tokio::io::DuplexStream, Arc<Traffic>) {
         let (here, there) = tokio::io::duplex(16);
-        let unanswered = Arc::new(AtomicU64::new(0));
-        (Guarded::new(here, limits, unanswered.clone()), there, unanswered)
+        let traffic = Arc::<Traffic>::default();
+        (Guarded::new(here, limits, traffic.clone()), there, traffic)
     }
 
     #[tokio::test]
     async fn who_asks_nothing_is_hung_up_on_unless_an_answer_is_due() {
-        let (mut connection, _there, unanswered) = guarded(Limits { idle: SHORT, ..Limits::USUAL });
-        unanswered.store(1, Ordering::Relaxed);
+        let (mut connection, _there, traffic) = guarded(Limits { idle: SHORT, ..Limits::USUAL });
+        traffic.began();
         let mut byte = [0];
         let read = tokio::time::timeout(5 * SHORT, connection.read(&mut byte)).await;
         assert!(read.is_err(), "hung up on while an answer was due");
-        unanswered.store(0, Ordering::Relaxed);
+        traffic.ended();
         let error = connection.read(&mut byte).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::HeaderValue;
 
+use super::connection::Traffic;
 use super::{Body, Cache, Response, response};
 
 const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -25,26 +26,39 @@ pub struct Metrics {
 /// A request that is not answered to its end. Counted until dropped.
 pub struct InFlight {
     metrics: Arc<Metrics>,
-    connection: Arc<AtomicU64>,
+    connection: Arc<Traffic>,
+    /// A piece was handed over and the next one not asked for yet.
+    offered: bool,
 }
 
 impl InFlight {
-    /// `connection`: how many the client's own connection has.
-    pub fn new(metrics: &Arc<Metrics>, connection: &Arc<AtomicU64>) -> InFlight {
+    /// `connection`: of the client's own connection.
+    pub fn new(metrics: &Arc<Metrics>, connection: &Arc<Traffic>) -> InFlight {
         metrics.in_flight.fetch_add(1, Ordering::Relaxed);
-        connection.fetch_add(1, Ordering::Relaxed);
-        InFlight { metrics: metrics.clone(), connection: connection.clone() }
+        connection.began();
+        InFlight { metrics: metrics.clone(), connection: connection.clone(), offered: false }
     }
 
-    pub fn sent(&self, bytes: u64) {
+    /// The client has room for a piece.
+    pub fn asked(&mut self) {
+        if std::mem::take(&mut self.offered) {
+            self.connection.takes();
+        }
+    }
+
+    /// A piece of so many bytes is handed over.
+    pub fn sent(&mut self, bytes: u64) {
         self.metrics.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.connection.offers();
+        self.offered = true;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.asked();
         self.metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.connection.fetch_sub(1, Ordering::Relaxed);
+        self.connection.ended();
     }
 }
 

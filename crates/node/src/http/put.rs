@@ -12,8 +12,8 @@ use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER,
 use http::{HeaderValue, StatusCode};
 use shoal_wire::nix::narinfo::NARINFO_LEN_MAX;
 use shoal_wire::nix::realisation::JSON_LEN_MAX;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 
 use super::request::RequestBody;
 use super::{Body, Cache, Request, Response, response};
@@ -23,17 +23,12 @@ use crate::tokens::Tokens;
 
 /// Uploads that are taken in at once; each has a thread and a few MiB.
 const UPLOADS_MAX: usize = 64;
-/// Messages of `shoal push` that are answered at once; the longest takes 64 MiB, most take a few.
-const MESSAGES_MAX: usize = 16;
 /// How long one more waits for its turn.
 const TURN_PATIENCE: Duration = Duration::from_secs(30);
 /// When a client should come back that got no turn.
 const RETRY_SECONDS: &str = "5";
 /// Pieces between the connection and who takes them in.
 const PIECES_WAITING: usize = 4;
-/// What a client must send in a minute of waiting for it, or it only keeps others from their turn.
-const MINUTE: Duration = Duration::from_secs(60);
-const BYTES_A_MINUTE_MIN: u64 = 64 << 10;
 /// Of the body of a refused upload this much is still read: closing a connection on unread bytes can lose the answer.
 const DRAIN_BYTES_MAX: u64 = 4 << 20;
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -49,13 +44,11 @@ pub struct Writer {
     deposits: Arc<Deposits>,
     tokens: Arc<Tokens>,
     turns: Arc<Semaphore>,
-    message_turns: Arc<Semaphore>,
 }
 
 impl Writer {
     pub fn new(deposits: Arc<Deposits>, tokens: Arc<Tokens>) -> Writer {
-        let [turns, message_turns] = [UPLOADS_MAX, MESSAGES_MAX].map(|turns| Arc::new(Semaphore::new(turns)));
-        Writer { deposits, tokens, turns, message_turns }
+        Writer { deposits, tokens, turns: Arc::new(Semaphore::new(UPLOADS_MAX)) }
     }
 
     pub fn deposits(&self) -> &Arc<Deposits> {
@@ -65,11 +58,6 @@ impl Writer {
     /// Who sends the request; `None` without a token that is good.
     pub fn who(&self, request: &Request) -> Option<Grant> {
         self.tokens.authorize(request.header(AUTHORIZATION)?)
-    }
-
-    /// The right to send a message; `None` where too many others do.
-    pub async fn message_turn(&self) -> Option<OwnedSemaphorePermit> {
-        timeout(TURN_PATIENCE, self.message_turns.clone().acquire_owned()).await.ok()?.ok()
     }
 }
 
@@ -96,7 +84,7 @@ pub async fn listing(cache: Arc<Cache>, request: Request) -> Response {
     let hash_part = request.capture.clone();
     streamed(cache, request, move |deposits, grant, body| {
         let read = io::copy(&mut body.take(LISTING_LEN_MAX), &mut io::sink());
-        read.map_err(|error| Refusal { status: 400, text: error.to_string() })?;
+        read.map_err(|error| Refusal::of_io(&error))?;
         deposits.put_listing(grant, &hash_part)
     })
     .await
@@ -106,7 +94,7 @@ pub async fn narinfo(cache: Arc<Cache>, request: Request) -> Response {
     let hash_part = request.capture.clone();
     let encoding = request.header(CONTENT_ENCODING).map(str::to_owned);
     streamed(cache, request, move |deposits, grant, body| {
-        let bad = |error: io::Error| Refusal { status: 400, text: error.to_string() };
+        let bad = |error: io::Error| Refusal::of_io(&error);
         let text = crate::upstream::decode::content(encoding.as_deref().unwrap_or_default(), body).map_err(bad)?;
         let mut narinfo = Vec::new();
         text.take(NARINFO_LEN_MAX as u64 + 1).read_to_end(&mut narinfo).map_err(bad)?;
@@ -160,6 +148,9 @@ async fn whole(
     let body = match request.body.whole(limit).await {
         Ok(Some(body)) => body,
         Ok(None) => return response::status(StatusCode::PAYLOAD_TOO_LARGE, "413 too long"),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            return response::status(StatusCode::REQUEST_TIMEOUT, &error.to_string());
+        }
         Err(error) => return response::status(StatusCode::BAD_REQUEST, &error.to_string()),
     };
     let Ok(Ok(turn)) = timeout(TURN_PATIENCE, writer.turns.clone().acquire_owned()).await else { return busy() };
@@ -197,31 +188,15 @@ async fn streamed(
 
 /// Passes the body on until it ends, breaks, or nobody wants more.
 async fn pump(body: &mut RequestBody, to: mpsc::Sender<Piece>) {
-    let (mut waited, mut bytes) = (Duration::ZERO, 0);
     loop {
-        let since = Instant::now();
-        let piece = body.piece().await;
-        waited += since.elapsed();
-        let piece = match piece {
-            Ok(Some(piece)) => {
-                bytes += piece.len() as u64;
-                Piece::Bytes(piece)
-            }
+        let piece = match body.piece().await {
+            Ok(Some(piece)) => Piece::Bytes(piece),
             Ok(None) => Piece::End,
             Err(error) => Piece::Broken(error),
         };
         let is_last = !matches!(piece, Piece::Bytes(_));
         if to.send(piece).await.is_err() || is_last {
             return;
-        }
-        if waited > MINUTE {
-            if bytes < BYTES_A_MINUTE_MIN {
-                let error = io::Error::new(io::ErrorKind::TimedOut, "the upload is too slow");
-                // Whoever took the body in may have given up meanwhile.
-                let _ = to.send(Piece::Broken(error)).await;
-                return;
-            }
-            (waited, bytes) = (Duration::ZERO, 0);
         }
     }
 }
@@ -267,8 +242,7 @@ impl Read for Incoming {
     }
 }
 
-/// What became of an upload.
-pub fn answer(done: Result<Result<(), Refusal>, tokio::task::JoinError>) -> Response {
+fn answer(done: Result<Result<(), Refusal>, tokio::task::JoinError>) -> Response {
     match done {
         Ok(Ok(())) => response::ok(response::TEXT, response::NO_STORE, Body::empty()),
         Ok(Err(refusal)) => {
@@ -287,15 +261,14 @@ pub fn answer(done: Result<Result<(), Refusal>, tokio::task::JoinError>) -> Resp
     }
 }
 
-/// What a client hears that got no turn.
-pub fn busy() -> Response {
+fn busy() -> Response {
     let mut response = response::status(StatusCode::SERVICE_UNAVAILABLE, "too many uploads at once; try again later");
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS));
     response
 }
 
 /// Answers once some of the body was read.
-pub async fn refuse(mut body: RequestBody, response: Response) -> Response {
+async fn refuse(mut body: RequestBody, response: Response) -> Response {
     let drain = async {
         let mut left = DRAIN_BYTES_MAX;
         while let Ok(Some(piece)) = body.piece().await {

@@ -2,15 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-/// A client that sends a body sends something within this time, or is hung up on.
-const BODY_PATIENCE: Duration = Duration::from_secs(60);
+use super::Limits;
 
 pub struct Request {
     pub method: Method,
@@ -45,32 +44,56 @@ impl Request {
 }
 
 /// The body of a request, as it comes in.
-pub struct RequestBody(Incoming);
+pub struct RequestBody {
+    incoming: Incoming,
+    limits: Limits,
+    /// Time spent in waiting since `recent_bytes` was 0.
+    waited: Duration,
+    recent_bytes: u64,
+}
 
 impl RequestBody {
-    pub fn new(incoming: Incoming) -> RequestBody {
-        RequestBody(incoming)
+    pub fn new(incoming: Incoming, limits: Limits) -> RequestBody {
+        RequestBody { incoming, limits, waited: Duration::ZERO, recent_bytes: 0 }
     }
 
     /// What the client says it will send.
     pub fn announced_len(&self) -> Option<u64> {
-        self.0.size_hint().exact()
+        self.incoming.size_hint().exact()
     }
 
-    /// The next piece; `None` at the end. Fewer bytes than announced, or silence, are errors.
+    /// The next piece; `None` at the end. Fewer bytes than announced, silence, or next to it, are errors.
     pub async fn piece(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            let frame = std::future::poll_fn(|context| std::pin::Pin::new(&mut self.0).poll_frame(context));
-            let frame = tokio::time::timeout(BODY_PATIENCE, frame).await;
+            let since = Instant::now();
+            let frame = std::future::poll_fn(|context| std::pin::Pin::new(&mut self.incoming).poll_frame(context));
+            let frame = tokio::time::timeout(self.limits.silence, frame).await;
             let frame = frame.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client sends nothing"))?;
             match frame.transpose().map_err(io::Error::other)? {
                 None => return Ok(None),
                 Some(frame) => match frame.into_data() {
-                    Ok(bytes) if !bytes.is_empty() => return Ok(Some(bytes)),
+                    Ok(bytes) if !bytes.is_empty() => {
+                        self.check_rate(since.elapsed(), bytes.len())?;
+                        return Ok(Some(bytes));
+                    }
                     // Trailers, which nothing here uses.
                     _ => continue,
                 },
             }
+        }
+    }
+
+    fn check_rate(&mut self, waited: Duration, bytes: usize) -> io::Result<()> {
+        self.waited += waited;
+        self.recent_bytes += bytes as u64;
+        if self.waited <= self.limits.silence {
+            return Ok(());
+        }
+        let is_slow = self.recent_bytes < Limits::BODY_BYTES_MIN;
+        (self.waited, self.recent_bytes) = (Duration::ZERO, 0);
+        match is_slow {
+            true => Err(io::Error::new(io::ErrorKind::TimedOut, "the client sends too slowly")),
+            false => Ok(()),
         }
     }
 

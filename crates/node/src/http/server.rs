@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -15,10 +16,12 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
-use super::connection::{Guarded, Limits};
+use super::connection::{Guarded, Limits, Traffic};
 use super::metrics::InFlight;
 use super::request::{Client, RequestBody};
+use super::tls::Identity;
 use super::{Cache, Request, Response, link, router};
 
 /// Connections at once; beyond it the one that has asked nothing for longest makes room.
@@ -26,12 +29,19 @@ pub const CONNECTIONS_MAX: usize = 4096;
 /// Head of a request: a client sends some hundred bytes, one behind proxies some thousand.
 const HEAD_BYTES_MAX: usize = 32 << 10;
 const HEADERS_MAX: usize = 100;
-/// A client has 25 requests under way at most, unless it was told otherwise.
-const STREAMS_MAX: u32 = 256;
-/// What one HTTP/2 stream may have sent and nobody read; uploads are read as they come.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// A client has 25 requests under way at most, unless it was told otherwise; RFC 9113 advises 100 or more.
+const STREAMS_MAX: u32 = 128;
+/// What one HTTP/2 stream may have sent and nobody read: a gigabit over 4 ms. Uploads are read as they come.
+const STREAM_WINDOW_BYTES: u32 = 512 << 10;
+/// The same for all streams of a connection: 25 uploads that wait for their turn hold up no other request.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// What HTTP/2 holds of a response that the client does not take.
 const SEND_BUFFER_BYTES: usize = 512 << 10;
+/// Streams that a client opened and gave up before anybody looked at them; one more ends the connection
+/// (CVE-2023-44487). A client that is stopped gives up no more than it has under way.
+const RESETS_MAX: usize = STREAMS_MAX as usize;
+/// Streams that were reset for an error of the client's; one more ends the connection. Real clients make none.
+const FAULTY_STREAMS_MAX: usize = 64;
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// The kernel's queue of connections that were not accepted yet.
@@ -40,6 +50,9 @@ const BACKLOG: u32 = 1024;
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
     pub listen: SocketAddr,
+    /// TLS with this certificate, or plain HTTP.
+    pub identity: Option<Arc<Identity>>,
+    pub limits: Limits,
 }
 
 /// Serves a cache until it is closed or dropped.
@@ -52,6 +65,8 @@ pub struct HttpServer {
 
 struct Shared {
     cache: Arc<Cache>,
+    tls: Option<TlsAcceptor>,
+    limits: Limits,
     open: Mutex<Open>,
 }
 
@@ -63,19 +78,22 @@ struct Open {
 
 struct Connection {
     task: tokio::task::AbortHandle,
-    unanswered: Arc<AtomicU64>,
+    traffic: Arc<Traffic>,
     /// A number that grows with every request of any connection: who has the smallest was silent for longest.
     last_request: Arc<AtomicU64>,
 }
 
 impl HttpServer {
     /// Must be called within a tokio runtime.
-    pub fn open(options: &HttpOptions, cache: Arc<Cache>) -> io::Result<HttpServer> {
+    pub fn open(options: &HttpOptions, cache: Arc<Cache>) -> Result<HttpServer> {
         crate::door::raise_descriptor_limit();
-        let listener = listen(options.listen)?;
+        let listen_error = || format!("cannot listen on {}; choose another address with --http", options.listen);
+        let listener = listen(options.listen).with_context(listen_error)?;
         let address = listener.local_addr()?;
+        let tls = options.identity.as_ref().map(|identity| identity.config()).transpose()?;
+        let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
         let (stopping, stop) = watch::channel(false);
-        let shared = Arc::new(Shared { cache, open: Mutex::default() });
+        let shared = Arc::new(Shared { cache, tls, limits: options.limits, open: Mutex::default() });
         let accepting = tokio::spawn(accept(listener, shared.clone(), stop));
         Ok(HttpServer { address, shared, accepting, stopping })
     }
@@ -150,29 +168,34 @@ impl Shared {
         }
         let id = open.next_id;
         open.next_id += 1;
-        let unanswered = Arc::<AtomicU64>::default();
+        let traffic = Arc::<Traffic>::default();
         let last_request = Arc::new(AtomicU64::new(self.cache.metrics.next_request()));
         let leave = Leave { shared: self.clone(), id };
         self.cache.metrics.connections.fetch_add(1, Ordering::Relaxed);
         let caller = Caller {
             cache: self.cache.clone(),
-            client: Client { address, is_encrypted: false, round_trip: link::round_trip(&stream) },
-            unanswered: unanswered.clone(),
+            client: Client { address, is_encrypted: self.tls.is_some(), round_trip: link::round_trip(&stream) },
+            limits: self.limits,
+            traffic: traffic.clone(),
             last_request: last_request.clone(),
         };
+        let tls = self.tls.clone();
         // Runs only once `open` is unlocked, so that it finds itself listed.
         let task = tokio::spawn(async move {
             let _leave = leave;
-            caller.serve(stream, stop).await;
+            match tls {
+                Some(tls) => caller.serve_encrypted(tls, stream, stop).await,
+                None => caller.serve(stream, stop).await,
+            }
         });
-        open.connections.insert(id, Connection { task: task.abort_handle(), unanswered, last_request });
+        open.connections.insert(id, Connection { task: task.abort_handle(), traffic, last_request });
     }
 }
 
 impl Open {
     /// Ends the connection that was silent for longest; false where all have requests under way.
     fn evict(&mut self) -> bool {
-        let silent = self.connections.iter().filter(|(_, c)| c.unanswered.load(Ordering::Relaxed) == 0);
+        let silent = self.connections.iter().filter(|(_, c)| c.traffic.unanswered() == 0);
         let longest = silent.min_by_key(|(_, c)| c.last_request.load(Ordering::Relaxed)).map(|(&id, _)| id);
         match longest.and_then(|id| self.connections.remove(&id)) {
             Some(connection) => {
@@ -202,28 +225,51 @@ impl Drop for Leave {
 struct Caller {
     cache: Arc<Cache>,
     client: Client,
-    unanswered: Arc<AtomicU64>,
+    limits: Limits,
+    traffic: Arc<Traffic>,
     last_request: Arc<AtomicU64>,
 }
 
 impl Caller {
+    /// The same as [`Caller::serve`] once the client has shaken hands.
+    async fn serve_encrypted(self, tls: TlsAcceptor, stream: TcpStream, mut stop: watch::Receiver<bool>) {
+        let address = self.client.address;
+        let handshake = tokio::time::timeout(self.limits.handshake, tls.accept(stream));
+        let shaken = tokio::select! {
+            shaken = handshake => shaken,
+            () = stopped(&mut stop) => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => self.serve(stream, stop).await,
+            Ok(Err(error)) => tracing::debug!(%address, "a TLS handshake failed: {error}"),
+            Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
+        }
+    }
+
     /// Speaks HTTP until the client goes, or until the server stops and nothing is under way.
     async fn serve(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         mut stop: watch::Receiver<bool>,
     ) {
-        let io = TokioIo::new(Guarded::new(stream, Limits::USUAL, self.unanswered.clone()));
+        let io = TokioIo::new(Guarded::new(stream, self.limits, self.traffic.clone()));
         let address = self.client.address;
+        let (traffic, limits) = (self.traffic.clone(), self.limits);
         let service = service_fn(move |request| self.clone().answer(request));
-        let builder = protocol();
+        let builder = protocol(limits);
         let connection = builder.serve_connection(io, service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = traffic.stands_still(limits.piece) => {
+                return tracing::debug!(%address, "hung up on a client that takes nothing of its answers");
+            }
             () = stopped(&mut stop) => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = traffic.stands_still(limits.piece) => return,
+                }
             }
         };
         if let Err(error) = ended {
@@ -234,7 +280,7 @@ impl Caller {
     async fn answer(self, request: http::Request<Incoming>) -> Result<Response, Infallible> {
         let metrics = &self.cache.metrics;
         self.last_request.store(metrics.next_request(), Ordering::Relaxed);
-        let in_flight = InFlight::new(metrics, &self.unanswered);
+        let in_flight = InFlight::new(metrics, &self.traffic);
         let (head, body) = request.into_parts();
         let is_head = head.method == http::Method::HEAD;
         let request = Request {
@@ -244,7 +290,7 @@ impl Caller {
             headers: head.headers,
             capture: String::new(),
             client: self.client,
-            body: RequestBody::new(body),
+            body: RequestBody::new(body, self.limits),
         };
         let response = router::answer(self.cache.clone(), request).await;
         metrics.responded(&response);
@@ -261,12 +307,12 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// HTTP/1.1 or HTTP/2, whichever the client begins with. Hyper's `pipeline_flush` stays off: with it a body is taken
 /// whole into memory, however slowly the client reads.
-fn protocol() -> auto::Builder<TokioExecutor> {
+fn protocol(limits: Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(Limits::USUAL.idle)
+        .header_read_timeout(limits.idle)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
         .writev(true);
@@ -275,6 +321,9 @@ fn protocol() -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .max_local_error_reset_streams(FAULTY_STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .max_send_buf_size(SEND_BUFFER_BYTES);
     builder

@@ -21,6 +21,12 @@ pub struct Ready {
     /// Absent when there is no binary cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<SocketAddr>,
+    /// The binary cache speaks TLS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub http_tls: bool,
+    /// Reading from the binary cache takes a token.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub http_needs_token: bool,
     pub socket: PathBuf,
     pub pid: u32,
 }
@@ -67,7 +73,16 @@ mod tests {
     fn the_file_is_there_as_long_as_its_guard() {
         let dir = tempfile::tempdir().unwrap();
         let ssh = Some("127.0.0.1:2222".parse().unwrap());
-        let ready = Ready { name: "n".into(), node_id: "00".into(), ssh, http: None, socket: "/s".into(), pid: 1 };
+        let ready = Ready {
+            name: "n".into(),
+            node_id: "00".into(),
+            ssh,
+            http: None,
+            http_tls: false,
+            http_needs_token: false,
+            socket: "/s".into(),
+            pid: 1,
+        };
         let guard = ReadyFile::write(dir.path(), &ready).unwrap();
         let text = fs::read_to_string(path(dir.path())).unwrap();
         assert_eq!(

@@ -1,16 +1,28 @@
 //! A server on a store of its own, and a client that writes its own bytes.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_grid::can_run::Machine;
+use shoal_node::build::service::{BuildService, Config, Defaults};
+use shoal_node::door::Role;
 use shoal_node::http::link::Offer;
-use shoal_node::http::{Cache, HttpOptions, HttpServer};
+use shoal_node::http::put::Writer;
+use shoal_node::http::tls::Identity;
+use shoal_node::http::{Cache, HttpOptions, HttpServer, Limits};
+use shoal_node::session::SessionHost;
+use shoal_node::session::deposit::Deposits;
+use shoal_node::tokens::{self, Tokens};
+use shoal_node::trees::Trees;
 use shoal_store::Store;
 use shoal_wire::nix::hash::sha256;
 use shoal_wire::nix::nar::write::NarWriter;
 use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::signature::TrustedKeys;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,8 +30,26 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Lab {
     pub store: Store,
     pub server: HttpServer,
-    _runtime: tokio::runtime::Runtime,
+    /// Of the role `admin`, where the server takes uploads.
+    pub token: String,
+    pub runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
+}
+
+/// What a lab's server is to be.
+pub struct Wanted {
+    pub offer: Offer,
+    pub limits: Limits,
+    pub identity: Option<Arc<Identity>>,
+    pub takes_uploads: bool,
+    /// Where its store lies; a temporary directory unless named.
+    pub store: Option<PathBuf>,
+}
+
+impl Default for Wanted {
+    fn default() -> Wanted {
+        Wanted { offer: Offer::Auto, limits: Limits::USUAL, identity: None, takes_uploads: false, store: None }
+    }
 }
 
 /// What came back.
@@ -49,14 +79,37 @@ impl Lab {
     }
 
     pub fn offering(offer: Offer) -> Lab {
+        Lab::with(Wanted { offer, ..Wanted::default() })
+    }
+
+    pub fn with(wanted: Wanted) -> Lab {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let place = wanted.store.unwrap_or_else(|| dir.path().join("store"));
+        let store = Store::open(&place, store_options()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let mut cache = Cache::new(store.clone(), StoreDir::default());
-        cache.offer = offer;
-        let options = HttpOptions { listen: "127.0.0.1:0".parse().unwrap() };
+        cache.offer = wanted.offer;
+        let mut token = String::new();
+        if wanted.takes_uploads {
+            let file = tokens::file(dir.path());
+            token = tokens::create(&file, "lab", Role::Admin, None).unwrap();
+            cache.writer = Some(Writer::new(deposits(&store, dir.path()), Arc::new(Tokens::open(file))));
+        }
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let options = HttpOptions { listen, identity: wanted.identity, limits: wanted.limits };
         let server = runtime.block_on(async { HttpServer::open(&options, Arc::new(cache)) }).unwrap();
-        Lab { store, server, _runtime: runtime, _dir: dir }
+        Lab { store, server, token, runtime, _dir: dir }
+    }
+
+    /// A request to write that is not sent to its end: what to send before the body, of which `len` bytes are announced.
+    pub fn put_head(&self, path: &str, len: usize) -> String {
+        let token = &self.token;
+        format!("PUT {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {token}\r\nContent-Length: {len}\r\n\r\n")
+    }
+
+    pub fn put(&self, path: &str, body: &[u8]) -> Answer {
+        let head = self.put_head(path, body.len()).replacen("Host", "Connection: close\r\nHost", 1);
+        self.send(&[head.as_bytes(), body].concat(), false).unwrap()
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -108,19 +161,44 @@ impl Lab {
     }
 
     pub fn connect(&self) -> TcpStream {
-        connect(self.address())
+        let stream = TcpStream::connect(self.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
     }
 }
 
-pub fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
+/// Small segments, so that a small disk holds some.
+fn store_options() -> shoal_store::Options {
+    shoal_store::Options { segment_bytes: 4 << 20, reserve_bytes: 4 << 20, ..shoal_store::Options::default() }
 }
 
-/// What the server says; `None` where it says nothing.
-pub fn answer(mut stream: TcpStream, is_head: bool) -> Option<Answer> {
+/// What takes uploads in, of a node that builds nothing.
+fn deposits(store: &Store, dir: &Path) -> Arc<Deposits> {
+    let defaults = Defaults {
+        keep_going: false,
+        keep_failed: false,
+        timeout: None,
+        max_silent: None,
+        max_log_bytes: None,
+        cores: 1,
+    };
+    let config = Config {
+        data_dir: dir.to_owned(),
+        machine: Machine { systems: BTreeSet::new(), features: BTreeSet::new() },
+        max_jobs: 1,
+        defaults,
+        sandbox_shell: None,
+        cgroups: shoal_sandbox::cgroups(),
+        signing_keys: Vec::new(),
+    };
+    let trees = Trees::open(store.clone(), dir).unwrap();
+    let builds = BuildService::start(store.clone(), StoreDir::default(), trees, config).unwrap();
+    let host = SessionHost::new(store.clone(), builds, TrustedKeys::default(), true);
+    Arc::new(Deposits::new(host.services()))
+}
+
+pub fn answer(mut stream: impl Read, is_head: bool) -> Option<Answer> {
     let mut all = Vec::new();
     let _ = stream.read_to_end(&mut all);
     let at = all.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
