@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use shoal_grid::upstreams::Phase;
 use shoal_store::Store;
-use shoal_wire::nix::realisation::{DrvOutput, Realisation};
+use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::signature::TrustedKeys;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
@@ -41,6 +41,7 @@ mod engine;
 mod flight;
 mod offer;
 mod pool;
+mod question;
 mod source;
 mod stream;
 mod web;
@@ -78,6 +79,7 @@ pub struct UpstreamStatus {
     pub failed: u64,
     pub fetched_paths: u64,
     pub fetched_bytes: u64,
+    pub failed_fetches: u64,
 }
 
 impl Upstreams {
@@ -163,8 +165,13 @@ impl Upstreams {
     }
 
     /// Where an output of a derivation came out, by a trusted key.
-    pub fn realisation(&self, id: &DrvOutput) -> Option<Realisation> {
-        self.0.as_ref()?.asks.realisation(id)
+    pub fn realisation(&self, id: &DrvOutput, budget: Duration) -> Option<Arc<Realisation>> {
+        self.0.as_ref()?.asks.realisation(id, budget)
+    }
+
+    /// The same in the form from Nix 2.35 on.
+    pub fn build_trace(&self, key: &BuildTraceKey, budget: Duration) -> Option<Arc<BuildTrace>> {
+        self.0.as_ref()?.asks.build_trace(key, budget)
     }
 
     /// The URL of an upstream, without login.
@@ -202,6 +209,7 @@ impl Upstreams {
             failed: health.failed,
             fetched_paths: cache.fetched_paths.load(Ordering::Relaxed),
             fetched_bytes: cache.fetched_bytes.load(Ordering::Relaxed),
+            failed_fetches: cache.failed_fetches.load(Ordering::Relaxed),
         });
         status.collect()
     }

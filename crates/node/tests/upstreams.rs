@@ -6,5 +6,7 @@ mod faults;
 mod fetching;
 #[path = "upstreams/lab.rs"]
 mod lab;
+#[path = "upstreams/realisations.rs"]
+mod realisations;
 #[path = "upstreams/server.rs"]
 mod server;

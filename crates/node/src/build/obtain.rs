@@ -151,9 +151,9 @@ impl Walk<'_> {
         let hashes = self.service.derivations.output_hashes(derivation)?;
         let Some(drv_hash) = hashes.get(output) else { return Ok(None) };
         let id = DrvOutput { drv_hash: *drv_hash, output: output.to_string() };
-        let Some(realisation) = self.upstreams.realisation(&id) else { return Ok(None) };
+        let Some(realisation) = self.upstreams.realisation(&id, BUILD_BUDGET) else { return Ok(None) };
         let path = realisation.out_path.clone();
-        self.found.realisations.push(realisation);
+        self.found.realisations.push(Arc::unwrap_or_clone(realisation));
         Ok(Some(path))
     }
 }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use shoal_store::Store;
 use shoal_wire::nix::base32;
 use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir};
 
 use super::link::Offer;
 use super::metrics::Metrics;
 use super::put::Writer;
-use crate::upstream::Upstreams;
+use crate::upstream::{UpstreamStatus, Upstreams};
 
 pub struct Cache {
     pub dir: StoreDir,
@@ -50,6 +51,15 @@ pub trait Elsewhere: Send + Sync + 'static {
     /// The NAR of a path that was found, as it comes, while it goes into the store. A reader that blocks; an error in
     /// the middle takes back what came before.
     fn nar<'a>(&'a self, info: &'a PathInfo) -> Later<'a, Option<Box<dyn Read + Send>>>;
+
+    /// Where an output came out, by somebody who is trusted here; in as much time as [`Elsewhere::find`].
+    fn realisation<'a>(&'a self, id: &'a DrvOutput) -> Later<'a, Option<Realisation>>;
+
+    /// The same in the form from Nix 2.35 on.
+    fn build_trace<'a>(&'a self, key: &'a BuildTraceKey) -> Later<'a, Option<BuildTrace>>;
+
+    /// For `/metrics`.
+    fn status(&self) -> Vec<UpstreamStatus>;
 }
 
 impl Cache {

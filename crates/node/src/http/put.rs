@@ -5,6 +5,7 @@
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -155,11 +156,12 @@ async fn whole(
     };
     let Ok(Ok(turn)) = timeout(TURN_PATIENCE, writer.turns.clone().acquire_owned()).await else { return busy() };
     let deposits = writer.deposits.clone();
+    cache.metrics.received_bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
     let done = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         take(&deposits, grant, body)
     });
-    answer(done.await)
+    counted(&cache, answer(done.await))
 }
 
 /// Takes in a body as it streams.
@@ -181,16 +183,19 @@ async fn streamed(
         take(&deposits, grant, body)
     });
     let mut from = request.body;
-    pump(&mut from, sender).await;
-    let response = answer(done.await);
+    pump(&mut from, sender, &cache.metrics.received_bytes).await;
+    let response = counted(&cache, answer(done.await));
     if response.status().is_success() { response } else { refuse(from, response).await }
 }
 
 /// Passes the body on until it ends, breaks, or nobody wants more.
-async fn pump(body: &mut RequestBody, to: mpsc::Sender<Piece>) {
+async fn pump(body: &mut RequestBody, to: mpsc::Sender<Piece>, received_bytes: &AtomicU64) {
     loop {
         let piece = match body.piece().await {
-            Ok(Some(piece)) => Piece::Bytes(piece),
+            Ok(Some(piece)) => {
+                received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                Piece::Bytes(piece)
+            }
             Ok(None) => Piece::End,
             Err(error) => Piece::Broken(error),
         };
@@ -240,6 +245,11 @@ impl Read for Incoming {
         self.consume(n);
         Ok(n)
     }
+}
+
+fn counted(cache: &Cache, response: Response) -> Response {
+    cache.metrics.uploaded(response.status());
+    response
 }
 
 fn answer(done: Result<Result<(), Refusal>, tokio::task::JoinError>) -> Response {

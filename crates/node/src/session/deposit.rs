@@ -112,6 +112,11 @@ impl Deposits {
         self.held.get(file, Instant::now()).map(|nar| nar.file_size)
     }
 
+    /// NARs that wait for their narinfo, and their bytes.
+    pub fn held_counts(&self) -> (u64, u64) {
+        self.held.counts()
+    }
+
     fn client(&self, grant: Grant) -> Client {
         let from = format!("http {}", grant.who);
         Client {

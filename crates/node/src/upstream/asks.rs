@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use shoal_grid::upstreams::{Answer, Health, Lookup, Phase, Remembered, Step, UpstreamId, Upstreams};
-use shoal_wire::nix::realisation::{DrvOutput, Realisation};
+use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::store_path::StorePath;
 
 use super::cache::Cache;
 use super::offer::Offer;
 use super::pool::Pool;
+use super::question::{Finding, Question};
 use super::web::Refusal;
 use crate::session::admission::Admission;
 
@@ -23,7 +24,7 @@ use crate::session::admission::Admission;
 const ASKS_MAX: usize = 16;
 /// Questions that wait for a thread; more count as not answered.
 const ASKS_WAITING_MAX: usize = 4096;
-/// Paths that one caller asks for at the same time.
+/// Things that one caller asks for at the same time.
 const LOOKUPS_MAX: usize = 64;
 /// Silence after which the next upstream is asked too: several times what a healthy one takes.
 const HEDGE: Duration = Duration::from_millis(300);
@@ -44,29 +45,30 @@ pub enum Query<'a> {
 }
 
 impl Query<'_> {
-    fn hash_part(&self) -> &str {
-        match self {
-            Query::Path(path) => path.hash_part(),
-            Query::HashPart(hash_part) => hash_part,
-        }
+    fn question(&self) -> Question {
+        Question::Path(match self {
+            Query::Path(path) => path.hash_part().to_string(),
+            Query::HashPart(hash_part) => hash_part.to_string(),
+        })
     }
 
-    fn fits(&self, offer: &Offer) -> bool {
-        match self {
-            Query::Path(path) => offer.info.path == **path,
-            Query::HashPart(_) => true,
+    fn fits(&self, finding: &Finding) -> bool {
+        match (self, finding) {
+            (Query::Path(path), Finding::Offer(offer)) => offer.info.path == **path,
+            (Query::HashPart(_), Finding::Offer(_)) => true,
+            _ => false,
         }
     }
 }
 
 #[derive(Clone)]
 enum Heard {
-    Found(Arc<Offer>),
+    Found(Finding),
     Missing,
     Failed,
 }
 
-type Key = (UpstreamId, String);
+type Key = (UpstreamId, Question);
 type Listener = (usize, Sender<(usize, UpstreamId, Heard)>);
 
 pub struct Asks {
@@ -117,6 +119,36 @@ impl Asks {
         budget: Duration,
         not: &BTreeSet<UpstreamId>,
     ) -> Vec<Option<Arc<Offer>>> {
+        let questions: Vec<Question> = wanted.iter().map(Query::question).collect();
+        let found = self.look(&questions, &|index, finding| wanted[index].fits(finding), budget, not);
+        let offer = |finding| if let Finding::Offer(offer) = finding { Some(offer) } else { None };
+        found.into_iter().map(|finding| finding.and_then(offer)).collect()
+    }
+
+    /// Where an output came out, if an upstream says so with a trusted signature.
+    pub fn realisation(self: &Arc<Self>, id: &DrvOutput, budget: Duration) -> Option<Arc<Realisation>> {
+        match self.look(&[Question::Output(id.clone())], &|_, _| true, budget, &BTreeSet::new()).pop()?? {
+            Finding::Output(realisation) => Some(realisation),
+            _ => None,
+        }
+    }
+
+    /// The same in the form from Nix 2.35 on.
+    pub fn build_trace(self: &Arc<Self>, key: &BuildTraceKey, budget: Duration) -> Option<Arc<BuildTrace>> {
+        match self.look(&[Question::Trace(key.clone())], &|_, _| true, budget, &BTreeSet::new()).pop()?? {
+            Finding::Trace(trace) => Some(trace),
+            _ => None,
+        }
+    }
+
+    /// What is found for each question; `fits` says whether it is what its asker wants.
+    fn look(
+        self: &Arc<Self>,
+        wanted: &[Question],
+        fits: &dyn Fn(usize, &Finding) -> bool,
+        budget: Duration,
+        not: &BTreeSet<UpstreamId>,
+    ) -> Vec<Option<Finding>> {
         let mut found = vec![None; wanted.len()];
         let (tell, told) = mpsc::channel();
         let mut open: HashMap<usize, Lookup> = HashMap::new();
@@ -124,19 +156,18 @@ impl Asks {
         loop {
             while open.len() < LOOKUPS_MAX {
                 let Some(index) = to_begin.next() else { break };
-                match self.begin(&wanted[index], budget, not) {
-                    Ok(offer) => found[index] = Some(offer),
+                match self.begin(&wanted[index], &|finding| fits(index, finding), budget, not) {
+                    Ok(finding) => found[index] = Some(finding),
                     Err(lookup) => drop(open.insert(index, lookup)),
                 }
             }
             let now_ms = self.now_ms();
             let mut wake_ms = u64::MAX;
             open.retain(|&index, lookup| {
-                let hash_part = wanted[index].hash_part();
                 loop {
                     match lookup.step(now_ms) {
                         Step::Ask(id) => {
-                            if !self.ask(id, hash_part, budget, (index, tell.clone())) {
+                            if !self.ask(id, &wanted[index], budget, (index, tell.clone())) {
                                 lookup.answer(id, Answer::Failed);
                             }
                         }
@@ -159,8 +190,8 @@ impl Asks {
             while let Ok((index, id, heard)) = next {
                 if let Some(lookup) = open.get_mut(&index) {
                     let answer = match heard {
-                        Heard::Found(offer) if wanted[index].fits(&offer) => {
-                            found[index].get_or_insert(offer);
+                        Heard::Found(finding) if fits(index, &finding) => {
+                            found[index].get_or_insert(finding);
                             Answer::Found
                         }
                         Heard::Found(_) | Heard::Missing => Answer::Missing,
@@ -173,25 +204,34 @@ impl Asks {
         }
     }
 
-    /// The offer that is known, or how to look for one.
-    fn begin(&self, query: &Query<'_>, budget: Duration, not: &BTreeSet<UpstreamId>) -> Result<Arc<Offer>, Lookup> {
-        let (state, now_ms, hash_part) = (self.lock(), self.now_ms(), query.hash_part().to_string());
-        if let Some(offer) = state.offers.get(&hash_part, now_ms)
-            && query.fits(offer)
+    /// The offer that is known, or how to look for what is wanted. Where outputs came out is not remembered: another
+    /// build may come out elsewhere.
+    fn begin(
+        &self,
+        wanted: &Question,
+        fits: &dyn Fn(&Finding) -> bool,
+        budget: Duration,
+        not: &BTreeSet<UpstreamId>,
+    ) -> Result<Finding, Lookup> {
+        let (state, now_ms) = (self.lock(), self.now_ms());
+        if let Question::Path(hash_part) = wanted
+            && let Some(offer) = state.offers.get(hash_part, now_ms)
             && !not.contains(&offer.upstream)
         {
-            return Ok(offer.clone());
+            let known = Finding::Offer(offer.clone());
+            if fits(&known) {
+                return Ok(known);
+            }
         }
-        let asked =
-            |id: &UpstreamId| !not.contains(id) && state.absent.get(&(*id, hash_part.clone()), now_ms).is_none();
+        let asked = |id: &UpstreamId| !not.contains(id) && state.absent.get(&(*id, wanted.clone()), now_ms).is_none();
         let order = state.health.order(now_ms).into_iter().filter(asked).collect();
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Err(Lookup::new(order, now_ms, millis(budget), millis(HEDGE)))
     }
 
     /// Whether the question is on its way now.
-    fn ask(self: &Arc<Self>, id: UpstreamId, hash_part: &str, budget: Duration, listener: Listener) -> bool {
-        let key = (id, hash_part.to_string());
+    fn ask(self: &Arc<Self>, id: UpstreamId, wanted: &Question, budget: Duration, listener: Listener) -> bool {
+        let key = (id, wanted.clone());
         let mut state = self.lock();
         if let Some(listeners) = state.on_their_way.get_mut(&key) {
             listeners.push(listener);
@@ -219,35 +259,26 @@ impl Asks {
         submitted
     }
 
-    fn hear(&self, id: UpstreamId, hash_part: &str) -> Heard {
+    fn hear(&self, id: UpstreamId, wanted: &Question) -> Heard {
         let cache = &self.caches[id];
-        let answer = self.timed(id, || cache.narinfo(hash_part));
+        let answer = self.timed(id, || wanted.put_to(cache, id, &self.admission));
         let mut state = self.lock();
         let now_ms = self.now_ms();
         match answer {
-            Ok(narinfo) => match Offer::judge(&self.admission, id, narinfo) {
-                Ok(offer) => {
-                    let offer = Arc::new(offer);
-                    state.offers.insert(hash_part.to_string(), offer.clone(), now_ms);
-                    Heard::Found(offer)
+            Ok(Ok(finding)) => {
+                if let (Question::Path(hash_part), Finding::Offer(offer)) = (wanted, &finding) {
+                    state.offers.insert(hash_part.clone(), offer.clone(), now_ms);
                 }
-                Err(why) => {
-                    tracing::debug!(
-                        upstream = cache.location.base,
-                        hash_part,
-                        why,
-                        "an upstream's path is not offered"
-                    );
-                    state.absent.insert((id, hash_part.to_string()), (), now_ms);
-                    Heard::Missing
-                }
-            },
-            Err(Refusal::Missing) => {
-                state.absent.insert((id, hash_part.to_string()), (), now_ms);
-                Heard::Missing
+                return Heard::Found(finding);
             }
-            Err(Refusal::Failed(_)) => Heard::Failed,
+            Ok(Err(why)) => {
+                tracing::debug!(upstream = cache.location.base, ?wanted, why, "an upstream's answer is not used")
+            }
+            Err(Refusal::Missing) => {}
+            Err(Refusal::Failed(_)) => return Heard::Failed,
         }
+        state.absent.insert((id, wanted.clone()), (), now_ms);
+        Heard::Missing
     }
 
     /// Puts a question and notes how the upstream took it.
@@ -300,18 +331,6 @@ impl Asks {
         if state.offers.get(&hash_part, now_ms).is_some_and(|known| known.upstream == offer.upstream) {
             state.offers.forget(&hash_part);
         }
-        state.absent.insert((offer.upstream, hash_part), (), now_ms);
-    }
-
-    /// Where an output came out, if an upstream says so with a trusted signature.
-    pub fn realisation(&self, id: &DrvOutput) -> Option<Realisation> {
-        let order = self.lock().health.order(self.now_ms());
-        order.into_iter().find_map(|upstream| {
-            if !self.lock().health.begin(upstream, self.now_ms()) {
-                return None;
-            }
-            let realisation = self.timed(upstream, || self.caches[upstream].realisation(id)).ok()?;
-            (realisation.count_valid_signatures(self.admission.trusted_keys()) > 0).then_some(realisation)
-        })
+        state.absent.insert((offer.upstream, Question::Path(hash_part)), (), now_ms);
     }
 }

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shoal_wire::nix::narinfo::{NARINFO_LEN_MAX, NarInfo};
-use shoal_wire::nix::realisation::{DrvOutput, JSON_LEN_MAX, Realisation};
+use shoal_wire::nix::realisation::{
+    BuildTrace, BuildTraceKey, DrvOutput, JSON_LEN_MAX, Realisation, UnkeyedRealisation,
+};
 use shoal_wire::nix::store_path::StoreDir;
 
 use super::web::{Authorities, Patience, Refusal, Web};
@@ -89,14 +91,24 @@ pub struct Cache {
     info: Mutex<Known>,
     pub fetched_paths: AtomicU64,
     pub fetched_bytes: AtomicU64,
+    /// Files that did not come, or were not what was promised.
+    pub failed_fetches: AtomicU64,
 }
 
 impl Cache {
     pub fn new(location: Location, dir: StoreDir, authorities: &Authorities, patience: Patience) -> Cache {
         let login = location.login.as_ref().map(|(user, password)| (user.as_str(), password.as_str()));
         let web = Web::new(authorities, patience, location.origin(), login);
-        let (info, fetched_paths, fetched_bytes) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Cache { location, web, ask: patience.ask, dir, info, fetched_paths, fetched_bytes }
+        Cache {
+            location,
+            web,
+            ask: patience.ask,
+            dir,
+            info: Mutex::default(),
+            fetched_paths: AtomicU64::new(0),
+            fetched_bytes: AtomicU64::new(0),
+            failed_fetches: AtomicU64::new(0),
+        }
     }
 
     pub fn count_fetched(&self, bytes: u64) {
@@ -143,6 +155,13 @@ impl Cache {
             true => Ok(realisation),
             false => Err(Refusal::Failed("it sent another realisation instead".into())),
         }
+    }
+
+    /// The same, as Nix from 2.35 on keeps it: the key is in the name alone.
+    pub fn build_trace(&self, key: &BuildTraceKey) -> Result<BuildTrace, Refusal> {
+        let name = format!("build-trace-v2/{}/{}.doi", escape(key.drv_path.base_name()), escape(&key.output));
+        let value = UnkeyedRealisation::from_json(&self.get(&name, JSON_LEN_MAX)?).map_err(Refusal::failed)?;
+        Ok(BuildTrace { key: key.clone(), value })
     }
 
     /// The URL of a file that a narinfo names: relative to the cache, or absolute.

@@ -1,38 +1,67 @@
 //! What the HTTP server gets from upstreams: questions that block, on threads made for that.
 
 use std::io::Read;
+use std::time::Duration;
 
 use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 
-use super::Upstreams;
+use super::{CLIENT_BUDGET, UpstreamStatus, Upstreams};
 use crate::http::Elsewhere;
 use crate::http::cache::Later;
 
+impl Upstreams {
+    /// Asks on a thread. Who gets no turn in the time for an answer has none; who goes away gives its place in the
+    /// queue up.
+    async fn asked<T, F>(&self, ask: F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Upstreams, Duration) -> Option<T> + Send + 'static,
+    {
+        let upstreams = self.clone();
+        let turn = self.0.as_ref()?.turns.clone().acquire_owned();
+        let turn = tokio::time::timeout(CLIENT_BUDGET, turn).await.ok()?.ok()?;
+        let asked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            ask(&upstreams, CLIENT_BUDGET)
+        });
+        asked.await.ok().flatten()
+    }
+}
+
 impl Elsewhere for Upstreams {
     fn find<'a>(&'a self, hash_part: &'a str) -> Later<'a, Option<PathInfo>> {
-        let (upstreams, hash_part) = (self.clone(), hash_part.to_string());
-        Box::pin(async move {
-            let found = tokio::task::spawn_blocking(move || upstreams.offer(&hash_part));
-            found.await.ok().flatten().map(|offer| offer.info.clone())
-        })
+        let hash_part = hash_part.to_string();
+        let offer = self.asked(move |upstreams, _| upstreams.offer(&hash_part));
+        Box::pin(async move { offer.await.map(|offer| offer.info.clone()) })
     }
 
     fn nar<'a>(&'a self, info: &'a PathInfo) -> Later<'a, Option<Box<dyn Read + Send>>> {
-        let (upstreams, info) = (self.clone(), info.clone());
-        Box::pin(async move {
-            let found = tokio::task::spawn_blocking(move || {
-                let stream = upstreams.nar(&info.path).unwrap_or_else(|error| {
-                    tracing::warn!(
-                        path = info.path.base_name(),
-                        error = format!("{error:#}"),
-                        "cannot read from upstream"
-                    );
-                    None
-                });
-                // What is fetched now may not be what was described.
-                stream.filter(|stream| stream.nar_hash == info.nar_hash)
+        let info = info.clone();
+        let stream = self.asked(move |upstreams, _| {
+            let stream = upstreams.nar(&info.path).unwrap_or_else(|error| {
+                tracing::warn!(path = info.path.base_name(), error = format!("{error:#}"), "cannot read from upstream");
+                None
             });
-            found.await.ok().flatten().map(|stream| Box::new(stream) as Box<dyn Read + Send>)
-        })
+            // What is fetched now may not be what was described.
+            stream.filter(|stream| stream.nar_hash == info.nar_hash)
+        });
+        Box::pin(async move { stream.await.map(|stream| Box::new(stream) as Box<dyn Read + Send>) })
+    }
+
+    fn realisation<'a>(&'a self, id: &'a DrvOutput) -> Later<'a, Option<Realisation>> {
+        let id = id.clone();
+        let found = self.asked(move |upstreams, budget| upstreams.realisation(&id, budget));
+        Box::pin(async move { found.await.map(|found| (*found).clone()) })
+    }
+
+    fn build_trace<'a>(&'a self, key: &'a BuildTraceKey) -> Later<'a, Option<BuildTrace>> {
+        let key = key.clone();
+        let found = self.asked(move |upstreams, budget| upstreams.build_trace(&key, budget));
+        Box::pin(async move { found.await.map(|found| (*found).clone()) })
+    }
+
+    fn status(&self) -> Vec<UpstreamStatus> {
+        Upstreams::status(self)
     }
 }

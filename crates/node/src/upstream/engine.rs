@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,6 +11,7 @@ use shoal_grid::fetches::{Action, Fetches, Wanted};
 use shoal_store::{Ingested, Store};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
+use tokio::sync::Semaphore;
 
 use super::BUILD_BUDGET;
 use super::asks::{Asks, Query};
@@ -25,6 +27,8 @@ use crate::session::uploads::intake::{Intake, Taken};
 
 /// NARs downloaded at once: enough to fill a line with small ones; each takes a decoder's memory.
 const DOWNLOADS_MAX: usize = 8;
+/// Clients of the binary cache that wait for an upstream's answer, each on a thread. Nix asks for 25 paths at once.
+const TURNS_MAX: usize = 256;
 /// To find another upstream after one failed.
 const RETRY_BUDGET: Duration = Duration::from_secs(10);
 
@@ -32,6 +36,8 @@ pub struct Engine {
     pub store: Store,
     pub dir: StoreDir,
     pub asks: Arc<Asks>,
+    /// Turns of those who wait for an answer on a thread of the runtime.
+    pub turns: Arc<Semaphore>,
     pool: Pool,
     state: Mutex<State>,
     settled: Condvar,
@@ -56,7 +62,8 @@ impl Engine {
         let state = State { fetches: Fetches::new(DOWNLOADS_MAX), flights: HashMap::new(), held: HashMap::new() };
         // A thread that ends one download may be given the next before it is free itself.
         let pool = Pool::new("fetch", DOWNLOADS_MAX, 2 * DOWNLOADS_MAX);
-        Engine { store, dir, asks, pool, state: Mutex::new(state), settled: Condvar::new() }
+        let turns = Arc::new(Semaphore::new(TURNS_MAX));
+        Engine { store, dir, asks, turns, pool, state: Mutex::new(state), settled: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -194,6 +201,7 @@ impl Engine {
                     why
                 }
             };
+            self.asks.caches[offer.upstream].failed_fetches.fetch_add(1, Ordering::Relaxed);
             self.asks.withdraw(&offer);
             tried.insert(offer.upstream);
             let upstream = &self.asks.caches[offer.upstream].location.base;
@@ -222,7 +230,7 @@ impl Engine {
         let Taken { ingested, ca, text } = intake.finish(&full).map_err(|fault| theirs(fault_text(fault)))?;
         let checked = self.asks.admission.check_contents(info, &ingested, ca);
         checked.map_err(|fault| theirs(fault_text(fault)))?;
-        cache.count_fetched(flight.file_bytes.load(std::sync::atomic::Ordering::Relaxed));
+        cache.count_fetched(flight.file_bytes.load(Ordering::Relaxed));
         let mut info = info.clone();
         info.ultimate = false;
         info.registration_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

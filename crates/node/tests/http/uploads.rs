@@ -157,3 +157,23 @@ fn bodies_in_chunks() {
     assert_eq!(lab.put(&upload.place(), upload.narinfo().as_bytes()).status, 200);
     assert!(upload.is_there(&lab));
 }
+
+#[test]
+fn uploads_are_counted() {
+    let lab = Lab::with(Wanted { takes_uploads: true, ..Wanted::default() });
+    let upload = Upload::new(3, 100_000);
+    let len = upload.nar.len();
+    assert_eq!(lab.put(&upload.place(), upload.narinfo().as_bytes()).status, 400);
+    assert_eq!(lab.put(&upload.file(), &upload.nar).status, 200);
+    let metrics = lab.get("/metrics").text();
+    let received = len + upload.narinfo().len();
+    for line in [
+        "shoal_http_uploads_total{outcome=\"taken\"} 1".to_owned(),
+        "shoal_http_uploads_total{outcome=\"refused\"} 1".to_owned(),
+        format!("shoal_http_received_bytes_total {received}"),
+        "shoal_http_held_nars 1".to_owned(),
+        format!("shoal_http_held_bytes {len}"),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} in\n{metrics}");
+    }
+}

@@ -4,7 +4,7 @@ use std::io::{BufRead, Read};
 
 use shoal_wire::nix::base32;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation, UnkeyedRealisation};
-use shoal_wire::nix::store_path::{HASH_PART_LEN, StorePath};
+use shoal_wire::nix::store_path::{HASH_PART_LEN, StorePath, check_name};
 use shoal_wire::nix::worker::ops::RegisterDrvOutput;
 
 use super::{Deposits, Outcome, Refusal};
@@ -73,6 +73,7 @@ impl Deposits {
     /// `build-trace-v2/<drv>/<output>.doi`, of Nix from 2.35 on.
     pub fn put_build_trace(&self, grant: Grant, drv: &str, output: &str, json: &[u8]) -> Outcome {
         let drv_path = StorePath::from_base_name(drv).map_err(|error| Refusal::bad(error.to_string()))?;
+        check_name(output).map_err(|error| Refusal::bad(error.to_string()))?;
         let value = UnkeyedRealisation::from_json(json).map_err(|error| Refusal::bad(error.to_string()))?;
         let out_path = value.out_path.clone();
         let key = BuildTraceKey { drv_path, output: output.to_owned() };

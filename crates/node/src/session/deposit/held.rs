@@ -75,6 +75,12 @@ impl HeldNars {
         Some(entry.nar.clone())
     }
 
+    /// NARs, and their bytes.
+    pub fn counts(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.nars.len() as u64, state.bytes)
+    }
+
     /// A path was made of it.
     pub fn used(&self, file: &str, now: Instant) {
         if let Some(entry) = self.lock().nars.get_mut(file) {
