@@ -31,10 +31,14 @@ impl ChunkReader {
 
     /// Replaces `out` by the chunk's bytes. `place` is where the index said it lies, if asked already.
     pub fn read(&mut self, chunk: &ChunkRef, place: Option<Place>, out: &mut Vec<u8>) -> Result<()> {
+        self.examine(chunk, place, out).map_err(|error| self.store.noting(error))
+    }
+
+    /// As [`ChunkReader::read`], but no note is taken of damage.
+    pub fn examine(&mut self, chunk: &ChunkRef, place: Option<Place>, out: &mut Vec<u8>) -> Result<()> {
         let read = self.try_read(chunk, place, out);
-        if let Err(Error::Damaged(_)) = &read {
+        if read.is_err() {
             out.clear();
-            self.store.pins.damaged(&chunk.hash);
         }
         read
     }

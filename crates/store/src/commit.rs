@@ -1,6 +1,7 @@
 //! Makes paths valid: record, manifest, edges and chunks in one transaction, after their bytes are
 //! durable.
 
+use crate::damage;
 use crate::error::{CommitError, Result};
 use crate::index::path_record::PathRecord;
 use crate::index::tables::{CHUNKS, DERIVERS, MANIFESTS, PATHS, REFERRERS, SEGMENTS, SegmentRow};
@@ -24,9 +25,18 @@ struct Publication {
 /// Whether each path of a batch became valid by it; what was valid before published nothing.
 type Published = Vec<bool>;
 
+/// What is known of a path before it is published.
+enum Standing {
+    Absent,
+    Valid,
+    /// Recorded, and something of it is damaged.
+    Damaged(Box<PathRecord>),
+}
+
 impl Store {
     /// Makes paths valid, durably, all or none. Every reference must be valid or among `batch`.
-    /// Paths that are valid already stay as they are. Concurrent commits share the wait for the disk.
+    /// Paths that are valid already stay as they are; what was damaged is healed by what is committed under its name.
+    /// Concurrent commits share the wait for the disk.
     pub fn commit(&self, batch: Vec<(PathInfo, Ingested)>) -> Result<(), CommitError> {
         let mut publications = Vec::with_capacity(batch.len());
         let mut pins: Vec<PinSet> = Vec::with_capacity(batch.len());
@@ -40,54 +50,90 @@ impl Store {
             pins.push(ingested.pins);
         }
         let needs_sync = publications.iter().any(|publication| !publication.chunks.is_empty());
-        let published = self.writer.write(needs_sync, move |txn| publish(txn, &publications))??;
+        let stored: Vec<[u8; 32]> = publications.iter().flat_map(Publication::names).copied().collect();
+        let store = self.clone();
+        let published = self.writer.write(needs_sync, move |txn| store.publish(txn, &publications))??;
         pins.iter().zip(published).filter(|(_, published)| *published).for_each(|(set, _)| set.published());
+        if self.pins.any_damaged() {
+            self.follow_damage(&stored)?;
+        }
         Ok(())
     }
 }
 
-/// The inner error is decided on before anything is written.
-fn publish(txn: &WriteTransaction, batch: &[Publication]) -> Result<Result<Published, CommitError>> {
-    if let Some(error) = missing_reference(&txn.open_table(PATHS)?, batch)? {
-        return Ok(Err(error));
+impl Publication {
+    /// What is stored under these names when this is published.
+    fn names(&self) -> impl Iterator<Item = &[u8; 32]> {
+        self.chunks.iter().map(|(hash, _)| hash).chain(std::iter::once(&self.record.content_root))
     }
-    let mut live = LiveChange::default();
-    let mut published = Vec::with_capacity(batch.len());
-    for publication in batch {
-        let is_new = publish_path(txn, &publication.record)?;
-        if is_new {
-            publish_chunks(&mut txn.open_table(CHUNKS)?, &publication.chunks, &mut live)?;
-            let mut manifests = txn.open_table(MANIFESTS)?;
-            let root = &publication.record.content_root;
-            if manifests.get(root)?.is_none() {
-                manifests.insert(root, publication.packed_manifest.as_slice())?;
-            }
-        }
-        published.push(is_new);
-    }
-    live.apply(txn)?;
-    Ok(Ok(published))
 }
 
-/// Whether the path was not valid yet.
-fn publish_path(txn: &WriteTransaction, record: &PathRecord) -> Result<bool> {
-    let info = &record.info;
-    let name = info.path.base_name();
-    let mut paths = txn.open_table(PATHS)?;
-    if paths.get(name)?.is_some() {
-        return Ok(false);
+impl Store {
+    /// The inner error is decided on before anything is written.
+    fn publish(&self, txn: &WriteTransaction, batch: &[Publication]) -> Result<Result<Published, CommitError>> {
+        if let Some(error) = missing_reference(&txn.open_table(PATHS)?, batch)? {
+            return Ok(Err(error));
+        }
+        let mut live = LiveChange::default();
+        let mut published = Vec::with_capacity(batch.len());
+        for publication in batch {
+            let standing = self.standing(txn, &publication.record)?;
+            let is_new = !matches!(standing, Standing::Valid);
+            if is_new {
+                publish_path(txn, &publication.record, standing)?;
+                publish_chunks(&mut txn.open_table(CHUNKS)?, &publication.chunks, &mut live)?;
+                let mut manifests = txn.open_table(MANIFESTS)?;
+                let root = &publication.record.content_root;
+                // What lies there may be damaged without anybody having found it.
+                manifests.insert(root, publication.packed_manifest.as_slice())?;
+                damage::unmark(txn, publication.names())?;
+            }
+            published.push(is_new);
+        }
+        live.apply(txn)?;
+        Ok(Ok(published))
     }
-    paths.insert(name, record.encode().as_slice())?;
+
+    fn standing(&self, txn: &WriteTransaction, record: &PathRecord) -> Result<Standing> {
+        let name = record.info.path.base_name();
+        let known = match txn.open_table(PATHS)?.get(name)? {
+            Some(row) => PathRecord::decode(name, row.value())?,
+            None => return Ok(Standing::Absent),
+        };
+        Ok(match self.is_whole(&txn.open_table(MANIFESTS)?, &known.content_root)? {
+            true => Standing::Valid,
+            false => Standing::Damaged(Box::new(known)),
+        })
+    }
+}
+
+fn publish_path(txn: &WriteTransaction, record: &PathRecord, standing: Standing) -> Result<()> {
+    let info = &record.info;
+    let mut record = record.clone();
     let mut referrers = txn.open_table(REFERRERS)?;
+    if let Standing::Damaged(known) = standing {
+        for reference in &known.info.references {
+            referrers.remove(&edge(reference, &info.path))?;
+        }
+        // The same path, stored again: what was known of it still is.
+        if known.info.nar_hash == info.nar_hash && known.info.references == info.references {
+            record.info.signatures.extend(known.info.signatures);
+            record.info.ultimate |= known.info.ultimate;
+            record.info.deriver = known.info.deriver.or(record.info.deriver);
+            record.info.registration_time = known.info.registration_time;
+        }
+    }
+    txn.open_table(PATHS)?.insert(info.path.base_name(), record.encode().as_slice())?;
     for reference in &info.references {
         referrers.insert(&edge(reference, &info.path), ())?;
     }
-    if let Some(deriver) = &info.deriver {
+    if let Some(deriver) = &record.info.deriver {
         txn.open_table(DERIVERS)?.insert(&edge(&info.path, deriver), ())?;
     }
-    Ok(true)
+    Ok(())
 }
 
+/// A reference that is recorded and damaged counts: it is known, and heals when it comes again.
 fn missing_reference(
     paths: &impl ReadableTable<&'static str, &'static [u8]>,
     batch: &[Publication],

@@ -62,16 +62,14 @@ impl Store {
         let mut places = Vec::with_capacity(found.len());
         for (chunk, place) in chunks.iter().zip(found) {
             let defect = match place {
-                Some(place) if self.pins.is_damaged(&chunk.hash) => {
-                    Damage::chunk(chunk.hash, Some(place), Defect::Quarantined)
-                }
+                place if self.pins.is_damaged(&chunk.hash) => Damage::chunk(chunk.hash, place, Defect::Quarantined),
                 Some(place) if place.chunk_len == chunk.len => {
                     places.push(place);
                     continue;
                 }
                 place => Damage::chunk(chunk.hash, place, Defect::Unknown),
             };
-            return Err(defect.into());
+            return Err(self.noting(defect.into()));
         }
         let hold = SegmentHold::new(&self.segments, places.iter().map(|place| place.segment));
         Ok((places, hold))
@@ -194,7 +192,6 @@ impl StoredFrames {
             (Some(chunk), Some(place)) => (chunk.hash, *place),
             _ => return Error::Stopped("a frame belongs to other frames".into()),
         };
-        self.store.pins.damaged(&hash);
-        in_path(&self.path)(Damage::chunk(hash, Some(place), defect).into())
+        in_path(&self.path)(self.store.noting(Damage::chunk(hash, Some(place), defect).into()))
     }
 }

@@ -158,6 +158,7 @@ impl Store {
         if request.action == GcAction::DeleteDead && report.freed < request.max_freed {
             report.freed += chunks::sweep_unused(self, &counts)?;
         }
+        self.forget_unwanted_damage()?;
         if derivation_gone {
             paths::forget_derivers(self)?;
         }

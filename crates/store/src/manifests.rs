@@ -36,7 +36,7 @@ impl Store {
             None => Ok(None),
         });
         self.decoders.put(decoder);
-        manifest
+        manifest.map_err(|error| self.noting(error))
     }
 
     /// The manifest of a valid path.
@@ -49,7 +49,7 @@ impl Store {
             Some(manifest) => Ok(Some(manifest)),
             // The path may have been deleted between the two looks.
             None if !self.is_valid(path)? => Ok(None),
-            None => Err(crate::error::in_path(path)(Damage::manifest(root, Defect::Unknown).into())),
+            None => Err(crate::error::in_path(path)(self.noting(Damage::manifest(root, Defect::Unknown).into()))),
         }
     }
 

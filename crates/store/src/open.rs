@@ -10,6 +10,7 @@
 //! ```
 
 use crate::commit::LiveChange;
+use crate::damage::{self, DamageNotes};
 use crate::error::{Error, OpenError, Result};
 use crate::hashing::HashService;
 use crate::index::Index;
@@ -48,12 +49,15 @@ pub fn open(dir: &Path, options: Options) -> Result<Inner, OpenError> {
     crate::logs::empty(&dir.join("tmp"))?;
     let index = Arc::new(Index::open(&dir.join("index.redb"), options.index_cache_bytes)?);
     let segments = Arc::new(recover(&dir.join("segments"), &index, &options)?);
+    let pins = Pins::default();
+    pins.set_damaged(damage::marked(&index)?.into_iter().map(|hash| (hash, true)));
     Ok(Inner {
         dir: dir.to_owned(),
         writer: Writer::new(index.clone(), segments.clone()),
         index,
         segments,
-        pins: Arc::new(Pins::default()),
+        pins: Arc::new(pins),
+        damage: DamageNotes::default(),
         leases: Arc::default(),
         hashing: Arc::new(HashService::new()),
         packers: PackerPool::new(options.level),
@@ -225,5 +229,6 @@ fn adopt(txn: &WriteTransaction, found: &[([u8; 32], Place)], ends: &BTreeMap<Se
         segments.insert(id, &SegmentRow { committed, ..row }.encode())?;
     }
     drop((chunks, segments));
+    damage::unmark(txn, found.iter().map(|(hash, _)| hash))?;
     live.apply(txn)
 }

@@ -1,10 +1,12 @@
 //! Questions about paths and how they refer to each other.
 
 use crate::error::{Damage, Result};
+use crate::index::path_record::PathRecord;
 use crate::index::tables::{DERIVERS, PATHS, REFERRERS};
 use crate::store::Store;
 use redb::{ReadOnlyTable, ReadableTable};
 use shoal_wire::nix::base32;
+use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 
 /// Bytes of a store path's hash part.
@@ -60,21 +62,43 @@ impl Store {
         self.index.read(|txn| {
             let mut paths = Vec::new();
             for row in txn.open_table(PATHS)?.iter()? {
-                paths.push(base_name(row?.0.value())?);
+                let (name, row) = row?;
+                if self.is_valid_row(txn, name.value(), row.value())? {
+                    paths.push(base_name(name.value())?);
+                }
             }
             Ok(paths)
         })
     }
 
+    /// What is recorded of paths of which something is damaged, in order. They are not valid until it was stored again.
+    pub fn damaged_paths(&self) -> Result<Vec<PathInfo>> {
+        if !self.pins.any_damaged() {
+            return Ok(Vec::new());
+        }
+        self.index.read(|txn| {
+            let mut damaged = Vec::new();
+            for row in txn.open_table(PATHS)?.iter()? {
+                let (name, row) = row?;
+                if !self.is_valid_row(txn, name.value(), row.value())? {
+                    damaged.push(PathRecord::decode(name.value(), row.value())?.info);
+                }
+            }
+            Ok(damaged)
+        })
+    }
+
     /// The valid paths that refer to a path; the path itself where it does.
     pub fn referrers(&self, path: &StorePath) -> Result<Vec<StorePath>> {
-        self.index.read(|txn| follow(&txn.open_table(REFERRERS)?, &txn.open_table(PATHS)?, path))
+        let found = self.index.read(|txn| follow(&txn.open_table(REFERRERS)?, &txn.open_table(PATHS)?, path))?;
+        self.valid_of(&found)
     }
 
     /// The valid derivations that have a path as an output: those that a valid path names as its
     /// deriver, and those that [`Store::add_outputs`] told of.
     pub fn valid_derivers(&self, path: &StorePath) -> Result<Vec<StorePath>> {
-        self.index.read(|txn| follow(&txn.open_table(DERIVERS)?, &txn.open_table(PATHS)?, path))
+        let found = self.index.read(|txn| follow(&txn.open_table(DERIVERS)?, &txn.open_table(PATHS)?, path))?;
+        self.valid_of(&found)
     }
 
     /// Records that `drv` has these outputs, so that [`Store::valid_derivers`] finds it.

@@ -8,12 +8,14 @@
 //! - while a collection runs, every chunk that was pinned since it began is `touched`, and the
 //!   collection leaves it alone: the manifest that wants it may be newer than what was marked.
 //!
-//! A chunk that was found damaged is not trusted to be stored either, until it was stored again.
+//! A chunk that was found damaged is not trusted to be stored either, until it was stored again: what is
+//! damaged ([`crate::damage`]) is mirrored here.
 //! Manifests, which have a BLAKE3 name too, are pinned the same way.
 
 use crate::error::Result;
 use crate::place::{Place, SegmentId};
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Hash = [u8; 32];
@@ -24,6 +26,10 @@ const DAMAGED_MAX: usize = 1 << 20;
 #[derive(Default)]
 pub struct Pins {
     state: Mutex<State>,
+    /// How many names are damaged, to be read without the lock.
+    damaged_count: AtomicUsize,
+    /// Grows whenever what is damaged changes.
+    damage_generation: AtomicU64,
 }
 
 #[derive(Default)]
@@ -119,18 +125,56 @@ impl Pins {
         self.state().dying.clear();
     }
 
-    /// Notes that the stored bytes of a chunk are not its own: who brings it again stores it again.
-    pub fn damaged(&self, hash: &Hash) {
+    /// Of each name whether its stored bytes are not its own: who brings it again stores it again.
+    pub fn set_damaged(&self, marks: impl Iterator<Item = (Hash, bool)>) {
         let mut state = self.state();
-        if state.damaged.len() < DAMAGED_MAX {
-            state.damaged.insert(*hash);
+        let mut changed = false;
+        for (hash, damaged) in marks {
+            changed |= match damaged {
+                true => state.damaged.len() < DAMAGED_MAX && state.damaged.insert(hash),
+                false => state.damaged.remove(&hash),
+            };
         }
+        if changed {
+            self.damaged_count.store(state.damaged.len(), Ordering::Release);
+            self.damage_generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// What lies at `place`, or is not where the index says, is not relied on by who pins the chunk from now on.
+    pub fn distrust(&self, hash: &Hash, place: Option<Place>) {
+        if let Some(pin) = self.state().pinned.get_mut(hash) {
+            let relied_on = match pin.home {
+                Home::Written(at) => Some(at) == place,
+                home => home == Home::Indexed,
+            };
+            if relied_on {
+                pin.home = Home::Absent;
+            }
+        }
+    }
+
+    /// Whether anything is damaged.
+    pub fn any_damaged(&self) -> bool {
+        self.damaged_count.load(Ordering::Acquire) > 0
+    }
+
+    pub fn damaged_count(&self) -> usize {
+        self.damaged_count.load(Ordering::Acquire)
+    }
+
+    pub fn damage_generation(&self) -> u64 {
+        self.damage_generation.load(Ordering::Acquire)
     }
 
     /// Whether the stored bytes of a chunk are known not to be its own.
     pub fn is_damaged(&self, hash: &Hash) -> bool {
+        self.any_damaged() && self.state().damaged.contains(hash)
+    }
+
+    pub fn none_damaged<'a>(&self, mut hashes: impl Iterator<Item = &'a Hash>) -> bool {
         let state = self.state();
-        !state.damaged.is_empty() && state.damaged.contains(hash)
+        !hashes.any(|hash| state.damaged.contains(hash))
     }
 
     /// Whether nothing wants what `hash` names, nor did since the collection began.
@@ -202,11 +246,13 @@ impl PinSet {
 
     fn look_up(&self, hash: &Hash, indexed: bool) -> Result<bool> {
         let mut state = self.pins.state();
+        // It may have been found damaged while it was looked up.
+        let trusted = indexed && !state.damaged.contains(hash);
         let Some(pin) = state.pinned.get_mut(hash) else {
             return Ok(true);
         };
         if pin.home == Home::Unknown {
-            pin.home = if indexed { Home::Indexed } else { Home::Absent };
+            pin.home = if trusted { Home::Indexed } else { Home::Absent };
         }
         Ok(pin.home == Home::Absent)
     }
@@ -221,13 +267,13 @@ impl PinSet {
         self.mine.iter().filter_map(written).collect()
     }
 
-    /// A commit has published every chunk of this set.
+    /// A commit has published what was to be published of this set.
     pub fn published(&self) {
         let mut state = self.pins.state();
         for hash in &self.mine {
-            let was = state.pinned.get_mut(hash).map(|pin| std::mem::replace(&mut pin.home, Home::Indexed));
-            if let Some(Home::Written(_)) = was {
-                state.damaged.remove(hash);
+            match state.pinned.get_mut(hash) {
+                Some(pin) if matches!(pin.home, Home::Written(_)) => pin.home = Home::Indexed,
+                _ => {}
             }
         }
     }

@@ -17,6 +17,8 @@ pub struct Stats {
     pub hasty_bytes: u64,
     /// Bytes of all committed segments.
     pub segment_bytes: u64,
+    /// Chunks and manifests that were found damaged and are not served until they are stored again.
+    pub damaged: u64,
     /// Chunks that ingests at work want.
     pub pinned: u64,
 }
@@ -29,6 +31,7 @@ impl Store {
                 paths: txn.open_table(PATHS)?.len()?,
                 chunks: txn.open_table(CHUNKS)?.len()?,
                 pinned: self.pins.count() as u64,
+                damaged: self.pins.damaged_count() as u64,
                 ..Stats::default()
             };
             for row in txn.open_table(SEGMENTS)?.iter()? {

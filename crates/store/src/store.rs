@@ -1,12 +1,13 @@
 //! The store's parts, joined.
 
+use crate::damage::DamageNotes;
 use crate::error::{Error, OpenError, Result};
 use crate::frame::Decoder;
 use crate::hashing::HashService;
 use crate::index::Index;
 use crate::index::group::Writer;
-use crate::index::path_record::PathRecord;
-use crate::index::tables::{CHUNKS, PATHS};
+use crate::index::path_record::{PathRecord, content_root};
+use crate::index::tables::{CHUNKS, MANIFESTS, PATHS};
 use crate::ingest::packer::Packer;
 use crate::ingest::pool::PackerPool;
 use crate::leases::{Leases, TempRoots};
@@ -16,7 +17,7 @@ use crate::pins::Pins;
 use crate::place::Place;
 use crate::read_ahead::Helpers;
 use crate::segment::Segments;
-use redb::ReadableTable;
+use redb::{ReadTransaction, ReadableTable};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::signature::Signature;
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StorePath};
@@ -38,6 +39,7 @@ pub struct Inner {
     pub segments: Arc<Segments>,
     pub writer: Writer,
     pub pins: Arc<Pins>,
+    pub damage: DamageNotes,
     pub leases: Arc<Leases>,
     pub hashing: Arc<HashService>,
     pub packers: PackerPool,
@@ -81,7 +83,7 @@ impl Store {
     }
 
     pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
-        self.index.read(|txn| Ok(txn.open_table(PATHS)?.get(path.base_name())?.is_some()))
+        Ok(!self.valid_of(std::iter::once(path))?.is_empty())
     }
 
     /// The valid subset, in one look.
@@ -90,7 +92,9 @@ impl Store {
             let table = txn.open_table(PATHS)?;
             let mut valid = Vec::new();
             for path in paths {
-                if table.get(path.base_name())?.is_some() {
+                if let Some(row) = table.get(path.base_name())?
+                    && self.is_valid_row(txn, path.base_name(), row.value())?
+                {
                     valid.push(path.clone());
                 }
             }
@@ -108,9 +112,9 @@ impl Store {
             let Some(row) = table.range(hash_part..)?.next() else {
                 return Ok(None);
             };
-            let (key, _) = row?;
+            let (key, row) = row?;
             let name = key.value();
-            match name.starts_with(hash_part) {
+            match name.starts_with(hash_part) && self.is_valid_row(txn, name, row.value())? {
                 true => Ok(Some(crate::paths::base_name(name)?)),
                 false => Ok(None),
             }
@@ -138,12 +142,21 @@ impl Store {
         TempRoots::new(self.leases.clone())
     }
 
+    /// The record of a valid path.
     pub(crate) fn record(&self, path: &StorePath) -> Result<Option<PathRecord>> {
         let name = path.base_name();
         self.index.read(|txn| match txn.open_table(PATHS)?.get(name)? {
-            Some(row) => Ok(Some(PathRecord::decode(name, row.value())?)),
-            None => Ok(None),
+            Some(row) if self.is_valid_row(txn, name, row.value())? => Ok(Some(PathRecord::decode(name, row.value())?)),
+            _ => Ok(None),
         })
+    }
+
+    /// Whether the path with this row is valid.
+    pub(crate) fn is_valid_row(&self, txn: &ReadTransaction, name: &str, row: &[u8]) -> Result<bool> {
+        match self.pins.any_damaged() {
+            true => self.is_whole(&txn.open_table(MANIFESTS)?, &content_root(name, row)?),
+            false => Ok(true),
+        }
     }
 
     /// Where chunks lie, in the order of `hashes`.

@@ -173,12 +173,12 @@ impl<'a> Copier<'a> {
         Ok(true)
     }
 
-    /// What is damaged stays where it is, and is known to be damaged from now on.
+    /// What is damaged is not copied, and is known to be damaged from now on.
     fn copy(&mut self, hash: [u8; 32], from: Place) -> Result<()> {
         match self.store.segments.read(&hash, &from, &mut self.record) {
             Ok(()) => {}
-            Err(Error::Damaged(_)) => {
-                self.store.pins.damaged(&hash);
+            Err(error @ Error::Damaged(_)) => {
+                self.store.noting(error);
                 return Ok(());
             }
             Err(error) => return Err(error),

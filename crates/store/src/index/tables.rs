@@ -26,6 +26,8 @@ pub const REALISED: TableDefinition<&[u8], ()> = TableDefinition::new("realised"
 /// Segment -> committed length, live record bytes, live records, live bytes stored in haste; each u64.
 pub const SEGMENTS: TableDefinition<u32, &[u8; 32]> = TableDefinition::new("segments");
 
+/// BLAKE3 of a chunk or content root whose stored bytes are not its own -> see [`crate::damage`].
+pub const DAMAGED: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("damaged");
 /// Hash part of a valid path -> when it was last used, in seconds since 1970.
 pub const USES: TableDefinition<&[u8; 20], u64> = TableDefinition::new("uses");
 
@@ -47,7 +49,8 @@ pub fn create_all(txn: &WriteTransaction) -> Result<()> {
         REALISATIONS,
         REALISED,
         SEGMENTS,
-        USES
+        USES,
+        DAMAGED
     );
     Ok(())
 }
@@ -67,6 +70,7 @@ pub fn missing_any(txn: &ReadTransaction) -> Result<bool> {
         REALISED.name(),
         SEGMENTS.name(),
         USES.name(),
+        DAMAGED.name(),
     ];
     Ok(all.iter().any(|name| !names.iter().any(|n| n == name)))
 }

@@ -1,7 +1,9 @@
 //! A flipped bit or a lost file is an error that says where, and never wrong bytes.
 
-use crate::support::{Rng, TestStore, Tree, add, directory, export, file, path};
-use shoal_store::{Damage, Defect, Error, Object};
+use crate::support::{Rng, TestStore, Tree, add, directory, export, file, info, ingest, path, small_options};
+use redb::ReadableTable;
+use shoal_store::{Damage, Defect, Error, GcAction, GcRequest, Object, Options, Store};
+use shoal_wire::nix::signature::SecretKey;
 use std::fs::{self, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -27,38 +29,213 @@ fn try_export(t: &TestStore, name: &str) -> Result<Vec<u8>, Damage> {
     }
 }
 
+fn flip(t: &TestStore, segment: usize, offset: u64, bit: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(&segments(t)[segment]).expect("open");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("read");
+    file.write_all_at(&[byte[0] ^ (1 << bit)], offset).expect("write");
+}
+
+/// A path that is known to be damaged is not valid to anybody who asks.
+fn assert_is_a_miss(t: &TestStore, name: &str) {
+    let me = path(name);
+    assert!(!t.store.is_valid(&me).expect("is valid"));
+    assert_eq!(t.store.path_info(&me).expect("path info"), None);
+    assert_eq!(t.store.path_from_hash_part(me.hash_part()).expect("look up"), None);
+    assert_eq!(t.store.valid_of([&me]).expect("valid of"), []);
+    assert!(!t.store.paths().expect("paths").contains(&me));
+    assert!(t.store.export(&me).expect("export").is_none());
+    assert!(t.store.stored_frames(&me, 0..u64::MAX).expect("frames").is_none());
+    assert!(t.store.damaged_paths().expect("damaged").iter().any(|info| info.path == me));
+}
+
+/// Where each record of the first segment begins, and where the last ends.
+fn boundaries(t: &TestStore, name: &str) -> Vec<u64> {
+    let frames = t.store.stored_frames(&path(name), 0..u64::MAX).expect("frames").expect("valid");
+    frames.frames().flat_map(|(_, place)| [u64::from(place.offset), place.frame_offset(), place.end() - 1]).collect()
+}
+
 #[test]
 fn a_flipped_bit_is_found_wherever_it_is() {
-    let t = TestStore::new();
+    let mut t = TestStore::new();
     let mut rng = Rng::seeded("a_flipped_bit");
     let tree = directory([("noise", file(rng.noise(70_000))), ("text", file(rng.text(120_000)))]);
     let nar = tree.nar();
     add(&t.store, &path("p"), &nar, &[]);
-    let segment = segments(&t).remove(0);
-    let len = fs::metadata(&segment).expect("metadata").len();
-    let file = OpenOptions::new().read(true).write(true).open(&segment).expect("open");
+    let len = fs::metadata(&segments(&t)[0]).expect("metadata").len();
     let preamble = 16;
-    // Every byte of the first header, and some of everything else.
-    let offsets = (preamble..preamble + 60).chain((0..300).map(|_| preamble + rng.below(len - preamble)));
-    for offset in offsets.collect::<Vec<u64>>() {
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, offset).expect("read");
-        let bit = 1 << rng.below(8);
-        file.write_all_at(&[byte[0] ^ bit], offset).expect("write");
+    // Every byte of the first header, the ends of all headers and frames, and some of everything else.
+    let mut offsets: Vec<u64> = (preamble..preamble + 60).chain(boundaries(&t, "p")).collect();
+    offsets.extend((0..200).map(|_| preamble + rng.below(len - preamble)));
+    for offset in offsets {
+        let bit = rng.below(8);
+        flip(&t, 0, offset, bit);
         let damage = try_export(&t, "p").expect_err("read although damaged");
         assert_eq!(damage.path, Some(path("p")));
         assert!(matches!(damage.object, Object::Chunk(_)));
         let place = damage.place.expect("a place");
         assert!((u64::from(place.offset)..place.end()).contains(&offset), "{offset} is not in {place:?}");
         assert!(damage.to_string().contains("00000000.seg"), "{damage}");
+        assert_is_a_miss(&t, "p");
         if offset % 16 == 0 {
+            t = t.reopened();
+            assert_is_a_miss(&t, "p");
             let report = t.store.verify(true).expect("verify");
             assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
             assert_eq!(report.damage[0].path, Some(path("p")));
         }
-        file.write_all_at(&byte, offset).expect("write");
+        flip(&t, 0, offset, bit);
+        // What a disk read wrong once is trusted again when it reads right.
+        let report = t.store.verify(true).expect("verify");
+        assert_eq!((report.absolved, report.damage.len()), (1, 0), "{:?}", report.damage);
+        assert!(try_export(&t, "p").expect("mended") == nar);
     }
-    assert!(try_export(&t, "p").expect("mended") == nar);
+}
+
+/// The same path, brought again, takes the place of what is damaged; so do paths that share its chunks.
+#[test]
+fn what_is_damaged_heals_when_it_comes_again() {
+    let mut rng = Rng::seeded("what_is_damaged_heals");
+    for round in 0..12 {
+        let t = TestStore::new();
+        let shared = rng.noise(300_000);
+        let tree = |own: Vec<u8>| directory([("own", file(own)), ("shared", file(shared.clone()))]).nar();
+        let (p, q) = (tree(rng.text(200_000)), tree(rng.text(100_000)));
+        let key = SecretKey::from_seed("test-1", [7; 32]).expect("key");
+        add(&t.store, &path("p"), &p, &[]);
+        add(&t.store, &path("q"), &q, &[&path("p")]);
+        t.store.add_signatures(&path("p"), &[key.sign(b"p")]).expect("sign");
+        let before = t.store.stats().expect("stats");
+        let len = fs::metadata(&segments(&t)[0]).expect("metadata").len();
+        let flips: Vec<u64> = (0..1 + rng.below(20)).map(|_| 16 + rng.below(len - 16)).collect();
+        flips.iter().for_each(|&offset| flip(&t, 0, offset, rng.0 % 8));
+        let found = t.store.verify(true).expect("verify").damage;
+        assert!(!found.is_empty(), "round {round}: {flips:?}");
+        for (name, nar) in [("p", &p), ("q", &q)] {
+            match t.store.is_valid(&path(name)).expect("is valid") {
+                true => assert!(export(&t.store, &path(name)) == *nar),
+                false => assert_is_a_miss(&t, name),
+            }
+        }
+        let t = t.reopened();
+        add(&t.store, &path("p"), &p, &[]);
+        add(&t.store, &path("q"), &q, &[&path("p")]);
+        let healed = |t: &TestStore| {
+            assert!(export(&t.store, &path("p")) == p && export(&t.store, &path("q")) == q, "round {round}: {flips:?}");
+            assert_eq!(t.store.damaged_paths().expect("damaged"), []);
+            assert_eq!(t.store.path_info(&path("p")).expect("info").expect("valid").signatures.len(), 1);
+            assert_eq!(t.store.referrers(&path("p")).expect("referrers"), [path("q")]);
+            assert!(t.store.verify(true).expect("verify").damage.is_empty());
+        };
+        healed(&t);
+        let after = t.store.stats().expect("stats");
+        assert_eq!((after.damaged, after.chunks, after.paths), (0, before.chunks, before.paths));
+        healed(&t.reopened());
+    }
+}
+
+/// An upload that began before the damage was found trusts what is damaged; the next one does not.
+#[test]
+fn an_upload_that_waits_keeps_nobody_from_healing() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("an_upload_that_waits");
+    let nar = file(rng.noise(200_000)).nar();
+    add(&t.store, &path("p"), &nar, &[]);
+    let waiting = ingest(&t.store, &nar);
+    flip(&t, 0, 5_000, 1);
+    assert_eq!(t.store.verify(true).expect("verify").damage.len(), 1);
+    t.store.commit(vec![(info(&path("w"), &waiting), waiting.clone())]).expect("commit");
+    assert_is_a_miss(&t, "w");
+    let healing = ingest(&t.store, &nar);
+    t.store.commit(vec![(info(&path("h"), &healing), healing)]).expect("commit");
+    drop(waiting);
+    for name in ["p", "w", "h"] {
+        assert!(export(&t.store, &path(name)) == nar, "{name}");
+    }
+}
+
+#[test]
+fn a_damaged_manifest_heals_too() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("a_damaged_manifest");
+    let nar = Tree::random(&mut rng, 200_000).nar();
+    add(&t.store, &path("p"), &nar, &[]);
+    let root = t.store.content_root(&path("p")).expect("root").expect("valid");
+    let TestStore { dir, store } = t;
+    drop(store);
+    let index = redb::Database::open(dir.path().join("index.redb")).expect("open the index");
+    let txn = index.begin_write().expect("begin");
+    {
+        let table = redb::TableDefinition::<&[u8; 32], &[u8]>::new("manifests");
+        let mut table = txn.open_table(table).expect("manifests");
+        let mut packed = table.get(&root).expect("get").expect("a manifest").value().to_vec();
+        let at = rng.below(packed.len() as u64) as usize;
+        packed[at] ^= 1 << rng.below(8);
+        table.insert(&root, packed.as_slice()).expect("insert");
+    }
+    txn.commit().expect("commit");
+    drop(index);
+    let mut t = TestStore { store: Store::open(dir.path(), small_options()).expect("open"), dir };
+    let error = t.store.export(&path("p")).map(|_| ()).expect_err("a damaged manifest");
+    assert!(
+        matches!(&error, Error::Damaged(damage) if matches!(damage.object, Object::Manifest(r) if r == root)),
+        "{error}"
+    );
+    for _ in 0..2 {
+        assert_is_a_miss(&t, "p");
+        let report = t.store.verify(false).expect("verify");
+        assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
+        t = t.reopened();
+    }
+    add(&t.store, &path("p"), &nar, &[]);
+    assert!(export(&t.store, &path("p")) == nar);
+    assert!(export(&t.reopened().store, &path("p")) == nar);
+}
+
+/// Collections keep what a root keeps, damaged or not, and forget the damage of what they take.
+#[test]
+fn collections_and_damage() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("collections_and_damage");
+    // Each fills most of a segment.
+    let nars: Vec<Vec<u8>> = (0..4).map(|n| file(rng.noise((3 << 20) + n)).nar()).collect();
+    for (n, nar) in nars.iter().enumerate() {
+        add(&t.store, &path(&n.to_string()), nar, &[]);
+    }
+    t.store.add_root("r", &path("0")).expect("add root");
+    for segment in 0..2 {
+        flip(&t, segment, 50_000, 3);
+    }
+    assert_eq!(t.store.verify(true).expect("verify").damage.len(), 2);
+    assert_eq!(t.store.stats().expect("stats").damaged, 2);
+    t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
+    assert_eq!(t.store.stats().expect("stats").damaged, 1);
+    assert_is_a_miss(&t, "0");
+    add(&t.store, &path("0"), &nars[0], &[]);
+    assert!(export(&t.store, &path("0")) == nars[0]);
+    t.store.remove_root("r").expect("remove root");
+    t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
+    let stats = t.store.stats().expect("stats");
+    assert_eq!((stats.paths, stats.chunks, stats.live_bytes, stats.damaged), (0, 0, 0, 0));
+}
+
+/// What cannot be read is not tried again whenever the node is idle, and keeps no segment.
+#[test]
+fn damage_does_not_keep_a_segment_in_haste() {
+    let t = TestStore::with(Options { level: 19, ..small_options() });
+    let mut rng = Rng::seeded("damage_in_haste");
+    for n in 0..3 {
+        add(&t.store, &path(&n.to_string()), &file(rng.text((3 << 20) + n)).nar(), &[]);
+    }
+    let first = t.store.stats().expect("stats");
+    assert!(first.hasty_bytes > 0, "{first:?}");
+    let lost = segments(&t).len();
+    flip(&t, 0, 100_000, 5);
+    assert!(t.store.recompress(u64::MAX, &|| true).expect("recompress").segments > 0);
+    assert_eq!(t.store.stats().expect("stats").damaged, 1);
+    assert_eq!(t.store.recompress(u64::MAX, &|| true).expect("again").segments, 0);
+    assert!(!segments(&t)[0].ends_with("00000000.seg"), "{lost} segments");
+    assert_eq!(t.store.damaged_paths().expect("damaged").len(), 1);
 }
 
 /// A bit of every byte of a segment, one after the other: none of them leaves in a stored frame.
@@ -96,9 +273,7 @@ fn a_flip_of_any_byte_is_found_before_a_stored_frame_leaves() {
     }
     // All but the preamble and the header before each run's first frame.
     assert_eq!(found, bytes.len() - 16 - 48 * runs.len());
-    let refused = t.store.stored_frames(&path("p"), 0..u64::MAX).map(|frames| frames.is_some());
-    let Err(Error::Damaged(damage)) = refused else { panic!("{refused:?}") };
-    assert_eq!(damage.defect, Defect::Quarantined);
+    assert_is_a_miss(&t, "p");
     add(&t.store, &path("again"), &tree.nar(), &[]);
     assert!(t.store.stored_frames(&path("p"), 0..u64::MAX).expect("frames").is_some(), "stored again");
 }
@@ -120,9 +295,10 @@ fn a_lost_or_short_segment_is_found_and_the_rest_works() {
     assert_eq!(try_export(&t, "0").expect_err("cut").defect, Defect::Truncated);
     fs::remove_file(&files[0]).expect("remove");
     let t = t.reopened();
-    assert_eq!(try_export(&t, "0").expect_err("gone").defect, Defect::NoSegment);
+    assert_is_a_miss(&t, "0");
     assert!(export(&t.store, &path("2")) == nars[2]);
     let report = t.store.verify(true).expect("verify");
+    assert!(report.damage.iter().all(|damage| matches!(damage.defect, Defect::NoSegment | Defect::Quarantined)));
     assert!(report.damage.iter().any(|damage| damage.path == Some(path("0"))), "{:?}", report.damage);
     assert!(report.damage.iter().all(|damage| damage.path != Some(path("2"))), "{:?}", report.damage);
     // What is known to be damaged is stored again when it comes in again, for all that want it.
