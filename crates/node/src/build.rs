@@ -25,6 +25,7 @@ pub mod recent;
 mod references_graph;
 pub mod request;
 mod sandbox_spec;
+mod scratches;
 pub mod service;
 
 pub(crate) use sandbox_spec::CA_BUNDLES;

@@ -56,10 +56,8 @@ pub struct InUse {
 impl Trees {
     /// Opens the cache below `data_dir`, forgetting what an earlier boot or a crash left.
     pub fn open(store: Store, data_dir: &Path) -> Result<Arc<Trees>> {
-        let boot =
-            fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the machine's boot id")?;
         let all = data_dir.join("trees");
-        let root = all.join(boot.trim());
+        let root = all.join(boot_id()?);
         let making = data_dir.join("trees-making");
         fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
         for entry in fs::read_dir(&all)?.flatten().filter(|entry| entry.path() != root) {
@@ -221,7 +219,14 @@ fn move_tree(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-fn remove(path: &Path) {
+/// Another one each time the machine starts. What was not synced is only good as long as it stays.
+pub fn boot_id() -> Result<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the machine's boot id")?;
+    Ok(boot.trim().to_string())
+}
+
+/// Deletes a tree.
+pub fn remove(path: &Path) {
     if let Err(error) = shoal_sandbox::remove_tree(path) {
         tracing::warn!(path = %path.display(), %error, "cannot remove what is no longer needed");
     }
@@ -230,14 +235,21 @@ fn remove(path: &Path) {
 /// Deletes a tree that nothing refers to any more without keeping anybody waiting. What the process does not get to is
 /// found at its next start, by whoever owns the directory it lies in.
 pub fn remove_in_background(path: PathBuf) {
-    static REMOVER: OnceLock<Option<mpsc::Sender<PathBuf>>> = OnceLock::new();
-    let remover = REMOVER.get_or_init(|| {
-        let (send, receive) = mpsc::channel::<PathBuf>();
-        let thread = std::thread::Builder::new().name("remove".into());
-        thread.spawn(move || receive.iter().for_each(|path| remove(&path))).ok().map(|_| send)
+    in_background(move || remove(&path));
+}
+
+type Task = Box<dyn FnOnce() + Send>;
+
+/// Tidies up without keeping anybody waiting, one thing after the other.
+pub fn in_background(task: impl FnOnce() + Send + 'static) {
+    static TIDIER: OnceLock<Option<mpsc::Sender<Task>>> = OnceLock::new();
+    let tidier = TIDIER.get_or_init(|| {
+        let (send, receive) = mpsc::channel::<Task>();
+        let thread = std::thread::Builder::new().name("tidy".into());
+        thread.spawn(move || receive.iter().for_each(|task| task())).ok().map(|_| send)
     });
-    match remover {
-        Some(remover) => drop(remover.send(path)),
-        None => remove(&path),
+    match tidier {
+        Some(tidier) => drop(tidier.send(Box::new(task))),
+        None => task(),
     }
 }

@@ -17,9 +17,11 @@ use crate::protocol::{PIECE_MAX, Request, encode_log};
 /// More than a node and a few curious commands is an accident.
 const WATCHERS_MAX: usize = 16;
 
-/// Everybody who watches one build, and the socket where more can come.
+/// Everybody who watches one build, and the socket where more can come when the one who started it is gone.
 #[derive(Debug)]
 pub(crate) struct Audience {
+    /// Where others shall be able to attach.
+    scratch: Option<Scratch>,
     listener: Option<OwnedFd>,
     watchers: Vec<Watcher>,
     outcome: Option<Vec<u8>>,
@@ -39,18 +41,19 @@ impl Audience {
     /// Begins with the one who started the build.
     pub fn new(starter: OwnedFd) -> Audience {
         let starter = Watcher { socket: starter, next: Some(0), told: false, gone: false };
-        Audience { listener: None, watchers: vec![starter], outcome: None }
+        Audience { scratch: None, listener: None, watchers: vec![starter], outcome: None }
     }
 
-    /// Lets others attach at `<scratch>/control`. The process' umask decides who may.
-    pub fn listen(&mut self, scratch: &Scratch) -> io::Result<()> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let (_dir, address) = control_address(scratch)?;
-        bind(&listener, &address)?;
-        listen(&listener, WATCHERS_MAX as i32)?;
-        self.listener = Some(listener);
-        Ok(())
+    /// Lets others attach at `<scratch>/control` once nobody is left. The process' umask decides who may.
+    pub fn expect_at(&mut self, scratch: &Scratch) {
+        self.scratch = Some(scratch.clone());
+    }
+
+    /// A socket is a file that has to be made and deleted; hardly any build ever needs it.
+    fn listen_when_alone(&mut self) {
+        let (Some(scratch), None, true) = (&self.scratch, &self.listener, self.watchers.is_empty()) else { return };
+        // The build goes on all the same, and leaves its outcome in a file.
+        self.listener = open_control(scratch).ok();
     }
 
     /// From now on everybody who has read the whole log is told how the build ended.
@@ -86,6 +89,7 @@ impl Audience {
             watcher.send(log, self.outcome.as_deref());
         }
         self.watchers.retain(|watcher| !watcher.gone);
+        self.listen_when_alone();
         kill
     }
 
@@ -149,6 +153,15 @@ impl Watcher {
         }
         Ok(())
     }
+}
+
+fn open_control(scratch: &Scratch) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    let (_dir, address) = control_address(scratch)?;
+    bind(&listener, &address)?;
+    listen(&listener, WATCHERS_MAX as i32)?;
+    Ok(listener)
 }
 
 /// Where a build's supervisor listens. Good as long as the returned descriptor is open: socket addresses are

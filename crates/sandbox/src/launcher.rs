@@ -80,11 +80,18 @@ pub(crate) fn hand_over(cgroups: &Cgroups, message: &[u8], fd: &OwnedFd) -> io::
             None => Launcher::start(&request)?,
         };
         let current = launcher.insert(current);
-        match current.supervisor(&request) {
-            Ok(supervisor) => match message::send_with_fd(&supervisor, message, fd) {
-                Ok(()) => return Ok(supervisor),
-                Err(error) => failure = error,
-            },
+        let handed =
+            current.supervisor().map(|supervisor| (message::send_with_fd(&supervisor, message, fd), supervisor));
+        // The build goes first.
+        let ordered = message::send(&current.socket, &request);
+        match handed {
+            Ok((Ok(()), supervisor)) => {
+                if ordered.is_err() {
+                    *launcher = None;
+                }
+                return Ok(supervisor);
+            }
+            Ok((Err(error), _)) => failure = error,
             Err(error) => {
                 failure = error;
                 *launcher = None;
@@ -108,9 +115,8 @@ impl Launcher {
         Ok(launcher)
     }
 
-    /// The oldest spare, and the order for another one.
-    fn supervisor(&self, request: &[u8]) -> io::Result<OwnedFd> {
-        message::send(&self.socket, request)?;
+    /// The oldest spare. Another one must be ordered for it.
+    fn supervisor(&self) -> io::Result<OwnedFd> {
         let mut buffer = [0; 1];
         let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the sandbox launcher has died");
         message::receive(&self.socket, &mut buffer)?.fd.ok_or_else(gone)

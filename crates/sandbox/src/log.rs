@@ -5,6 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 /// Bytes in, in order, up to a limit; bytes out from any offset.
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -22,10 +25,34 @@ pub(crate) enum Appended {
 }
 
 impl Log {
+    /// An empty log, in the file that an earlier build left if there is one. Locked until it is closed.
     pub fn create(path: &Path, max: Option<u64>) -> io::Result<Log> {
         let mut options = OpenOptions::new();
-        let file = options.read(true).append(true).create_new(true).mode(0o600).open(path)?;
+        let file = options.read(true).append(true).create(true).mode(0o600).open(path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        if file.metadata()?.len() > 0 {
+            file.set_len(0)?;
+        }
         Ok(Log { file, len: 0, max: max.unwrap_or(u64::MAX) })
+    }
+
+    /// Nothing will be written any more.
+    pub fn close(&self) -> io::Result<()> {
+        Ok(flock(&self.file, FlockOperation::Unlock)?)
+    }
+
+    /// Whether a build is under way that writes this log.
+    pub fn is_open(path: &Path) -> io::Result<bool> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// For a build that never came so far as to have one.

@@ -123,7 +123,8 @@ impl Visitor for Canonicaliser {
     }
 }
 
-fn remove_xattrs(dir: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
+/// Removes what attributes can be removed.
+pub(crate) fn remove_xattrs(dir: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
     // Before Linux 6.13 there is no call that takes a directory and a name.
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name.to_bytes());

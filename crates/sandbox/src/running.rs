@@ -1,11 +1,11 @@
 //! A build seen from outside: its output, its end, and the way to stop it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -13,9 +13,16 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
 use crate::audience::control_address;
+use crate::log::Log;
 use crate::message::{self, MESSAGE_MAX};
 use crate::protocol::{PIECE_MAX, Report, Request, decode_outcome, decode_report};
-use crate::{End, Outcome, Scratch, Spec, Usage, launcher};
+use crate::{End, Outcome, Scratch, Spec, Usage, launcher, record};
+
+/// How long a supervisor may take to see that nobody watches any more, on a very busy machine.
+const ATTACH_MAX: Duration = Duration::from_secs(10);
+
+/// Between two tries.
+const ATTACH_PAUSE: Duration = Duration::from_millis(2);
 
 /// What [`Running::next`] has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,10 +118,9 @@ impl Running {
             }
         }
         self.source = Source::Nothing;
-        match fs::read(self.scratch.exit()) {
-            Ok(bytes) => decode_outcome(&bytes).map(Event::Exited),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Event::Exited(self.lost())),
-            Err(error) => Err(error),
+        match record::read(&self.scratch.exit())? {
+            Some(bytes) => decode_outcome(&bytes).map(Event::Exited),
+            None => Ok(Event::Exited(self.lost())),
         }
     }
 
@@ -191,17 +197,33 @@ pub fn spawn(spec: &Spec) -> io::Result<Running> {
 /// Goes on with a build that an earlier process started, from byte `log_offset` of its log.
 /// Also works when the build has ended in the meantime.
 ///
-/// `NotFound` when nothing was ever started in `scratch`.
+/// `NotFound` when nothing was ever started in `scratch`; `TimedOut` when its supervisor does not answer, as it
+/// does while the earlier process lives.
 pub fn attach(scratch: &Path, log_offset: u64) -> io::Result<Running> {
     let scratch = Scratch::new(scratch);
-    let source = match connect_supervisor(&scratch, log_offset) {
-        Ok(socket) => Source::Supervisor(socket),
-        Err(Errno::NOENT) if !scratch.exit().exists() => return Err(io::ErrorKind::NotFound.into()),
-        // Nobody listens any more, or stopped listening just now.
-        Err(Errno::NOENT | Errno::CONNREFUSED | Errno::PIPE | Errno::CONNRESET) => Source::Files,
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Running::new(scratch, source, log_offset))
+    let until = Instant::now() + ATTACH_MAX;
+    loop {
+        match connect_supervisor(&scratch, log_offset) {
+            Ok(socket) => return Ok(Running::new(scratch, Source::Supervisor(socket), log_offset)),
+            // Nobody listens yet, or any more, or stopped listening just now.
+            Err(Errno::NOENT | Errno::CONNREFUSED | Errno::PIPE | Errno::CONNRESET) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // In this order: the outcome is written before the supervisor goes.
+        let is_supervised = Log::is_open(&scratch.log())?;
+        if record::read(&scratch.exit())?.is_some() {
+            return Ok(Running::new(scratch, Source::Files, log_offset));
+        }
+        match is_supervised {
+            // Its supervisor was killed.
+            false if scratch.log().metadata().is_ok_and(|log| log.len() > 0) => {
+                return Ok(Running::new(scratch, Source::Files, log_offset));
+            }
+            false => return Err(io::ErrorKind::NotFound.into()),
+            true if Instant::now() >= until => return Err(io::ErrorKind::TimedOut.into()),
+            true => std::thread::sleep(ATTACH_PAUSE),
+        }
+    }
 }
 
 fn connect_supervisor(scratch: &Scratch, log_offset: u64) -> Result<OwnedFd, Errno> {

@@ -1,9 +1,11 @@
 //! The names in a build's scratch directory.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-/// The layout of a scratch directory. Only [`Scratch::output`], [`Scratch::build_dir`] and [`Scratch::log`]
-/// are of interest outside of this crate.
+use crate::record;
+
+/// The layout of a scratch directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scratch(PathBuf);
 
@@ -29,6 +31,20 @@ impl Scratch {
     /// Everything the builder wrote to its stdout and stderr, as it came.
     pub fn log(&self) -> PathBuf {
         self.0.join("log")
+    }
+
+    /// Leaves word for whoever finds the directory after the caller's death. Once, before the build is started.
+    pub fn leave_note(&self, note: &[u8]) -> io::Result<()> {
+        record::write(&self.note_file(), note)
+    }
+
+    /// The note of the build that is or was here.
+    pub fn note(&self) -> io::Result<Option<Vec<u8>>> {
+        record::read(&self.note_file())
+    }
+
+    pub(crate) fn note_file(&self) -> PathBuf {
+        self.0.join("note")
     }
 
     /// The upper layer of the store's overlay: one directory, [`Scratch::store`].
@@ -57,5 +73,10 @@ impl Scratch {
 
     pub(crate) fn exit(&self) -> PathBuf {
         self.0.join("exit")
+    }
+
+    /// Empty directories and files on which inputs were mounted, for the next build in this directory.
+    pub(crate) fn places(&self) -> PathBuf {
+        self.0.join("places")
     }
 }

@@ -15,13 +15,14 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, readlink
 use crate::failure::{Attempt, Doing, Failure};
 use crate::identity::Rights;
 use crate::overlay::Layers;
+use crate::recycle::Places;
 use crate::rootfs::{Root, attach, copy_mount};
 use crate::spec::EncodedInput;
 use crate::view::{self, Entry, Kind, Redirect, STORE};
 use crate::{Scratch, Spec, sys};
 
 /// Up to this many inputs bind mounts (30 us each, measured) cost less than a view (350 us).
-const BIND_MAX: usize = 8;
+pub(crate) const BIND_MAX: usize = 8;
 
 /// What shall be shown, looked at before anything is mounted. Sorted by name, each name once.
 pub(crate) struct Plan<'a>(Vec<Planned<'a>>);
@@ -60,7 +61,8 @@ impl<'a> Plan<'a> {
         }
         let outputs = copy_mount(CWD, &scratch.store()).doing("opening the output directory")?;
         root.attach(outputs, &spec.store_dir)?;
-        self.0.iter().try_for_each(|planned| make_room(planned, scratch))?;
+        let mut places = Places::default();
+        self.0.iter().try_for_each(|planned| make_room(planned, scratch, &mut places))?;
         self.cover(&site, |_| true)
     }
 
@@ -198,11 +200,14 @@ pub(crate) fn open_dir(path: &Path) -> Attempt<OwnedFd> {
 }
 
 /// Makes room for one input in the directory of the outputs.
-fn make_room(input: &Planned<'_>, scratch: &Scratch) -> Attempt<()> {
+fn make_room(input: &Planned<'_>, scratch: &Scratch, places: &mut Places) -> Attempt<()> {
     let target = scratch.store().join(input.input.name);
     let made = match &input.kind {
         Kind::Symlink { target: link } => symlinkat(link.as_slice(), CWD, target),
-        Kind::Directory => mkdirat(CWD, &target, Mode::from_raw_mode(0o555)),
+        Kind::Directory if places.put(scratch, FileType::Directory, &target) => Ok(()),
+        // Writable to its owner, without which only root could move it to another directory.
+        Kind::Directory => mkdirat(CWD, &target, Mode::from_raw_mode(0o755)),
+        Kind::File { .. } if places.put(scratch, FileType::RegularFile, &target) => Ok(()),
         Kind::File { .. } => {
             let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
             openat(CWD, &target, flags, Mode::from_raw_mode(0o444)).map(drop)

@@ -3,15 +3,15 @@
 //! Born by the launcher before there is a build, it makes a sandbox and waits for a spec on its socket. From
 //! then on it needs nobody: if the node dies, it goes on, and leaves the outcome in the scratch directory.
 
-use std::fs::{DirBuilder, OpenOptions, read_to_string, rename, write};
+use std::fs::{DirBuilder, OpenOptions, read_to_string};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::event::{Timespec, poll};
-use rustix::fs::{Mode, OFlags, open};
+use rustix::event::poll;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, open, utimensat};
 use rustix::process::umask;
 
 use crate::audience::Audience;
@@ -22,7 +22,9 @@ use crate::identity::{Ids, Lease, Rights};
 use crate::log::Log;
 use crate::protocol::encode_outcome;
 use crate::watch::{Seen, Watch};
-use crate::{Cgroups, End, Outcome, Scratch, Spec, Usage, capabilities, launcher, message, probe, seccomp, sys};
+use crate::{
+    Cgroups, End, Outcome, Scratch, Spec, Usage, capabilities, launcher, message, probe, record, seccomp, sys,
+};
 
 /// The hidden first argument that makes an executable a supervisor.
 pub const SUPERVISOR_ARG: &str = "__sandbox";
@@ -37,6 +39,8 @@ const THREADS_SHARE: u64 = 4;
 /// How long an attached watcher who does not read keeps a supervisor alive after the end. It finds everything
 /// in the scratch directory, too.
 const FAREWELL_MAX: Duration = Duration::from_secs(60);
+
+const OWNER_ONLY: Mode = Mode::from_raw_mode(0o077);
 
 /// What all supervisors of a launcher have in common.
 pub(crate) struct Context {
@@ -67,7 +71,7 @@ pub fn supervisor_main(builtin: Builtin) -> ! {
 pub(crate) fn supervise(context: &Context, starter: OwnedFd, cgroups: &Cgroups) -> io::Result<()> {
     sys::keep_children();
     leave_streams()?;
-    umask(Mode::from_raw_mode(0o077));
+    umask(OWNER_ONLY);
     let newborn = Newborn::bear(context, cgroups, Network::Own);
     let mut buffer = [0; 1];
     let received = message::receive(&starter, &mut buffer)?;
@@ -118,11 +122,15 @@ impl Build {
         message::send_with_fd(&sandbox.socket, talk::SPEC, file).doing("handing over the spec")?;
         let lease = Lease::acquire(&spec.identity, context.rights)?;
         self.uid = lease.ids.uid;
-        self.audience.listen(scratch).doing("listening for watchers")?;
+        if record::read(&scratch.exit()).doing("looking at the scratch directory")?.is_some() {
+            return Err(Failure::new("the scratch directory is that of another build"));
+        }
+        self.audience.expect_at(scratch);
         let log = Log::create(&scratch.log(), spec.limits.max_log_bytes).doing("creating the log")?;
         let log = self.log.insert(log);
         umask(Mode::empty());
         prepare(spec, scratch, context.rights, lease.ids)?;
+        umask(OWNER_ONLY);
         if context.rights == Rights::Root {
             lend(&sandbox.terminal, lease.ids).doing("lending the terminal to the builder")?;
         }
@@ -150,7 +158,8 @@ impl Build {
         };
         let message = encode_outcome(&outcome)?;
         if let Some(scratch) = scratch {
-            write_exit(scratch, message.get(1..).unwrap_or_default())?;
+            record::write(&scratch.exit(), message.get(1..).unwrap_or_default())?;
+            self.log.as_ref().map_or(Ok(()), Log::close)?;
         }
         self.audience.conclude(message);
         let log = match self.log {
@@ -180,19 +189,16 @@ impl Seen {
 
 /// Makes the directories that the sandbox mounts, and the builder's files.
 fn prepare(spec: &Spec, scratch: &Scratch, rights: Rights, ids: Ids) -> Attempt<()> {
-    let make = |path: &Path, mode: u32| {
-        DirBuilder::new().mode(mode).create(path).doing(format_args!("creating directory '{}'", path.display()))
-    };
-    let give = |path: &Path, uid: Option<u32>| match rights {
-        Rights::User => Ok(()),
-        Rights::Root => chown(path, uid, Some(ids.gid)).doing(format_args!("changing owner of '{}'", path.display())),
-    };
-    make(&scratch.upper(), 0o755)?;
-    make(&scratch.store(), 0o1775)?;
-    give(&scratch.store(), None)?;
-    make(&scratch.tmp(), 0o1777)?;
-    make(&scratch.build_dir(), 0o700)?;
-    give(&scratch.build_dir(), Some(ids.uid))?;
+    let directories = [
+        (scratch.upper(), 0o755, None, None),
+        (scratch.store(), 0o1775, None, Some(ids.gid)),
+        (scratch.tmp(), 0o1777, None, None),
+        (scratch.build_dir(), 0o700, Some(ids.uid), Some(ids.gid)),
+    ];
+    for (path, mode, uid, gid) in directories {
+        let owner = (rights == Rights::Root).then_some((uid, gid));
+        furnish(&path, mode, owner).doing_with(|| format!("making directory '{}'", path.display()))?;
+    }
     for file in &spec.files {
         let name = Path::new(&file.name);
         if name.components().count() != 1 || name.file_name() != Some(name.as_os_str()) {
@@ -211,19 +217,30 @@ fn prepare(spec: &Spec, scratch: &Scratch, rights: Rights, ids: Ids) -> Attempt<
     Ok(())
 }
 
+/// A directory that looks new, whether it is or a build before had it. `owner`s are who else than the caller.
+fn furnish(path: &Path, mode: u32, owner: Option<(Option<u32>, Option<u32>)>) -> io::Result<()> {
+    let made = DirBuilder::new().mode(mode).create(path);
+    if let Some((uid, gid)) = owner {
+        let own = Ids::own();
+        chown(path, Some(uid.unwrap_or(own.uid)), Some(gid.unwrap_or(own.gid)))?;
+    }
+    match made {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            rustix::fs::chmod(path, Mode::from_raw_mode(mode))?;
+            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+            let times = Timestamps { last_access: now, last_modification: now };
+            Ok(utimensat(CWD, path, &times, AtFlags::empty())?)
+        }
+        made => made,
+    }
+}
+
 /// Lets the builder open its terminal by name, as `/dev/stderr` does.
 fn lend(master: &OwnedFd, ids: Ids) -> io::Result<()> {
     let name = rustix::pty::ptsname(master, Vec::new())?;
     let path = name.to_str().map_err(io::Error::other)?;
     chown(path, Some(ids.uid), None)?;
     Ok(rustix::fs::chmod(path, Mode::from_raw_mode(0o600))?)
-}
-
-/// The file is there whole or not at all.
-fn write_exit(scratch: &Scratch, outcome: &[u8]) -> io::Result<()> {
-    let draft = scratch.exit().with_extension("draft");
-    write(&draft, outcome)?;
-    rename(draft, scratch.exit())
 }
 
 /// The node's own streams may have somebody at the other end who waits for them to be closed.

@@ -15,6 +15,8 @@ mod harness;
 mod inputs;
 #[path = "sandbox/outputs.rs"]
 mod outputs;
+#[path = "sandbox/recycling.rs"]
+mod recycling;
 #[path = "sandbox/watching.rs"]
 mod watching;
 #[path = "sandbox/world.rs"]
@@ -27,6 +29,6 @@ fn main() {
         Some(watching::START_AND_DIE) => watching::start_and_die(args),
         _ => {}
     }
-    let tests = [environment::TESTS, inputs::TESTS, ending::TESTS, watching::TESTS, outputs::TESTS];
+    let tests = [environment::TESTS, inputs::TESTS, ending::TESTS, watching::TESTS, outputs::TESTS, recycling::TESTS];
     harness::main(&tests.concat())
 }

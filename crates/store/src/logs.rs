@@ -1,4 +1,4 @@
-//! Build logs: one zstd file for each derivation, `logs/<first two digits>/<rest of the base name>.zst`.
+//! Build logs: one zstd file for each derivation, `logs/<first digit>/<rest of the base name>.zst`.
 
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -113,7 +113,7 @@ impl Drop for LogWriter {
 }
 
 fn log_path(dir: &Path, drv: &StorePath) -> PathBuf {
-    let (first, rest) = drv.base_name().split_at(2);
+    let (first, rest) = drv.base_name().split_at(1);
     dir.join("logs").join(first).join(format!("{rest}.zst"))
 }
 

@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use shoal_sandbox::Scratch;
 use shoal_wire::nix::aterm;
 use shoal_wire::nix::derivation::BasicDerivation;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
@@ -19,17 +20,17 @@ use super::graph::{Graph, Task};
 use super::prepare::Prepared;
 use super::request::{BuildOptions, Goal, Progress, Wanted};
 use super::service::BuildService;
-use crate::trees::remove_in_background;
-
-const NOTE: &str = "note.json";
-const DERIVATION: &str = "derivation.drv";
+use crate::trees::{boot_id, remove_in_background};
 
 /// How often the reader of an adopted build looks up when nothing happens.
 const ADOPTED_IDLE: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// What a new node must know of a build beyond what its supervisor knows.
+/// What a new node must know of a build beyond what its supervisor knows. On disk it is a line of JSON, and the
+/// derivation in ATerm form follows.
 #[derive(Serialize, Deserialize)]
 struct Note {
+    /// Outputs are not synced: what was built before the machine stopped is not to be trusted.
+    boot_id: String,
     drv_path: StorePath,
     name: String,
     output_hashes: BTreeMap<String, [u8; 32]>,
@@ -46,25 +47,30 @@ pub struct Adopted {
 }
 
 /// Written before the build starts.
-pub(super) fn leave_note(scratch: &Path, prepared: &Prepared, dir: &StoreDir) -> Result<()> {
+pub(super) fn leave_note(scratch: &Scratch, prepared: &Prepared, dir: &StoreDir) -> Result<()> {
     let note = Note {
+        boot_id: boot_id()?,
         drv_path: prepared.drv_path.clone(),
         name: prepared.derivation.name.clone(),
         output_hashes: prepared.output_hashes.clone(),
         needs_realisations: prepared.needs_realisations,
     };
-    let text = aterm::print(dir, &prepared.derivation.clone().into_derivation());
-    fs::write(scratch.join(DERIVATION), text).context("cannot write into the build's directory")?;
-    fs::write(scratch.join(NOTE), serde_json::to_vec(&note)?).context("cannot write into the build's directory")
+    let mut text = serde_json::to_vec(&note)?;
+    text.push(b'\n');
+    text.extend(aterm::print(dir, &prepared.derivation.clone().into_derivation()));
+    scratch.leave_note(&text).context("cannot write into the build's directory")
 }
 
-fn read_note(scratch: &Path, dir: &StoreDir) -> Result<Adopted> {
-    let note: Note = serde_json::from_slice(&fs::read(scratch.join(NOTE))?)?;
-    let text = fs::read(scratch.join(DERIVATION))?;
-    let derivation = aterm::parse(dir, &text, &note.name)?.to_basic();
+fn read_note(scratch: &Scratch, dir: &StoreDir) -> Result<Adopted> {
+    let bytes = scratch.note()?.context("there is no build in it")?;
+    let end = bytes.iter().position(|&byte| byte == b'\n').context("the note is damaged")?;
+    let (note, text) = bytes.split_at(end);
+    let note: Note = serde_json::from_slice(note)?;
+    anyhow::ensure!(note.boot_id == boot_id()?, "it is of a time before the machine was started");
+    let derivation = aterm::parse(dir, &text[1..], &note.name)?.to_basic();
     Ok(Adopted {
         drv_path: note.drv_path,
-        scratch: scratch.to_path_buf(),
+        scratch: scratch.path().to_path_buf(),
         derivation,
         output_hashes: note.output_hashes,
         needs_realisations: note.needs_realisations,
@@ -74,14 +80,14 @@ fn read_note(scratch: &Path, dir: &StoreDir) -> Result<Adopted> {
 /// Takes up every build that an earlier run left, and clears away what cannot be.
 pub(super) fn adopt_all(service: &Arc<BuildService>) {
     let Ok(entries) = fs::read_dir(service.config.data_dir.join("builds")) else { return };
-    for scratch in entries.flatten().map(|entry| entry.path()) {
-        let adopted = read_note(&scratch, &service.dir)
-            .and_then(|adopted| shoal_sandbox::attach(&scratch, 0).map(|_| adopted).map_err(Into::into));
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let adopted = read_note(&Scratch::new(&path), &service.dir)
+            .and_then(|adopted| shoal_sandbox::attach(&path, 0).map(|_| adopted).map_err(Into::into));
         match adopted {
             Ok(adopted) => adopt(service, adopted),
             Err(error) => {
-                tracing::info!(dir = %scratch.display(), error = format!("{error:#}"), "removing what is left of a build");
-                remove_in_background(scratch);
+                tracing::info!(dir = %path.display(), error = format!("{error:#}"), "removing what is left of a build");
+                remove_in_background(path);
             }
         }
     }

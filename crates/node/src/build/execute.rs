@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -138,7 +137,7 @@ impl Job<'_> {
             Ok(outcome) => self.conclude(&prepared, &scratch, &outcome, &last_lines),
             Err(error) => Err(Failure::infrastructure(&anyhow::Error::new(error).context("lost sight of a build"))),
         };
-        self.clear_away(&scratch, result.is_err());
+        self.clear_away(&prepared, scratch, result.is_err());
         result
     }
 
@@ -154,17 +153,12 @@ impl Job<'_> {
         Ok(Some(result))
     }
 
-    /// A fresh directory for this build, or that of the build that is adopted. Nobody else on the machine may look into
-    /// it: in there are directories that everybody may write to, and what the builder makes of modes.
+    /// An empty directory for this build, or that of the build that is adopted.
     fn scratch(&self) -> anyhow::Result<Scratch> {
-        if let What::Adopted(adopted) = &self.task.what {
-            return Ok(Scratch::new(&adopted.scratch));
+        match &self.task.what {
+            What::Adopted(adopted) => Ok(Scratch::new(&adopted.scratch)),
+            _ => self.service.scratches.take(),
         }
-        let builds = self.service.config.data_dir.join("builds");
-        let path = builds.join(format!("{}-{}-{}", std::process::id(), self.id, self.task.drv_path.hash_part()));
-        let made = fs::DirBuilder::new().mode(0o700).create(&path);
-        made.with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Scratch::new(path))
     }
 
     fn start(&self, prepared: &Prepared, scratch: &Scratch) -> Result<Running, Failure> {
@@ -176,8 +170,7 @@ impl Job<'_> {
         }
         let environment = environment::make(self.service, prepared, self.cores())?;
         let spec = sandbox_spec::make(self.service, prepared, scratch, environment, self.options)?;
-        adopt::leave_note(scratch.path(), prepared, &self.service.dir)
-            .map_err(|error| Failure::infrastructure(&error))?;
+        adopt::leave_note(scratch, prepared, &self.service.dir).map_err(|error| Failure::infrastructure(&error))?;
         let running = shoal_sandbox::spawn(&spec).map_err(failed)?;
         self.kill.arm(running.killer().map_err(failed)?);
         Ok(running)
@@ -268,10 +261,10 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn clear_away(&self, scratch: &Scratch, failed: bool) {
+    fn clear_away(&self, prepared: &Prepared, scratch: Scratch, failed: bool) {
         let keep = self.options.keep_failed.unwrap_or(self.service.config.defaults.keep_failed);
         if failed && keep && !self.kill.is_killed() {
-            match keep_build_dir(&self.service.config.data_dir, scratch, &self.task.drv_path) {
+            match keep_build_dir(&self.service.config.data_dir, &scratch, &self.task.drv_path) {
                 Ok(kept) => {
                     let text = format!("note: keeping build directory '{}'\n", kept.display());
                     self.service.tell(&self.task.drv_path, &BuildEvent::Message(text));
@@ -279,7 +272,12 @@ impl Job<'_> {
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot keep a failed build's directory"),
             }
         }
-        remove_in_background(scratch.path().to_path_buf());
+        let was_isolated = !sandbox_spec::needs_network(prepared) && !matches!(self.task.what, What::Adopted(_));
+        if was_isolated && !failed {
+            self.service.scratches.give_back(scratch);
+        } else {
+            remove_in_background(scratch.path().to_path_buf());
+        }
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) fn make(
     spec.files.extend(host_files(prepared));
     spec.inputs = prepared.inputs.iter().map(input).collect();
     spec.store_dir = PathBuf::from(service.dir.as_str());
-    spec.network = matches!(prepared.kind, DerivationKind::Fixed | DerivationKind::Impure);
+    spec.network = needs_network(prepared);
     spec.system_shell = service.config.sandbox_shell.clone();
     spec.kvm = prepared.options.required_system_features.contains(KVM);
     spec.limits = limits(service, options);
@@ -50,6 +50,11 @@ pub(super) fn make(
         spec.personality = Personality::Linux32;
     }
     Ok(spec)
+}
+
+/// Fixed outputs may come from anywhere.
+pub(super) fn needs_network(prepared: &Prepared) -> bool {
+    matches!(prepared.kind, DerivationKind::Fixed | DerivationKind::Impure)
 }
 
 pub(super) fn limits(service: &BuildService, options: &BuildOptions) -> Limits {

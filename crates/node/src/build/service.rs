@@ -28,6 +28,7 @@ use super::history::History;
 use super::past::Past;
 use super::recent::{EndedBuild, Recent};
 use super::request::{BuildHandle, BuildOptions, BuildRequest, Goal, Wanted};
+use super::scratches::Scratches;
 use crate::trees::Trees;
 
 /// Stack of a build thread; it reads, hashes and waits, and nothing on it recurses.
@@ -130,6 +131,7 @@ pub struct BuildService {
     pub(super) derivations: Arc<Derivations>,
     pub(super) config: Config,
     pub(super) history: History,
+    pub(super) scratches: Arc<Scratches>,
     next_job: AtomicU64,
     /// To the build threads; never holds more than `max_jobs`.
     work: mpsc::Sender<Work>,
@@ -152,6 +154,7 @@ impl BuildService {
         let service = Arc::new(BuildService {
             derivations: Arc::new(Derivations::new(store.clone(), dir.clone())),
             history: History::open(&config.data_dir),
+            scratches: Scratches::new(builds),
             store,
             dir,
             trees,

@@ -253,5 +253,5 @@ fn a_used_scratch_is_refused(world: &World) {
     let spec = world.script("true");
     assert_eq!(run(&spec).outcome.end, End::Exited(0));
     let End::SetupFailed(text) = run(&spec).outcome.end else { panic!("must not run twice in one place") };
-    expect!["listening for watchers: Address already in use"].assert_eq(&text);
+    expect!["the scratch directory is that of another build"].assert_eq(&text);
 }
