@@ -22,7 +22,7 @@ use rustix::thread::{
 
 use crate::failure::{Attempt, Doing, Failure, reason};
 use crate::identity::{INSIDE_GID, INSIDE_UID, Ids, Rights};
-use crate::rootfs::Root;
+use crate::rootfs::{Base, Root};
 use crate::spec::decode_inputs;
 use crate::store::Plan;
 use crate::supervisor::Builtin;
@@ -88,6 +88,12 @@ fn set_up(inheritance: &Inheritance<'_>) -> Attempt<i32> {
     }
     rustix::system::sethostname(b"localhost").doing("setting the host name")?;
     rustix::system::setdomainname(b"(none)").doing("setting the domain name")?;
+    sys::unshare(UnshareFlags::NEWNS).doing("making a mount name space")?;
+    // What the host unmounts meanwhile must go here, too; nothing of ours may show there.
+    let downstream = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", downstream).doing("separating mounts")?;
+    umask(Mode::empty());
+    let base = Base::create(inheritance.rights)?;
 
     let bytes = receive_spec(inheritance)?;
     let (spec, inputs) = Spec::decode(&bytes).map_err(unreadable)?;
@@ -96,7 +102,7 @@ fn set_up(inheritance: &Inheritance<'_>) -> Attempt<i32> {
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
             .doing("joining the host's network")?;
     }
-    enter_root(&spec, &plan, inheritance)?;
+    enter_root(base, &spec, &plan, inheritance)?;
     redirect_streams(&inheritance.terminal)?;
     give_up_rights(inheritance)?;
     restrict(&spec, inheritance)?;
@@ -142,14 +148,10 @@ pub(crate) fn unreadable(error: postcard::Error) -> Failure {
 }
 
 /// Makes the builder's file system and leaves the host's.
-fn enter_root(spec: &Spec, plan: &Plan<'_>, inheritance: &Inheritance<'_>) -> Attempt<()> {
-    sys::unshare(UnshareFlags::NEWNS).doing("making a mount name space")?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).doing("making mounts private")?;
-    umask(Mode::empty());
+fn enter_root(base: Base, spec: &Spec, plan: &Plan<'_>, inheritance: &Inheritance<'_>) -> Attempt<()> {
     let ids = receive_ids(inheritance)?;
     let scratch = Scratch::new(&spec.scratch);
-    let root = Root::create(spec, &scratch, inheritance.rights, ids)?;
+    let root = Root::create(base, spec, &scratch, inheritance.rights, ids)?;
     plan.mount(spec, &scratch, &root, inheritance.rights)?;
     fchdir(&root.dir).doing("entering the root")?;
     pivot_root(".", ".").doing("changing the root")?;

@@ -60,6 +60,55 @@ pub(crate) fn copy_mount(dir: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     Ok(open_tree(dir, path, flags)?)
 }
 
+/// What of a root can be made before there is a build. Not attached to anything.
+#[derive(Debug)]
+pub(crate) struct Base {
+    dir: OwnedFd,
+    /// Mounts, and where they belong.
+    mounts: Vec<(OwnedFd, PathBuf)>,
+}
+
+impl Base {
+    /// Makes everything that is the same in all sandboxes. The process' umask must be 0.
+    pub fn create(rights: Rights) -> Attempt<Base> {
+        let dir = new_filesystem("tmpfs", &ROOT_OPTIONS).doing("mounting a tmpfs for the root")?;
+        let mut base = Base { dir, mounts: Vec::new() };
+        for path in ["/tmp", "/etc", "/dev/shm", "/dev/pts", "/proc"] {
+            make_dir(&base.dir, Path::new(path))?;
+        }
+        let group = format!("root:x:0:\nnixbld:!:{INSIDE_GID}:\nnogroup:x:65534:\n");
+        make_file(&base.dir, Path::new("/etc/group"), &group)?;
+        for device in DEVICES {
+            base.device(device, rights)?;
+        }
+        for (name, target) in DEVICE_LINKS {
+            symlinkat(target, &base.dir, format!("dev/{name}"))
+                .doing(format_args!("creating symlink '/dev/{name}'"))?;
+        }
+        let pts = new_filesystem("devpts", &[("mode", "0620"), ("ptmxmode", "0666")]).doing("mounting /dev/pts")?;
+        let proc = new_filesystem("proc", &[]).doing("mounting /proc")?;
+        base.mounts.extend([(pts, "/dev/pts".into()), (proc, "/proc".into())]);
+        Ok(base)
+    }
+
+    /// A node of our own where we may make one that works, else the host's.
+    fn device(&mut self, (name, major, minor): (&str, u32, u32), rights: Rights) -> Attempt<()> {
+        let path = format!("dev/{name}");
+        if rights == Rights::Root {
+            let mode = Mode::from_raw_mode(0o666);
+            let device = makedev(major, minor);
+            if mknodat(&self.dir, &path, FileType::CharacterDevice, mode, device).is_ok() {
+                return Ok(());
+            }
+        }
+        let path = Path::new("/").join(path);
+        let mount = copy_mount(CWD, &path).doing(format_args!("opening device '{}'", path.display()))?;
+        make_file(&self.dir, &path, "")?;
+        self.mounts.push((mount, path));
+        Ok(())
+    }
+}
+
 /// The root directory while it is being made; attached at `<scratch>/tmp`.
 #[derive(Debug)]
 pub(crate) struct Root {
@@ -67,9 +116,12 @@ pub(crate) struct Root {
 }
 
 impl Root {
-    /// Makes everything but the store. The process' umask must be 0.
-    pub fn create(spec: &Spec, scratch: &Scratch, rights: Rights, ids: Ids) -> Attempt<Root> {
-        let dir = new_filesystem("tmpfs", &ROOT_OPTIONS).doing("mounting a tmpfs for the root")?;
+    /// Completes a root, all but the store. The process' umask must be 0.
+    pub fn create(mut base: Base, spec: &Spec, scratch: &Scratch, rights: Rights, ids: Ids) -> Attempt<Root> {
+        if spec.kvm && Path::new("/dev/kvm").exists() {
+            base.device(KVM, rights)?;
+        }
+        let Base { dir, mounts } = base;
         let tmp = copy_mount(CWD, &scratch.tmp()).doing("opening the directory for /tmp")?;
         attach(&dir, CWD, &scratch.tmp()).doing("attaching the root")?;
         let root = Root { dir };
@@ -77,14 +129,13 @@ impl Root {
             let group = Gid::from_raw(ids.gid);
             chownat(&root.dir, "", None, Some(group), AtFlags::EMPTY_PATH).doing("setting the root's group")?;
         }
-        root.bind_dir(&scratch.build_dir(), &spec.build_dir)?;
-        root.make_dir(Path::new("/tmp"))?;
         root.attach(tmp, Path::new("/tmp"))?;
+        mounts.iter().try_for_each(|(mount, path)| root.attach(mount, path))?;
+        root.bind_dir(&scratch.build_dir(), &spec.build_dir)?;
+        let shm = new_filesystem("tmpfs", &[("size", spec.dev_shm_size.as_str()), ("mode", "1777")])
+            .doing("mounting /dev/shm")?;
+        root.attach(shm, Path::new("/dev/shm"))?;
         root.etc(spec)?;
-        root.dev(spec, rights)?;
-        root.make_dir(Path::new("/proc"))?;
-        let proc = new_filesystem("proc", &[]).doing("mounting /proc")?;
-        root.attach(proc, Path::new("/proc"))?;
         if let Some(shell) = &spec.system_shell {
             root.bind(shell, Path::new("/bin/sh"), false)?;
         }
@@ -100,30 +151,8 @@ impl Root {
         attach(mount, &self.dir, &inside(target)?).doing(format_args!("mounting '{}'", target.display()))
     }
 
-    /// A directory and those above it, as far as they are missing.
     pub fn make_dir(&self, path: &Path) -> Attempt<()> {
-        let path = inside(path)?;
-        let mut made = PathBuf::new();
-        for part in path.components() {
-            made.push(part);
-            match mkdirat(&self.dir, &made, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => {
-                    return Err(error).doing(format_args!("creating directory '/{}'", made.display()));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn make_file(&self, path: &Path, content: &str) -> Attempt<()> {
-        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-        let doing = || format!("creating file '{}'", path.display());
-        let file = openat(&self.dir, inside(path)?, flags, Mode::from_raw_mode(0o644)).doing_with(doing)?;
-        if !content.is_empty() {
-            io::Write::write_all(&mut std::fs::File::from(file), content.as_bytes()).doing_with(doing)?;
-        }
-        Ok(())
+        make_dir(&self.dir, path)
     }
 
     fn bind_dir(&self, source: &Path, target: &Path) -> Attempt<()> {
@@ -144,7 +173,7 @@ impl Root {
             self.make_dir(target)?;
         } else {
             self.make_dir(target.parent().unwrap_or(Path::new("/")))?;
-            self.make_file(target, "")?;
+            make_file(&self.dir, target, "")?;
         }
         self.attach(mount, target)
     }
@@ -158,8 +187,8 @@ impl Root {
 
     fn etc(&self, spec: &Spec) -> Attempt<()> {
         let home = spec.build_dir.display();
-        self.make_dir(Path::new("/etc"))?;
-        self.make_file(
+        make_file(
+            &self.dir,
             Path::new("/etc/passwd"),
             &format!(
                 "root:x:0:0:Nix build user:{home}:/noshell\n\
@@ -167,51 +196,44 @@ impl Root {
                  nobody:x:65534:65534:Nobody:/:/noshell\n"
             ),
         )?;
-        self.make_file(Path::new("/etc/group"), &format!("root:x:0:\nnixbld:!:{INSIDE_GID}:\nnogroup:x:65534:\n"))?;
         if !spec.network {
             let hosts = "127.0.0.1 localhost\n::1 localhost\n";
-            return self.make_file(Path::new("/etc/hosts"), hosts);
+            return make_file(&self.dir, Path::new("/etc/hosts"), hosts);
         }
         let lookups = "hosts: files dns\nservices: files\n";
-        self.make_file(Path::new("/etc/nsswitch.conf"), lookups)?;
+        make_file(&self.dir, Path::new("/etc/nsswitch.conf"), lookups)?;
         for file in NETWORK_FILES.map(Path::new) {
             let bind = Bind { source: file.into(), target: file.into(), optional: true, read_only: true };
             self.extra_bind(&bind)?;
         }
         Ok(())
     }
+}
 
-    fn dev(&self, spec: &Spec, rights: Rights) -> Attempt<()> {
-        self.make_dir(Path::new("/dev/shm"))?;
-        self.make_dir(Path::new("/dev/pts"))?;
-        let kvm = (spec.kvm && Path::new("/dev/kvm").exists()).then_some(KVM);
-        for (name, major, minor) in DEVICES.into_iter().chain(kvm) {
-            self.device(name, major, minor, rights)?;
-        }
-        for (name, target) in DEVICE_LINKS {
-            symlinkat(target, &self.dir, format!("dev/{name}"))
-                .doing(format_args!("creating symlink '/dev/{name}'"))?;
-        }
-        let shm = new_filesystem("tmpfs", &[("size", spec.dev_shm_size.as_str()), ("mode", "1777")])
-            .doing("mounting /dev/shm")?;
-        self.attach(shm, Path::new("/dev/shm"))?;
-        let pts = new_filesystem("devpts", &[("mode", "0620"), ("ptmxmode", "0666")]).doing("mounting /dev/pts")?;
-        self.attach(pts, Path::new("/dev/pts"))
-    }
-
-    /// A node of our own where we may make one that works, else the host's.
-    fn device(&self, name: &str, major: u32, minor: u32, rights: Rights) -> Attempt<()> {
-        let path = format!("dev/{name}");
-        if rights == Rights::Root {
-            let mode = Mode::from_raw_mode(0o666);
-            let device = makedev(major, minor);
-            if mknodat(&self.dir, &path, FileType::CharacterDevice, mode, device).is_ok() {
-                return Ok(());
+/// A directory below `root` and those above it, as far as they are missing.
+fn make_dir(root: &OwnedFd, path: &Path) -> Attempt<()> {
+    let path = inside(path)?;
+    let mut made = PathBuf::new();
+    for part in path.components() {
+        made.push(part);
+        match mkdirat(root, &made, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => {
+                return Err(error).doing(format_args!("creating directory '/{}'", made.display()));
             }
         }
-        let path = Path::new("/").join(path);
-        self.bind(&path, &path, false)
     }
+    Ok(())
+}
+
+fn make_file(root: &OwnedFd, path: &Path, content: &str) -> Attempt<()> {
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let doing = || format!("creating file '{}'", path.display());
+    let file = openat(root, inside(path)?, flags, Mode::from_raw_mode(0o644)).doing_with(doing)?;
+    if !content.is_empty() {
+        io::Write::write_all(&mut std::fs::File::from(file), content.as_bytes()).doing_with(doing)?;
+    }
+    Ok(())
 }
 
 /// A path of the builder as one below the root's descriptor.

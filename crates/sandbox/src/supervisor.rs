@@ -119,7 +119,7 @@ impl Build {
         } else {
             Newborn::bear(context, &spec.cgroups, network)?
         };
-        message::send_with_fd(&sandbox.socket, talk::SPEC, file).doing("handing over the spec")?;
+        unless_dead(message::send_with_fd(&sandbox.socket, talk::SPEC, file)).doing("handing over the spec")?;
         let lease = Lease::acquire(&spec.identity, context.rights)?;
         self.uid = lease.ids.uid;
         if record::read(&scratch.exit()).doing("looking at the scratch directory")?.is_some() {
@@ -135,11 +135,7 @@ impl Build {
             lend(&sandbox.terminal, lease.ids).doing("lending the terminal to the builder")?;
         }
         sandbox.group.limit(&spec.cgroups, sandbox.pid).doing("limiting memory")?;
-        match message::send(&sandbox.socket, &lease.ids.encode()) {
-            // It has failed meanwhile, and said why.
-            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {}
-            sent => sent.doing("handing over the ids")?,
-        }
+        unless_dead(message::send(&sandbox.socket, &lease.ids.encode())).doing("handing over the ids")?;
         Watch::new(&mut sandbox, lease.ids, spec, log, &mut self.audience, self.started)
             .run()
             .doing("watching the builder")
@@ -184,6 +180,14 @@ impl Seen {
     fn failed(failure: Failure) -> Seen {
         let end = End::SetupFailed(failure.to_string());
         Seen { end, usage: Usage::default(), setup_us: 0, mounts: None }
+    }
+}
+
+/// A first process that has failed meanwhile has said why, which will be heard.
+fn unless_dead(sent: io::Result<()>) -> io::Result<()> {
+    match sent {
+        Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
+        sent => sent,
     }
 }
 
