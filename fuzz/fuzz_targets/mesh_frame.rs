@@ -10,7 +10,7 @@ use shoal_wire::mesh::node_record::NodeRecord;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(frame) = decode::<Frame>(bytes) {
         assert_eq!(encode(&frame), bytes);
-        if let Frame::Facts(facts) = frame {
+        if let Frame::Facts { facts, .. } = frame {
             for fact in facts {
                 assert!(fact.frame_len() > fact.bytes().len());
                 let _ = NodeRecord::open(fact.bytes());

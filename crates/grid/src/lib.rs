@@ -7,6 +7,8 @@ pub mod announce;
 pub mod can_run;
 pub mod critical_path;
 pub mod fetches;
+pub mod membership;
+pub mod random;
 pub mod ring;
 pub mod schedule;
 pub mod upstreams;

@@ -24,7 +24,7 @@ fn a_shared_job_runs_once_and_answers_both() {
     let (first, actions) = schedule.submit(vec![node(1, &[])], BTreeSet::from([1]), false);
     assert_eq!(starts(&actions), [1]);
     let (second, actions) = schedule.submit(vec![node(1, &[]), node(2, &[1])], BTreeSet::from([1, 2]), false);
-    assert_eq!(starts(&actions), []);
+    assert!(starts(&actions).is_empty());
     assert_eq!(
         schedule.finished(&1, true),
         [

@@ -60,8 +60,9 @@ pub struct Digest {
     /// First eight bytes of the node key, little-endian.
     pub member: u64,
     pub version: RecordVersion,
-    /// Authors of suspicions against this incarnation, at most as many as make a death.
-    pub suspicions: u8,
+    /// Suspicions against this incarnation: 0 for none, the greatest number for as many as make a death, and between
+    /// them a hash of the author.
+    pub suspicions: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,8 +76,11 @@ pub enum Frame {
         nonce: u64,
         version: RecordVersion,
     },
-    /// Facts that are pushed, or an answer to [`Frame::Wants`].
-    Facts(Vec<Fact>),
+    /// Facts that are pushed, and are pushed on by who did not know them, or ones that were missing at the other side.
+    Facts {
+        pushed: bool,
+        facts: Vec<Fact>,
+    },
     SyncRequest {
         /// Differs with each request: what two buckets hide from each other once, they do not hide twice.
         salt: u64,
@@ -110,7 +114,7 @@ impl Format for Frame {
         let buckets = |count: usize| within::<Self>("buckets", count.is_power_of_two() && count <= BUCKETS_MAX);
         match self {
             Self::Probe { .. } | Self::Ack { .. } => Ok(()),
-            Self::Facts(list) => facts(list),
+            Self::Facts { facts: list, .. } => facts(list),
             Self::SyncRequest { hashes, .. } => buckets(hashes.len()),
             Self::SyncDigests { buckets: count, differing, digests, facts: list, .. } => {
                 buckets(usize::from(*count))?;

@@ -60,7 +60,7 @@ fn addresses_of_any_kind() -> impl Strategy<Value = SocketAddr> {
 }
 
 fn facts() -> impl Strategy<Value = Vec<Fact>> {
-    let bytes = || vec(any::<u8>(), 0..150).prop_map(|bytes| SealedBytes(bytes.into()));
+    let bytes = || vec(any::<u8>(), 0..140).prop_map(|bytes| SealedBytes(bytes.into()));
     let fact = prop_oneof![
         bytes().prop_map(Fact::Record),
         bytes().prop_map(Fact::Suspicion),
@@ -70,14 +70,14 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
 }
 
 fn frames() -> impl Strategy<Value = Frame> {
-    let digest = any::<(u64, u64, u64, u8)>().prop_map(|(member, incarnation, sequence, suspicions)| Digest {
+    let digest = any::<(u64, u64, u64, u32)>().prop_map(|(member, incarnation, sequence, suspicions)| Digest {
         member,
         version: RecordVersion { incarnation, sequence },
         suspicions,
     });
     prop_oneof![
         any::<(u64, Option<u64>)>().prop_map(|(nonce, suspected)| Frame::Probe { nonce, suspected }),
-        facts().prop_map(Frame::Facts),
+        (any::<bool>(), facts()).prop_map(|(pushed, facts)| Frame::Facts { pushed, facts }),
         (any::<u64>(), 0..8u32, any::<u32>()).prop_map(|(salt, log, revocations)| Frame::SyncRequest {
             salt,
             hashes: vec![7; 1 << log],
@@ -275,10 +275,12 @@ fn encodings_do_not_drift() {
     let record = Sealed::seal(record(), &key(1)).unwrap();
     let suspicion = Suspicion { mesh: public(0), author: public(1), subject: public(2), incarnation: 3 };
     let suspicion = Sealed::seal(suspicion, &key(1)).unwrap();
-    let frame = Frame::Facts(vec![Fact::Record(record.bytes().clone()), Fact::Suspicion(suspicion.bytes().clone())]);
+    let facts = vec![Fact::Record(record.bytes().clone()), Fact::Suspicion(suspicion.bytes().clone())];
+    let facts_len: usize = facts.iter().map(Fact::frame_len).sum();
+    let frame = Frame::Facts { pushed: true, facts };
     let lens = (record.bytes().len(), suspicion.bytes().len(), encode(&frame).len());
-    assert_eq!(lens.2, 3 + if let Frame::Facts(facts) = &frame { facts.iter().map(Fact::frame_len).sum() } else { 0 });
+    assert_eq!(lens.2, 4 + facts_len);
     let all = [record.bytes(), suspicion.bytes(), &encode(&frame)[..]].map(hash);
-    expect_test::expect![[r#"(309, 162, 480) ["5d1663e4b11ed8f3", "bf8cbfe54803e04b", "18d9d211fe300052"]"#]]
+    expect_test::expect![[r#"(309, 162, 481) ["5d1663e4b11ed8f3", "bf8cbfe54803e04b", "47b1b64cf31cfc6f"]"#]]
         .assert_eq(&format!("{lens:?} {all:?}"));
 }
