@@ -12,8 +12,8 @@
 //! # Processes
 //! The node starts one *launcher*, a process of one thread that forks fast. The launcher keeps a few spare
 //! *supervisors*, each with the *first process* of a sandbox that has its name spaces and most of its root file
-//! system already. A build takes a spare: its supervisor makes the scratch directory ready while the first process looks at the inputs; then the
-//! first process makes the mounts, gives up its rights and executes the builder.
+//! system already. A build takes a spare: its supervisor makes the scratch directory ready while the first process
+//! looks at the inputs; then the first process mounts them, gives up its rights and executes the builder.
 //!
 //! # Invariants
 //! - No thread of the node ever forks, and no process here has a second thread: nothing is locked in a child.

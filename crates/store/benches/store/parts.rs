@@ -1,7 +1,7 @@
 //! Each number once.
 
 use crate::measure::{MIB, REPEATS, Report, median, mib_s, process_cpu, resident, sha256, thread_cpu, time};
-use crate::sample::{bench_store, commit, file, ingest, noise, path, tree};
+use crate::sample::{bench_store, commit, file, ingest, noise, path, place, tree};
 use shoal_store::chunker::Chunker;
 use shoal_store::{Options, Store};
 use shoal_wire::nix::nar::NarLimits;
@@ -71,19 +71,29 @@ pub fn pieces(report: &mut Report) {
 
 pub fn one_nar(report: &mut Report) {
     for (what, nar) in [("real tree", tree()), ("noise", file(&noise(1, 256 << 20)))] {
-        let (mut sha, mut ours, mut speed) = (vec![], vec![], vec![]);
+        let (mut sha, mut ours, mut speed, mut of_disk) = (vec![], vec![], vec![], vec![]);
         for _ in 0..REPEATS {
             let alone = time(|| hash(&nar));
+            let written = time(|| write_durably(&nar));
             let (_dir, store) = bench_store(Options::default());
             let taken = time(|| commit(&store, &path(0), ingest(&store, &nar)));
             sha.push(mib_s(nar.len(), alone));
             speed.push(mib_s(nar.len(), taken));
             ours.push(alone.as_secs_f64() / taken.as_secs_f64());
+            of_disk.push(written.as_secs_f64() / taken.as_secs_f64());
         }
         report.add(format!("sha256 of one core, {what}"), format!("{:.0} MiB/s", median(sha)), "");
         report.add(format!("ingest of one NAR, {what}"), format!("{:.0} MiB/s", median(speed)), "");
         report.add(format!("ingest / sha256, {what}"), format!("{:.2}", median(ours)), ">= 0.9");
+        report.add(format!("ingest / plain write and fdatasync, {what}"), format!("{:.2}", median(of_disk)), "");
     }
+}
+
+/// What the disk allows a program that does nothing else, where the stores are made.
+fn write_durably(nar: &[u8]) {
+    let mut file = tempfile::tempfile_in(place()).expect("a file");
+    nar.chunks(1 << 20).for_each(|piece| file.write_all(piece).expect("write"));
+    file.sync_data().expect("sync");
 }
 
 pub fn many_nars(report: &mut Report) {

@@ -13,9 +13,13 @@ use tempfile::TempDir;
 /// Bytes of the sample: enough to leave every cache, little enough to repeat.
 const SAMPLE_MAX: usize = 384 << 20;
 
+/// Where stores are made.
+pub fn place() -> PathBuf {
+    std::env::var_os("SHOAL_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
 pub fn bench_store(options: Options) -> (TempDir, Store) {
-    let base = std::env::var_os("SHOAL_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let dir = tempfile::tempdir_in(base).expect("a directory");
+    let dir = tempfile::tempdir_in(place()).expect("a directory");
     let store = Store::open(dir.path(), options).expect("a store");
     (dir, store)
 }
