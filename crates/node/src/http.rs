@@ -12,6 +12,7 @@ pub mod buffers;
 pub mod cache;
 pub mod cache_info;
 pub mod connection;
+pub mod copies;
 pub mod decode;
 pub mod frames;
 pub mod health;

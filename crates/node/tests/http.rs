@@ -4,6 +4,8 @@
 mod bad_input;
 #[path = "../../../tests/harness/certificates.rs"]
 mod certificates;
+#[path = "http/copies.rs"]
+mod copies;
 #[path = "http/damage.rs"]
 mod damage;
 #[path = "http/http2.rs"]
@@ -18,3 +20,5 @@ mod slow;
 mod tls;
 #[path = "http/uploads.rs"]
 mod uploads;
+#[path = "http/writable.rs"]
+mod writable;

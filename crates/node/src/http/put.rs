@@ -13,7 +13,7 @@ use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER,
 use http::{HeaderValue, StatusCode};
 use shoal_wire::nix::narinfo::NARINFO_LEN_MAX;
 use shoal_wire::nix::realisation::JSON_LEN_MAX;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::request::RequestBody;
@@ -24,6 +24,8 @@ use crate::tokens::Tokens;
 
 /// Uploads that are taken in at once; each has a thread and a few MiB.
 const UPLOADS_MAX: usize = 64;
+/// Messages of `shoal push` that are answered at once; the longest takes 64 MiB, most take a few.
+const MESSAGES_MAX: usize = 16;
 /// How long one more waits for its turn.
 const TURN_PATIENCE: Duration = Duration::from_secs(30);
 /// When a client should come back that got no turn.
@@ -45,11 +47,13 @@ pub struct Writer {
     deposits: Arc<Deposits>,
     tokens: Arc<Tokens>,
     turns: Arc<Semaphore>,
+    message_turns: Arc<Semaphore>,
 }
 
 impl Writer {
     pub fn new(deposits: Arc<Deposits>, tokens: Arc<Tokens>) -> Writer {
-        Writer { deposits, tokens, turns: Arc::new(Semaphore::new(UPLOADS_MAX)) }
+        let [turns, message_turns] = [UPLOADS_MAX, MESSAGES_MAX].map(|turns| Arc::new(Semaphore::new(turns)));
+        Writer { deposits, tokens, turns, message_turns }
     }
 
     pub fn deposits(&self) -> &Arc<Deposits> {
@@ -59,6 +63,11 @@ impl Writer {
     /// Who sends the request; `None` without a token that is good.
     pub fn who(&self, request: &Request) -> Option<Grant> {
         self.tokens.authorize(request.header(AUTHORIZATION)?)
+    }
+
+    /// The right to send a message; `None` where too many others do.
+    pub async fn message_turn(&self) -> Option<OwnedSemaphorePermit> {
+        timeout(TURN_PATIENCE, self.message_turns.clone().acquire_owned()).await.ok()?.ok()
     }
 }
 
@@ -252,7 +261,8 @@ fn counted(cache: &Cache, response: Response) -> Response {
     response
 }
 
-fn answer(done: Result<Result<(), Refusal>, tokio::task::JoinError>) -> Response {
+/// What became of an upload.
+pub fn answer(done: Result<Result<(), Refusal>, tokio::task::JoinError>) -> Response {
     match done {
         Ok(Ok(())) => response::ok(response::TEXT, response::NO_STORE, Body::empty()),
         Ok(Err(refusal)) => {
@@ -271,14 +281,15 @@ fn answer(done: Result<Result<(), Refusal>, tokio::task::JoinError>) -> Response
     }
 }
 
-fn busy() -> Response {
+/// What a client hears that got no turn.
+pub fn busy() -> Response {
     let mut response = response::status(StatusCode::SERVICE_UNAVAILABLE, "too many uploads at once; try again later");
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS));
     response
 }
 
 /// Answers once some of the body was read.
-async fn refuse(mut body: RequestBody, response: Response) -> Response {
+pub async fn refuse(mut body: RequestBody, response: Response) -> Response {
     let drain = async {
         let mut left = DRAIN_BYTES_MAX;
         while let Ok(Some(piece)) = body.piece().await {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::Method;
 
-use super::{Cache, Request, Response, browse, cache_info, health, listing, logs, metrics, nar, narinfo};
+use super::{Cache, Request, Response, browse, cache_info, copies, health, listing, logs, metrics, nar, narinfo};
 use super::{percent, put, realisations, response};
 
 pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
@@ -25,6 +25,10 @@ const fn get(path: &'static str, handler: Handler) -> Route {
 
 const fn put(path: &'static str, handler: Handler) -> Route {
     Route { method: Method::PUT, path, handler }
+}
+
+const fn post(path: &'static str, handler: Handler) -> Route {
+    Route { method: Method::POST, path, handler }
 }
 
 /// What says how the node is, and nothing of what is in it.
@@ -49,6 +53,12 @@ pub const ROUTES: &[Route] = &[
     put("/log/{}", |cache, request| Box::pin(put::log(cache, request))),
     put("/realisations/{}.doi", |cache, request| Box::pin(put::realisation(cache, request))),
     put("/build-trace-v2/{*}.doi", |cache, request| Box::pin(put::build_trace(cache, request))),
+    post("/api/v1/push/paths", |cache, request| Box::pin(copies::lacking_paths(cache, request))),
+    post("/api/v1/push/{}/lacking", |cache, request| Box::pin(copies::lacking_chunks(cache, request))),
+    post("/api/v1/push/{}/chunks", |cache, request| Box::pin(copies::put_chunks(cache, request))),
+    post("/api/v1/push/{}/commit", |cache, request| Box::pin(copies::commit(cache, request))),
+    get("/api/v1/pull/{}", |cache, request| Box::pin(copies::entry(cache, request))),
+    post("/api/v1/pull/{}/chunks", |cache, request| Box::pin(copies::chunks(cache, request))),
     get("/metrics", |cache, _| Box::pin(metrics::get(cache))),
 ];
 

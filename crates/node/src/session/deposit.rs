@@ -1,4 +1,4 @@
-//! What comes in over HTTP: the files of a binary cache by PUT.
+//! What comes in over HTTP: the files of a binary cache by PUT, and chunks ([`chunks`]).
 //!
 //! A NAR is taken in as it streams and waits, not valid, for the narinfo that says what path it is ([`held`]). It is
 //! judged by the same admission as what comes over ssh, and nothing is visible before it is whole and judged. What waits
@@ -10,15 +10,18 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use shoal_store::{CommitError, Ingested};
+use shoal_wire::nix::derivation::Derivation;
 use shoal_wire::nix::path_info::PathInfo;
 
 use super::ca_check::{CaHasher, CaHashes, FileReader};
 use super::fault::Fault;
 use super::uploads::DRV_LEN_MAX;
 use super::{Client, Services};
+use crate::build::derivations::PendingDerivations;
 use crate::build::request::BuildOptions;
 use crate::door::{Grant, Hangup, Peer, Role};
 
+pub mod chunks;
 pub mod files;
 pub mod held;
 pub mod nars;
@@ -95,16 +98,18 @@ type Outcome<T = ()> = Result<T, Refusal>;
 pub struct Deposits {
     services: Arc<Services>,
     held: held::HeldNars,
+    uploads: chunks::Uploads,
 }
 
 impl Deposits {
     pub fn new(services: Arc<Services>) -> Deposits {
-        Deposits { services, held: held::HeldNars::default() }
+        Deposits { services, held: held::HeldNars::default(), uploads: chunks::Uploads::default() }
     }
 
     /// Lets go of what waited too long. To be called every now and then.
     pub fn tidy(&self) {
         self.held.tidy(Instant::now());
+        self.uploads.tidy(Instant::now());
     }
 
     /// Bytes of the file `nar/<file>` that waits for its narinfo.
@@ -149,8 +154,14 @@ impl Client {
         judged.map_err(|fault| Refusal::of_fault(403, fault))
     }
 
-    /// Judges a path that was taken in, and completes what is known of it.
-    fn judge_contents(&self, info: &mut PathInfo, ingested: &Ingested) -> Outcome {
+    /// Judges a path that was taken in, and completes what is known of it. `pending`: derivations that become valid
+    /// with it. Returns the derivation that it is, if it is one.
+    fn judge_contents(
+        &self,
+        info: &mut PathInfo,
+        ingested: &Ingested,
+        pending: &PendingDerivations,
+    ) -> Outcome<Option<Arc<Derivation>>> {
         let bad = |fault| Refusal::of_fault(400, fault);
         let admission = &self.services.admission;
         let (ca, text) = self.look_again(info, ingested)?;
@@ -161,10 +172,10 @@ impl Client {
         if self.is_trusted() {
             admission.vouch(info);
         }
-        if info.path.is_derivation() {
-            admission.check_derivation(info, text, &[]).map_err(bad)?;
+        match info.path.is_derivation() {
+            true => Ok(Some(admission.check_derivation(info, text, &[pending]).map_err(bad)?)),
+            false => Ok(None),
         }
-        Ok(())
     }
 
     /// The content address, and a derivation's text, of a NAR that came before it was known what to look for.

@@ -93,7 +93,8 @@ impl Lab {
         if wanted.takes_uploads {
             let file = tokens::file(dir.path());
             token = tokens::create(&file, "lab", Role::Admin, None).unwrap();
-            cache.writer = Some(Writer::new(deposits(&store, dir.path()), Arc::new(Tokens::open(file))));
+            cache.writer =
+                Some(Writer::new(deposits(&store, dir.path(), TrustedKeys::default()), Arc::new(Tokens::open(file))));
         }
         let listen = "127.0.0.1:0".parse().unwrap();
         let options = HttpOptions { listen, identity: wanted.identity, limits: wanted.limits };
@@ -161,11 +162,15 @@ impl Lab {
     }
 
     pub fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream
+        connect(self.address())
     }
+}
+
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
 }
 
 /// Small segments, so that a small disk holds some.
@@ -174,7 +179,7 @@ fn store_options() -> shoal_store::Options {
 }
 
 /// What takes uploads in, of a node that builds nothing.
-fn deposits(store: &Store, dir: &Path) -> Arc<Deposits> {
+pub fn deposits(store: &Store, dir: &Path, trusted: TrustedKeys) -> Arc<Deposits> {
     let defaults = Defaults {
         keep_going: false,
         keep_failed: false,
@@ -194,10 +199,11 @@ fn deposits(store: &Store, dir: &Path) -> Arc<Deposits> {
     };
     let trees = Trees::open(store.clone(), dir).unwrap();
     let builds = BuildService::start(store.clone(), StoreDir::default(), trees, config).unwrap();
-    let host = SessionHost::new(store.clone(), builds, TrustedKeys::default(), true);
+    let host = SessionHost::new(store.clone(), builds, trusted, true);
     Arc::new(Deposits::new(host.services()))
 }
 
+/// What the server says; `None` where it says nothing.
 pub fn answer(mut stream: impl Read, is_head: bool) -> Option<Answer> {
     let mut all = Vec::new();
     let _ = stream.read_to_end(&mut all);

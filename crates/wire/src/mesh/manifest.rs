@@ -26,6 +26,13 @@ pub struct ChunkRef {
     pub len: u32,
 }
 
+impl ChunkRef {
+    /// The name of a chunk's bytes, of which there are at most [`CHUNK_LEN_MAX`].
+    pub fn of(bytes: &[u8]) -> ChunkRef {
+        ChunkRef { hash: *blake3::hash(bytes).as_bytes(), len: bytes.len() as u32 }
+    }
+}
+
 /// The chunks whose concatenation is the NAR, and what is in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {

@@ -11,6 +11,7 @@ use shoal_wire::nix::narinfo::{Compression, NarInfo};
 
 use super::held::{Full, HeldNar};
 use super::{Deposits, Outcome, Refusal};
+use crate::build::derivations::PendingDerivations;
 use crate::door::Grant;
 use crate::upstream::decode;
 
@@ -94,7 +95,7 @@ impl Deposits {
             return Err(Refusal::bad(format!("'{url}' has the hash {hash} and {} bytes", nar.file_size)));
         }
         let ingested = nar.ingested.clone();
-        client.judge_contents(&mut info, &ingested)?;
+        client.judge_contents(&mut info, &ingested, &PendingDerivations::new())?;
         client.commit(vec![(info, ingested)])?;
         self.held.used(file, Instant::now());
         Ok(())

@@ -1,0 +1,207 @@
+//! Chunks that `shoal push` brings, and the paths that are made of them.
+//!
+//! An upload names itself, and what it asked about or brought is held for it until its commit, or for [`HOLD_TIME`]
+//! after it was last heard of: who is cut off and comes back brings only the rest, whatever was collected meanwhile.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use shoal_store::{ChunkError, ChunkHold};
+use shoal_wire::mesh::transfer::{ChunkBatch, ChunkQuery, Commit, Entry, Lacking, PathQuery, TransferError};
+
+use super::{Deposits, Outcome, Refusal};
+use crate::build::derivations::PendingDerivations;
+use crate::door::Grant;
+use crate::session::Client;
+
+/// How long what an upload brought is kept after it was last heard of: enough to come back after a cut.
+pub const HOLD_TIME: Duration = Duration::from_secs(60 * 60);
+/// Uploads that are not committed.
+const UPLOADS_MAX: usize = 256;
+/// Chunks held for all of them, at some 200 bytes of memory each: those of 128 GiB.
+const HELD_CHUNKS_MAX: usize = 2 << 20;
+/// Longest name of an upload; a hash has 64 digits.
+const NAME_LEN_MAX: usize = 64;
+
+/// Who uploads, and what he calls it.
+type Name = (String, String);
+
+/// All uploads that are not committed.
+#[derive(Default)]
+pub struct Uploads(Mutex<HashMap<Name, Kept>>);
+
+struct Kept {
+    hold: Arc<Mutex<ChunkHold>>,
+    /// Of the hold, when it was last let go of.
+    chunks: usize,
+    heard_of: Instant,
+}
+
+impl Uploads {
+    /// Lets go of what was not heard of for too long.
+    pub fn tidy(&self, now: Instant) {
+        let silence = |kept: &Kept| now.saturating_duration_since(kept.heard_of);
+        // One that is at work is not silent.
+        let is_wanted = |kept: &Kept| Arc::strong_count(&kept.hold) > 1 || silence(kept) < HOLD_TIME;
+        self.all().retain(|_, kept| is_wanted(kept));
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<Name, Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `act` on the hold of an upload, which begins with it. `chunks`: how many more it may hold afterwards.
+    fn with<T>(&self, name: Name, chunks: usize, act: impl FnOnce(&mut ChunkHold) -> T, client: &Client) -> Outcome<T> {
+        let hold = {
+            let mut all = self.all();
+            let held: usize = all.values().map(|kept| kept.chunks).sum();
+            if held + chunks > HELD_CHUNKS_MAX || (!all.contains_key(&name) && all.len() >= UPLOADS_MAX) {
+                return Err(Refusal::busy("too much was uploaded that no path is made of yet; try again later"));
+            }
+            let new = || Kept {
+                hold: Arc::new(Mutex::new(client.store().hold_chunks())),
+                chunks: 0,
+                heard_of: Instant::now(),
+            };
+            all.entry(name.clone()).or_insert_with(new).hold.clone()
+        };
+        let (done, held) = {
+            let mut hold = hold.lock().unwrap_or_else(PoisonError::into_inner);
+            (act(&mut hold), hold.len())
+        };
+        if let Some(kept) = self.all().get_mut(&name).filter(|kept| Arc::ptr_eq(&kept.hold, &hold)) {
+            (kept.chunks, kept.heard_of) = (held, Instant::now());
+        }
+        Ok(done)
+    }
+
+    fn end(&self, name: &Name) {
+        self.all().remove(name);
+    }
+}
+
+impl From<TransferError> for Refusal {
+    fn from(error: TransferError) -> Self {
+        Refusal::bad(error.to_string())
+    }
+}
+
+impl From<ChunkError> for Refusal {
+    fn from(error: ChunkError) -> Self {
+        match error {
+            ChunkError::Store(error) => error.into(),
+            error => Refusal::bad(error.to_string()),
+        }
+    }
+}
+
+fn name(client: &Client, upload: &str) -> Outcome<Name> {
+    let fits = upload.len() <= NAME_LEN_MAX && upload.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    match fits && !upload.is_empty() {
+        true => Ok((client.peer.grant.who.clone(), upload.to_owned())),
+        false => Err(Refusal::bad(format!("an upload's name has 1 to {NAME_LEN_MAX} letters and digits"))),
+    }
+}
+
+impl Deposits {
+    /// Which of the paths are not valid here.
+    pub fn lacking_paths(&self, grant: Grant, query: &PathQuery) -> Outcome<Lacking> {
+        let client = self.uploader(grant)?;
+        let valid: HashSet<_> = client.store().valid_of(&query.0)?.into_iter().collect();
+        Ok(Lacking(query.0.iter().map(|path| !valid.contains(path)).collect()))
+    }
+
+    /// Which of the chunks have to be brought. The others are held for this upload from now on.
+    pub fn lacking_chunks(&self, grant: Grant, upload: &str, query: &ChunkQuery) -> Outcome<Lacking> {
+        let client = self.uploader(grant)?;
+        let name = name(&client, upload)?;
+        Ok(Lacking(self.uploads.with(name, query.0.len(), |hold| hold.lacks(&query.0), &client)??))
+    }
+
+    /// Takes in a batch of chunks and holds them.
+    pub fn put_chunks(&self, grant: Grant, upload: &str, batch: &[u8]) -> Outcome {
+        let client = self.uploader(grant)?;
+        let name = name(&client, upload)?;
+        let chunks = ChunkBatch::decode(batch)?;
+        Ok(self.uploads.with(name, chunks.len(), |hold| hold.bring(chunks), &client)??)
+    }
+
+    /// Makes paths of chunks that are here, all or none, and lets go of what was held for the upload. Whether they are
+    /// what they are said to be is found out as for any upload; who may name a chunk may also read it, see
+    /// `docs/protocols.md`.
+    pub fn commit_chunks(&self, grant: Grant, upload: &str, commit: Commit) -> Outcome {
+        let client = self.uploader(grant)?;
+        let name = name(&client, upload)?;
+        let chunks = commit.0.iter().map(|entry| entry.chunks.len()).sum();
+        self.uploads.with(name.clone(), chunks, |hold| client.commit_entries(hold, commit), &client)??;
+        self.uploads.end(&name);
+        Ok(())
+    }
+}
+
+impl Client {
+    fn commit_entries(&self, hold: &mut ChunkHold, commit: Commit) -> Outcome {
+        let mut pending = PendingDerivations::new();
+        let mut batch = Vec::new();
+        for Entry { mut info, chunks } in commit.0 {
+            self.temp_roots.add(&info.path);
+            if let Some(known) = self.store().path_info(&info.path)? {
+                self.add_to_valid(&known, &info)?;
+                continue;
+            }
+            self.judge_claim(&info)?;
+            let path = self.dir().print(&info.path);
+            let hashes: Vec<[u8; 32]> = chunks.iter().map(|chunk| chunk.hash).collect();
+            let lacking = hold.lacks(&hashes)?.into_iter().filter(|&lacks| lacks).count();
+            if lacking > 0 {
+                return Err(Refusal::new(409, format!("'{path}' lacks {lacking} of its chunks; bring them first")));
+            }
+            let mut ingest = self.store().ingest();
+            io::copy(&mut hold.contents(chunks)?, &mut ingest).map_err(|error| unlike(&path, &error))?;
+            let ingested = ingest.finish()?;
+            if let Some(derivation) = self.judge_contents(&mut info, &ingested, &pending)? {
+                pending.insert(info.path.clone(), derivation);
+            }
+            batch.push((info, ingested));
+        }
+        self.commit(batch)
+    }
+}
+
+/// Why the chunks of a path could not be put together.
+fn unlike(path: &str, error: &io::Error) -> Refusal {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<shoal_store::Error>()) {
+        // From now on it is known to be damaged, so that it is lacking when it is asked for again.
+        Some(shoal_store::Error::Damaged(damage)) => {
+            tracing::error!("{damage}");
+            Refusal::new(409, format!("cannot put '{path}' together: a chunk of it is damaged here; bring it again"))
+        }
+        _ => Refusal::of_io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_store::{Options, Store};
+
+    #[test]
+    fn what_is_silent_is_forgotten_unless_it_is_at_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), Options::default()).unwrap();
+        let uploads = Uploads::default();
+        let now = Instant::now();
+        let kept = || Kept { hold: Arc::new(Mutex::new(store.hold_chunks())), chunks: 1, heard_of: now };
+        let name = |upload: &str| ("who".to_owned(), upload.to_owned());
+        uploads.all().insert(name("silent"), kept());
+        let busy = kept();
+        let _at_work = busy.hold.clone();
+        uploads.all().insert(name("busy"), busy);
+        uploads.tidy(now + HOLD_TIME / 2);
+        assert_eq!(uploads.all().len(), 2);
+        uploads.tidy(now + HOLD_TIME);
+        assert_eq!(uploads.all().keys().collect::<Vec<_>>(), [&name("busy")]);
+    }
+}
