@@ -10,6 +10,7 @@ use crate::config::{self, ConfigFlags, Loaded};
 
 mod check_config;
 mod client;
+mod copy;
 mod demo;
 mod doctor;
 mod du;
@@ -65,6 +66,8 @@ pub enum Command {
     Log(paths::Log),
     /// Delete store paths that nothing keeps
     Gc(paths::Gc),
+    /// Copy store paths and what they refer to from this machine's Nix store to a node
+    Push(copy::Push),
     /// Show or install the lines that point a machine's Nix at this node
     Use(use_node::Use),
     /// Say who may use this node over ssh
@@ -132,6 +135,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Builds(command) => command.run(&cli.global),
         Command::Log(command) => command.run(&cli.global),
         Command::Gc(command) => command.run(&cli.global),
+        Command::Push(command) => command.run(&cli.global),
         Command::Use(command) => command.run(&cli.global),
         Command::Client(command) => command.run(&cli.global),
         Command::Token(command) => command.run(&cli.global),

@@ -175,14 +175,9 @@ fn trusted_keys(config: &Config) -> Result<TrustedKeys> {
 fn upstream_options(config: &Config) -> Result<Options> {
     let location = |url: &String| Location::parse(url).map_err(anyhow::Error::msg);
     let locations: Vec<Location> = config.upstream.iter().map(location).collect::<Result<_>>()?;
-    let authorities = match &config.upstream_ca_file {
-        Some(bundle) => Authorities::read(bundle)
-            .with_context(|| format!("cannot read the certificates in {}", bundle.display()))?,
-        None => {
-            let bundles = crate::build::CA_BUNDLES.iter();
-            bundles.filter_map(|bundle| Authorities::read(Path::new(bundle)).ok()).next().unwrap_or_default()
-        }
-    };
+    let bundle = config.upstream_ca_file.as_deref();
+    let unreadable = || format!("cannot read the certificates in {}", bundle.unwrap_or(Path::new("")).display());
+    let authorities = Authorities::find(bundle).with_context(unreadable)?;
     if authorities.is_empty() && config.upstream.iter().any(|url| url.starts_with("https:")) {
         tracing::warn!(
             "no certificates are found to check https upstreams with; name a bundle with --upstream-ca-file"

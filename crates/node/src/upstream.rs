@@ -24,7 +24,7 @@ pub use engine::Fetch;
 pub use flight::Flight;
 pub use offer::Offer;
 pub use stream::NarStream;
-pub use web::{Authorities, Patience};
+pub use web::{Authorities, Patience, agent};
 
 use crate::build::derivations::Derivations;
 use crate::session::admission::Admission;

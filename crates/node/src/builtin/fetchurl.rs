@@ -7,7 +7,6 @@ mod client;
 mod connect;
 mod download;
 mod fault;
-mod netrc;
 mod progress;
 mod proxy;
 mod restore;
@@ -18,9 +17,9 @@ use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use crate::netrc::Netrc;
 use client::{Authorities, Client, Patience};
 use download::{Download, Retries};
-use netrc::Netrc;
 use proxy::Proxies;
 use restore::restore;
 use url::Url;

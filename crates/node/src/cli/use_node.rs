@@ -104,7 +104,7 @@ pub fn setup(config: &Config, ready: &Ready, host: Option<&str>) -> Result<Setup
 }
 
 /// A literal IPv6 address stands in brackets.
-fn cache_url(is_encrypted: bool, host: &str, port: u16) -> String {
+pub fn cache_url(is_encrypted: bool, host: &str, port: u16) -> String {
     let scheme = if is_encrypted { "https" } else { "http" };
     match host.contains(':') && !host.starts_with('[') {
         true => format!("{scheme}://[{host}]:{port}"),

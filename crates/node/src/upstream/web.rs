@@ -66,6 +66,17 @@ impl Authorities {
         Ok(Authorities(certificates.collect()))
     }
 
+    /// Those of `bundle`, or else of the machine, which may have none.
+    pub fn find(bundle: Option<&Path>) -> std::io::Result<Authorities> {
+        match bundle {
+            Some(bundle) => Authorities::read(bundle),
+            None => {
+                let bundles = crate::build::CA_BUNDLES.iter();
+                Ok(bundles.filter_map(|bundle| Authorities::read(Path::new(bundle)).ok()).next().unwrap_or_default())
+            }
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -108,7 +119,7 @@ impl Web {
     pub fn new(authorities: &Authorities, patience: Patience, origin: &str, login: Option<(&str, &str)>) -> Web {
         let authorization =
             login.map(|(user, password)| format!("Basic {}", base64::encode(format!("{user}:{password}").as_bytes())));
-        Web { agent: Agent::new_with_config(config(authorities, patience)), origin: origin.to_string(), authorization }
+        Web { agent: agent(authorities, patience), origin: origin.to_string(), authorization }
     }
 
     /// All of a document of at most `len_max` bytes, within `budget` from connecting to its end.
@@ -188,6 +199,11 @@ fn is_broken(error: &ureq::Error) -> bool {
         }
         _ => false,
     }
+}
+
+/// Connections that are kept, to servers that `authorities` vouch for where they speak TLS. A status is no error.
+pub fn agent(authorities: &Authorities, patience: Patience) -> Agent {
+    Agent::new_with_config(config(authorities, patience))
 }
 
 fn config(authorities: &Authorities, patience: Patience) -> Config {

@@ -17,9 +17,9 @@ use ureq::{Agent, Body, Proxy};
 
 use super::connect::{Fixed, Watch};
 use super::fault::{Fault, Pace};
-use super::netrc::Netrc;
 use super::proxy::Proxies;
 use super::url::Url;
+use crate::netrc::Netrc;
 
 /// As many as Nix lets curl follow.
 const REDIRECTS_MAX: usize = 10;

@@ -1,0 +1,123 @@
+//! Copying between a Nix store on this machine and a node, chunk by chunk.
+//!
+//! [`local`] speaks to the store of this machine, [`remote`] to the node; [`push`] and [`pull`] move between them what
+//! the other side lacks. Everything here blocks, and prints nothing: who calls hears of it by [`Progress`].
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+
+use anyhow::{Context, Result};
+use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::{StoreDir, StorePath};
+
+pub mod local;
+pub mod push;
+pub mod remote;
+
+/// Hears how a copy goes on. Called from several threads.
+pub trait Progress: Sync {
+    /// So many paths and bytes of NAR are to be copied.
+    fn begins(&self, paths: usize, nar_bytes: u64);
+    /// So many more bytes of NAR are dealt with, whether they had to be moved or not.
+    fn passed(&self, nar_bytes: u64);
+}
+
+/// What a copy came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// The paths that were copied, each after what it refers to.
+    pub paths: Vec<String>,
+    /// Paths of the closure that the other side had.
+    pub paths_present: usize,
+    /// Chunks of the NARs that were copied, and their bytes.
+    pub chunks: u64,
+    pub nar_bytes: u64,
+    /// Chunks that went over the network, and their bytes there, compressed.
+    pub chunks_moved: u64,
+    pub moved_bytes: u64,
+    /// Bytes of NAR that did not have to move.
+    pub skipped_bytes: u64,
+}
+
+/// The paths of a closure, each after what it refers to. `info` gives an error for a path that is not there.
+fn closure(roots: &[StorePath], mut info: impl FnMut(&StorePath) -> Result<PathInfo>) -> Result<Vec<PathInfo>> {
+    let mut known: BTreeMap<StorePath, PathInfo> = BTreeMap::new();
+    let mut open = roots.to_vec();
+    while let Some(path) = open.pop() {
+        if !known.contains_key(&path) {
+            let info = info(&path)?;
+            open.extend(info.references.iter().filter(|reference| !known.contains_key(reference)).cloned());
+            known.insert(path, info);
+        }
+    }
+    Ok(sorted(known))
+}
+
+/// Puts each path after those of the others that it refers to. References cannot form circles, but for a path's own.
+fn sorted(mut infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
+    let mut order = Vec::with_capacity(infos.len());
+    let mut seen: HashSet<StorePath> = HashSet::new();
+    let roots: Vec<StorePath> = infos.keys().cloned().collect();
+    for root in roots {
+        // A path is on the stack twice: to look at its references, then to follow them.
+        let mut stack = vec![(root, false)];
+        while let Some((path, is_done)) = stack.pop() {
+            if is_done {
+                order.extend(infos.remove(&path));
+            } else if let (true, Some(info)) = (seen.insert(path.clone()), infos.get(&path)) {
+                stack.push((path, true));
+                stack.extend(info.references.iter().map(|reference| (reference.clone(), false)));
+            }
+        }
+    }
+    order
+}
+
+/// The store path that a person means: itself, something below it, or a link that leads there.
+pub fn store_path(dir: &StoreDir, text: &str) -> Result<StorePath> {
+    if let Ok((path, _)) = dir.parse_prefix(text) {
+        return Ok(path);
+    }
+    let target = fs::canonicalize(text).with_context(|| format!("cannot find '{text}'"))?;
+    let target = target.to_str().with_context(|| format!("'{text}' leads to a path that is not text"))?;
+    let (path, _) = dir.parse_prefix(target).with_context(|| format!("'{text}' is not in the store {dir}"))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+
+    fn path(letter: char) -> StorePath {
+        StorePath::from_base_name(&format!("{}-{letter}", letter.to_string().repeat(32))).unwrap()
+    }
+
+    fn info(of: char, references: &str) -> PathInfo {
+        let mut info = PathInfo::new(path(of), [0; 32], 1);
+        info.references = references.chars().map(path).collect();
+        info
+    }
+
+    fn of<'a>(all: &'a [PathInfo]) -> impl FnMut(&StorePath) -> Result<PathInfo> + 'a {
+        |path| match all.iter().find(|info| info.path == *path) {
+            Some(info) => Ok(info.clone()),
+            None => bail!("{path} is missing"),
+        }
+    }
+
+    #[test]
+    fn references_come_first() {
+        let all = [info('a', "abcd"), info('b', "cd"), info('c', "d"), info('d', "d"), info('f', "")];
+        let closure = closure(&[path('a')], of(&all)).unwrap();
+        let order: Vec<&str> = closure.iter().map(|info| info.path.name()).collect();
+        assert_eq!(order, ["d", "c", "b", "a"]);
+    }
+
+    #[test]
+    fn a_closure_with_a_hole_is_an_error() {
+        let all = [info('a', "b"), info('b', "c")];
+        let error = closure(&[path('a')], of(&all)).unwrap_err();
+        assert!(error.to_string().contains("-c is missing"), "{error}");
+    }
+}
