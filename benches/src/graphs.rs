@@ -13,7 +13,7 @@ impl Graph {
     /// A graph that nobody has built when nobody had the salt.
     pub fn args(&self, nix: &Nix, salt: &str) -> Vec<String> {
         let file = place::repository().join("benches/graphs.nix");
-        let mut args = vec![file.display().to_string(), "--no-out-link".into()];
+        let mut args = vec![file.display().to_string()];
         let mut name = |kind: &str, name: &str, value: String| args.extend([kind.into(), name.into(), value]);
         name("--argstr", "shape", self.shape.into());
         name("--argstr", "salt", salt.into());

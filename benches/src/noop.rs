@@ -60,8 +60,20 @@ impl Contender {
     /// Builds where the store is.
     fn direct(&self) -> Cmd {
         match self.client() {
-            (cmd, None) => cmd.args(["--max-jobs", &JOBS.to_string()]),
-            (cmd, Some(store)) => cmd.args(["--store", &store]),
+            (cmd, None) => cmd.args(["--no-out-link", "--max-jobs", &JOBS.to_string()]),
+            (cmd, Some(store)) => cmd.args(["--no-out-link", "--store", &store]),
+        }
+    }
+
+    /// What the client does before anything is built.
+    fn instantiate(&self) -> Cmd {
+        match self {
+            Contender::Local(machine) => machine.local("nix-instantiate"),
+            Contender::Stock { client, stock, .. } => {
+                let cmd = client.local("nix-instantiate").env("NIX_SSHOPTS", stock.ssh_options());
+                cmd.without_env("NIX_CLIENT_ROOT").env("NIX_REMOTE", stock::STORE)
+            }
+            Contender::Shoal(client, node) => client.remote("nix-instantiate", node, Remote::SshNg),
         }
     }
 
@@ -69,7 +81,7 @@ impl Contender {
     fn hook(&self) -> Cmd {
         let (cmd, store) = self.client();
         let builder = store.map(|store| format!("{store} x86_64-linux - {JOBS} 1")).unwrap_or_default();
-        cmd.args(["--max-jobs", "0", "--builders", &builder])
+        cmd.args(["--no-out-link", "--max-jobs", "0", "--builders", &builder])
     }
 }
 
@@ -92,6 +104,8 @@ pub fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
         run(plan, report, &nix, &mut contenders, (&what, graph, Contender::direct))?;
         report.hold_ratio(&what, SHOAL, LOCAL, Bar::AtMost(0.25));
         report.hold_ratio(&what, SHOAL, STOCK, Bar::AtMost(0.2));
+        let what = format!("{what}, evaluated and instantiated only");
+        run(plan, report, &nix, &mut contenders, (&what, graph, Contender::instantiate))?;
     }
     contenders.retain(|(who, _)| *who != LOCAL);
     if stock::can_run() {
