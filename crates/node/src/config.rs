@@ -41,6 +41,8 @@ pub struct Config {
     /// Certificate chain and key in PEM; both or none. `None`: plain HTTP.
     pub http_certificate: Option<PathBuf>,
     pub http_key: Option<PathBuf>,
+    /// HTTP/3 besides, which takes a certificate.
+    pub http3: bool,
     pub socket: PathBuf,
     pub authorized_keys: PathBuf,
     pub no_build: bool,
@@ -114,6 +116,7 @@ impl Config {
             http_compression: Offer::Auto,
             http_certificate: None,
             http_key: None,
+            http3: false,
             socket: PathBuf::new(),
             authorized_keys: PathBuf::new(),
             no_build: false,

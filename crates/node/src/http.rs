@@ -16,6 +16,7 @@ pub mod copies;
 pub mod decode;
 pub mod frames;
 pub mod health;
+pub mod http3;
 pub mod link;
 pub mod listing;
 pub mod logs;

@@ -238,7 +238,7 @@ impl Doors {
         let tokens = Arc::new(Tokens::open(tokens::file(&config.data_dir)));
         tokio::spawn(tidy(Arc::downgrade(&deposits)));
         cache.writer = Some(Writer::new(deposits, tokens));
-        let options = HttpOptions { listen, identity, limits: Limits::USUAL };
+        let options = HttpOptions { listen, identity, http3: config.http3, limits: Limits::USUAL };
         HttpServer::open(&options, Arc::new(cache))
     }
 

@@ -10,6 +10,8 @@ mod copies;
 mod damage;
 #[path = "http/http2.rs"]
 mod http2;
+#[path = "http/http3.rs"]
+mod http3;
 #[path = "http/lab.rs"]
 mod lab;
 #[path = "http/reading.rs"]

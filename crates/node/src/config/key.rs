@@ -77,6 +77,7 @@ pub const KEYS: &[Key] = &[
         Set::One("FILE", |c, v| optional_path(v).map(|p| c.http_key = p)),
         "Private key of the certificate, in PEM",
     ),
+    key("http3", "false", Set::Switch(|c, v| c.http3 = v), "HTTP/3 besides HTTPS, on the UDP port of the same number"),
     key(
         "socket",
         "<data-dir>/daemon.sock",

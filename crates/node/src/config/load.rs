@@ -128,10 +128,11 @@ impl Layers {
         let (given, lacking) = match (&self.config.http_certificate, &self.config.http_key) {
             (Some(_), None) => ("http-certificate", "http-key"),
             (None, Some(_)) => ("http-key", "http-certificate"),
+            (None, None) if self.config.http3 => ("http3", "http-certificate"),
             _ => return,
         };
         let origin = self.origins.get(given).cloned().unwrap_or(Origin::Default);
-        self.error(origin, given, format!("means nothing without '{lacking}'; HTTPS takes both"));
+        self.error(origin, given, format!("means nothing without '{lacking}'; both are needed"));
     }
 
     fn file(&mut self, path: &Path, text: &str) {
@@ -306,14 +307,21 @@ mod tests {
             "\nhttp-certificate = 'c.pem'\n",
             &[],
             expect![[r#"
-                config.toml:2: http-certificate: means nothing without 'http-key'; HTTPS takes both
+                config.toml:2: http-certificate: means nothing without 'http-key'; both are needed
             "#]],
         );
         errors(
             "",
             &[("SHOAL_HTTP_KEY", "/k.pem")],
             expect![[r#"
-                $SHOAL_HTTP_KEY: http-key: means nothing without 'http-certificate'; HTTPS takes both
+                $SHOAL_HTTP_KEY: http-key: means nothing without 'http-certificate'; both are needed
+            "#]],
+        );
+        errors(
+            "http3 = true\n",
+            &[],
+            expect![[r#"
+                config.toml:1: http3: means nothing without 'http-certificate'; both are needed
             "#]],
         );
         assert!(with("http-certificate = 'none'\n", &[("SHOAL_HTTP_KEY", "none")], ConfigFlags::default()).is_ok());

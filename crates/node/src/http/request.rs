@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,6 +12,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::Limits;
+use super::http3::QuicBody;
 
 pub struct Request {
     pub method: Method,
@@ -45,40 +48,58 @@ impl Request {
 
 /// The body of a request, as it comes in.
 pub struct RequestBody {
-    incoming: Incoming,
+    source: Source,
     limits: Limits,
     /// Time spent in waiting since `recent_bytes` was 0.
     waited: Duration,
     recent_bytes: u64,
 }
 
+enum Source {
+    Tcp(Incoming),
+    Quic(QuicBody),
+}
+
+impl Source {
+    /// The next piece, which may be empty: trailers, which nothing here uses.
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        match self {
+            Source::Quic(body) => body.poll_piece(context),
+            Source::Tcp(incoming) => Pin::new(incoming).poll_frame(context).map(|frame| {
+                let bytes = |frame: http_body::Frame<Bytes>| frame.into_data().unwrap_or_default();
+                frame.map(|frame| frame.map(bytes).map_err(io::Error::other))
+            }),
+        }
+    }
+}
+
 impl RequestBody {
     pub fn new(incoming: Incoming, limits: Limits) -> RequestBody {
-        RequestBody { incoming, limits, waited: Duration::ZERO, recent_bytes: 0 }
+        RequestBody::of(Source::Tcp(incoming), limits)
     }
 
-    /// What the client says it will send.
-    pub fn announced_len(&self) -> Option<u64> {
-        self.incoming.size_hint().exact()
+    pub fn over_quic(body: QuicBody, limits: Limits) -> RequestBody {
+        RequestBody::of(Source::Quic(body), limits)
+    }
+
+    fn of(source: Source, limits: Limits) -> RequestBody {
+        RequestBody { source, limits, waited: Duration::ZERO, recent_bytes: 0 }
     }
 
     /// The next piece; `None` at the end. Fewer bytes than announced, silence, or next to it, are errors.
     pub async fn piece(&mut self) -> io::Result<Option<Bytes>> {
         loop {
             let since = Instant::now();
-            let frame = std::future::poll_fn(|context| std::pin::Pin::new(&mut self.incoming).poll_frame(context));
-            let frame = tokio::time::timeout(self.limits.silence, frame).await;
-            let frame = frame.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client sends nothing"))?;
-            match frame.transpose().map_err(io::Error::other)? {
+            let piece = std::future::poll_fn(|context| self.source.poll_piece(context));
+            let piece = tokio::time::timeout(self.limits.silence, piece).await;
+            let piece = piece.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client sends nothing"))?;
+            match piece.transpose()? {
                 None => return Ok(None),
-                Some(frame) => match frame.into_data() {
-                    Ok(bytes) if !bytes.is_empty() => {
-                        self.check_rate(since.elapsed(), bytes.len())?;
-                        return Ok(Some(bytes));
-                    }
-                    // Trailers, which nothing here uses.
-                    _ => continue,
-                },
+                Some(bytes) if bytes.is_empty() => continue,
+                Some(bytes) => {
+                    self.check_rate(since.elapsed(), bytes.len())?;
+                    return Ok(Some(bytes));
+                }
             }
         }
     }

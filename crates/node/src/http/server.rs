@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use http::HeaderValue;
+use http::header::ALT_SVC;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,6 +22,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::connection::{Guarded, Limits, Traffic};
+use super::http3::QuicDoor;
 use super::metrics::InFlight;
 use super::request::{Client, RequestBody};
 use super::tls::Identity;
@@ -27,14 +31,14 @@ use super::{Cache, Request, Response, link, router};
 /// Connections at once; beyond it the one that has asked nothing for longest makes room.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Head of a request: a client sends some hundred bytes, one behind proxies some thousand.
-const HEAD_BYTES_MAX: usize = 32 << 10;
+pub const HEAD_BYTES_MAX: usize = 32 << 10;
 const HEADERS_MAX: usize = 100;
 /// A client has 25 requests under way at most, unless it was told otherwise; RFC 9113 advises 100 or more.
-const STREAMS_MAX: u32 = 128;
+pub const STREAMS_MAX: u32 = 128;
 /// What one HTTP/2 stream may have sent and nobody read: a gigabit over 4 ms. Uploads are read as they come.
-const STREAM_WINDOW_BYTES: u32 = 512 << 10;
+pub const STREAM_WINDOW_BYTES: u32 = 512 << 10;
 /// The same for all streams of a connection: 25 uploads that wait for their turn hold up no other request.
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// What HTTP/2 holds of a response that the client does not take.
 const SEND_BUFFER_BYTES: usize = 512 << 10;
 /// Streams that a client opened and gave up before anybody looked at them; one more ends the connection
@@ -52,6 +56,8 @@ pub struct HttpOptions {
     pub listen: SocketAddr,
     /// TLS with this certificate, or plain HTTP.
     pub identity: Option<Arc<Identity>>,
+    /// Also HTTP/3, with the certificate.
+    pub http3: bool,
     pub limits: Limits,
 }
 
@@ -60,13 +66,16 @@ pub struct HttpServer {
     address: SocketAddr,
     shared: Arc<Shared>,
     accepting: tokio::task::JoinHandle<()>,
+    quic: Option<QuicDoor>,
     stopping: watch::Sender<bool>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     cache: Arc<Cache>,
     tls: Option<TlsAcceptor>,
-    limits: Limits,
+    pub(super) limits: Limits,
+    /// Tells clients on TCP of HTTP/3, where there is that.
+    alternative: Option<HeaderValue>,
     open: Mutex<Open>,
 }
 
@@ -93,9 +102,13 @@ impl HttpServer {
         let tls = options.identity.as_ref().map(|identity| identity.config()).transpose()?;
         let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
         let (stopping, stop) = watch::channel(false);
-        let shared = Arc::new(Shared { cache, tls, limits: options.limits, open: Mutex::default() });
+        let identity = options.identity.as_ref().filter(|_| options.http3);
+        let alternative = identity.map(|_| alternative(address.port())).transpose()?;
+        let shared = Arc::new(Shared { cache, tls, limits: options.limits, alternative, open: Mutex::default() });
+        let open = |identity| QuicDoor::open(address, identity, shared.clone(), stop.clone());
+        let quic = identity.map(open).transpose()?;
         let accepting = tokio::spawn(accept(listener, shared.clone(), stop));
-        Ok(HttpServer { address, shared, accepting, stopping })
+        Ok(HttpServer { address, shared, accepting, quic, stopping })
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -105,6 +118,7 @@ impl HttpServer {
     /// Lets nobody in any more. Requests under way are answered, then their connections end.
     pub fn stop_accepting(&self) {
         self.accepting.abort();
+        self.quic.iter().for_each(QuicDoor::stop_accepting);
         self.stopping.send_replace(true);
     }
 
@@ -119,6 +133,7 @@ impl HttpServer {
         for connection in self.shared.open().connections.values() {
             connection.task.abort();
         }
+        self.quic.iter().for_each(QuicDoor::close);
     }
 }
 
@@ -142,7 +157,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: watch::Receiver<bool>) {
     loop {
         match listener.accept().await {
-            Ok((stream, address)) => shared.clone().admit(stream, address, stop.clone()),
+            Ok((stream, address)) => shared.clone().admit_tcp(stream, address, stop.clone()),
             Err(error) => {
                 tracing::warn!("cannot accept a connection on the HTTP port: {error}");
                 tokio::time::sleep(ACCEPT_RETRY).await;
@@ -156,9 +171,27 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(self: Arc<Self>, stream: TcpStream, address: SocketAddr, stop: watch::Receiver<bool>) {
+    fn admit_tcp(self: Arc<Self>, stream: TcpStream, address: SocketAddr, stop: watch::Receiver<bool>) {
         // Answers are written whole; waiting for more to come only delays them. A socket that cannot is slower.
         let _ = stream.set_nodelay(true);
+        let (tls, round_trip) = (self.tls.clone(), link::round_trip(&stream));
+        let is_encrypted = tls.is_some();
+        self.admit(address, round_trip, is_encrypted, |caller| async move {
+            match tls {
+                Some(tls) => caller.serve_encrypted(tls, stream, stop).await,
+                None => caller.serve(stream, stop).await,
+            }
+        });
+    }
+
+    /// Makes room for a connection and runs it on a task of its own.
+    pub(super) fn admit<F: Future<Output = ()> + Send + 'static>(
+        self: Arc<Self>,
+        address: SocketAddr,
+        round_trip: Option<Duration>,
+        is_encrypted: bool,
+        serve: impl FnOnce(Caller) -> F,
+    ) {
         let mut open = self.open();
         if open.connections.len() >= CONNECTIONS_MAX {
             self.cache.metrics.refused_connections.fetch_add(1, Ordering::Relaxed);
@@ -173,20 +206,17 @@ impl Shared {
         let leave = Leave { shared: self.clone(), id };
         self.cache.metrics.connections.fetch_add(1, Ordering::Relaxed);
         let caller = Caller {
-            cache: self.cache.clone(),
-            client: Client { address, is_encrypted: self.tls.is_some(), round_trip: link::round_trip(&stream) },
+            shared: self.clone(),
+            client: Client { address, is_encrypted, round_trip },
             limits: self.limits,
             traffic: traffic.clone(),
             last_request: last_request.clone(),
         };
-        let tls = self.tls.clone();
+        let serving = serve(caller);
         // Runs only once `open` is unlocked, so that it finds itself listed.
         let task = tokio::spawn(async move {
             let _leave = leave;
-            match tls {
-                Some(tls) => caller.serve_encrypted(tls, stream, stop).await,
-                None => caller.serve(stream, stop).await,
-            }
+            serving.await;
         });
         open.connections.insert(id, Connection { task: task.abort_handle(), traffic, last_request });
     }
@@ -222,11 +252,11 @@ impl Drop for Leave {
 
 /// One connection's client, and what it is answered from.
 #[derive(Clone)]
-struct Caller {
-    cache: Arc<Cache>,
-    client: Client,
-    limits: Limits,
-    traffic: Arc<Traffic>,
+pub(super) struct Caller {
+    shared: Arc<Shared>,
+    pub(super) client: Client,
+    pub(super) limits: Limits,
+    pub(super) traffic: Arc<Traffic>,
     last_request: Arc<AtomicU64>,
 }
 
@@ -278,10 +308,32 @@ impl Caller {
     }
 
     async fn answer(self, request: http::Request<Incoming>) -> Result<Response, Infallible> {
-        let metrics = &self.cache.metrics;
-        self.last_request.store(metrics.next_request(), Ordering::Relaxed);
-        let in_flight = InFlight::new(metrics, &self.traffic);
         let (head, body) = request.into_parts();
+        let body = RequestBody::new(body, self.limits);
+        let alternative = self.shared.alternative.clone();
+        let mut response = self.respond(head, body).await;
+        if let Some(alternative) = alternative {
+            response.headers_mut().insert(ALT_SVC, alternative);
+        }
+        Ok(response)
+    }
+
+    /// The same with what is known of the way to the client now.
+    pub(super) fn with_round_trip(mut self, round_trip: Option<Duration>) -> Caller {
+        self.client.round_trip = round_trip;
+        self
+    }
+
+    /// Something that is not done for the client, until it is dropped.
+    pub(super) fn in_flight(&self) -> InFlight {
+        InFlight::new(&self.shared.cache.metrics, &self.traffic)
+    }
+
+    /// The answer to a request that came in by whatever protocol.
+    pub(super) async fn respond(self, head: http::request::Parts, body: RequestBody) -> Response {
+        let cache = &self.shared.cache;
+        self.last_request.store(cache.metrics.next_request(), Ordering::Relaxed);
+        let in_flight = self.in_flight();
         let is_head = head.method == http::Method::HEAD;
         let request = Request {
             path: head.uri.path().to_owned(),
@@ -290,18 +342,26 @@ impl Caller {
             headers: head.headers,
             capture: String::new(),
             client: self.client,
-            body: RequestBody::new(body, self.limits),
+            body,
         };
-        let response = router::answer(self.cache.clone(), request).await;
-        metrics.responded(&response);
+        let response = router::answer(cache.clone(), request).await;
+        cache.metrics.responded(&response);
         let counted =
             |body: super::Body| if is_head { super::Body::untold(body.len()) } else { body }.counted(in_flight);
-        Ok(response.map(counted))
+        response.map(counted)
     }
 }
 
+/// How long a client may remember that there is HTTP/3.
+const ALTERNATIVE_SECONDS: u32 = 3600;
+
+/// RFC 7838: the same host at the same port.
+fn alternative(port: u16) -> Result<HeaderValue> {
+    Ok(HeaderValue::try_from(format!("h3=\":{port}\"; ma={ALTERNATIVE_SECONDS}"))?)
+}
+
 /// The server stops, or is gone.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stopping| stopping).await;
 }
 

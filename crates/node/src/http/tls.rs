@@ -92,6 +92,11 @@ impl Identity {
         self.config_for(rustls::ALL_VERSIONS, &PROTOCOLS)
     }
 
+    /// How HTTP/3 is.
+    pub fn quic_config(self: &Arc<Self>) -> Result<ServerConfig> {
+        self.config_for(&[&rustls::version::TLS13], &[b"h3"])
+    }
+
     fn config_for(
         self: &Arc<Self>,
         versions: &[&'static SupportedProtocolVersion],

@@ -102,7 +102,7 @@ async fn many_at_once(lab: &Lab, mut client: Client) {
 
 #[test]
 fn a_hundred_requests_at_once_in_clear() {
-    let lab = Lab::new();
+    let lab = Lab::with(Wanted::default());
     lab.runtime.block_on(async { many_at_once(&lab, in_clear(&lab, 65_535).await).await });
 }
 
@@ -110,7 +110,7 @@ fn a_hundred_requests_at_once_in_clear() {
 fn a_hundred_requests_at_once_over_tls() {
     let authority = Authority::make();
     let files = Files::of(&authority.pair());
-    let lab = Lab::new();
+    let lab = Lab::with(Wanted::default());
     let secure = Lab::with(Wanted { identity: identity(&files), ..Wanted::default() });
     // Paths are added to both by what the client in clear is told; names and hashes are the same.
     secure.runtime.block_on(async {
@@ -132,7 +132,7 @@ fn a_hundred_requests_at_once_over_tls() {
 /// A stream that is not read holds up no other one of its connection.
 #[test]
 fn a_stream_that_stands_still_stands_alone() {
-    let lab = Lab::new();
+    let lab = Lab::with(Wanted::default());
     let (large, small) = (file_nar(&noise(8 << 20)), file_nar(&noise(400_000)));
     let (large_url, small_url) = (nar_url(&lab, &lab.add("large", &large)), nar_url(&lab, &lab.add("small", &small)));
     lab.runtime.block_on(async {
@@ -205,7 +205,7 @@ async fn until_unanswered(lab: &Lab, requests: usize) {
 
 #[test]
 fn a_stopping_server_says_goodbye_and_ends_what_is_under_way() {
-    let lab = Lab::new();
+    let lab = Lab::with(Wanted::default());
     let nar = file_nar(&noise(8 << 20));
     let url = nar_url(&lab, &lab.add("large", &nar));
     lab.runtime.block_on(async {
@@ -220,7 +220,7 @@ fn a_stopping_server_says_goodbye_and_ends_what_is_under_way() {
 
 #[test]
 fn long_lists_of_headers_are_refused() {
-    let lab = Lab::new();
+    let lab = Lab::with(Wanted::default());
     lab.runtime.block_on(async {
         let mut client = in_clear(&lab, 65_535).await;
         let mut request = Request::get("http://here/healthz");
@@ -237,7 +237,7 @@ fn long_lists_of_headers_are_refused() {
 /// Streams that are opened and given up at once (CVE-2023-44487) end their connection, not the server.
 #[test]
 fn streams_given_up_by_the_thousand_end_their_connection() {
-    let lab = Arc::new(Lab::new());
+    let lab = Arc::new(Lab::with(Wanted::default()));
     let url = nar_url(&lab, &lab.add("p", &file_nar(&noise(2 << 20))));
     lab.runtime.block_on(async {
         let mut stream = TcpStream::connect(lab.address()).await.unwrap();

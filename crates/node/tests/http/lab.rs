@@ -41,6 +41,7 @@ pub struct Wanted {
     pub offer: Offer,
     pub limits: Limits,
     pub identity: Option<Arc<Identity>>,
+    pub http3: bool,
     pub takes_uploads: bool,
     /// Where its store lies; a temporary directory unless named.
     pub store: Option<PathBuf>,
@@ -48,7 +49,15 @@ pub struct Wanted {
 
 impl Default for Wanted {
     fn default() -> Wanted {
-        Wanted { offer: Offer::Auto, limits: Limits::USUAL, identity: None, takes_uploads: false, store: None }
+        Wanted {
+            // A client on a busy machine may seem far away.
+            offer: Offer::None,
+            limits: Limits::USUAL,
+            identity: None,
+            http3: false,
+            takes_uploads: false,
+            store: None,
+        }
     }
 }
 
@@ -97,7 +106,7 @@ impl Lab {
                 Some(Writer::new(deposits(&store, dir.path(), TrustedKeys::default()), Arc::new(Tokens::open(file))));
         }
         let listen = "127.0.0.1:0".parse().unwrap();
-        let options = HttpOptions { listen, identity: wanted.identity, limits: wanted.limits };
+        let options = HttpOptions { listen, identity: wanted.identity, http3: wanted.http3, limits: wanted.limits };
         let server = runtime.block_on(async { HttpServer::open(&options, Arc::new(cache)) }).unwrap();
         Lab { store, server, token, runtime, _dir: dir }
     }

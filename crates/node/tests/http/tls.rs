@@ -36,7 +36,7 @@ fn lab(files: &Files) -> Lab {
 }
 
 /// A connection that has shaken hands, or why the client does not want it.
-fn connect(lab: &Lab, config: &Arc<ClientConfig>) -> io::Result<Stream> {
+pub fn connect(lab: &Lab, config: &Arc<ClientConfig>) -> io::Result<Stream> {
     let name = ServerName::try_from("localhost").unwrap();
     let connection = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
     let mut stream = StreamOwned::new(connection, lab.connect());

@@ -37,7 +37,8 @@ impl Writable {
         let tokens = Arc::new(Tokens::open(tokens::file(dir.path())));
         cache.writer = Some(Writer::new(deposits(&store, dir.path(), TrustedKeys::from_iter([key.public()])), tokens));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let options = HttpOptions { listen: "127.0.0.1:0".parse().unwrap(), identity: None, limits: Limits::USUAL };
+        let options =
+            HttpOptions { listen: "127.0.0.1:0".parse().unwrap(), identity: None, http3: false, limits: Limits::USUAL };
         let server = runtime.block_on(async { HttpServer::open(&options, Arc::new(cache)) }).unwrap();
         Writable { store, key, server, _runtime: runtime, dir }
     }

@@ -55,7 +55,8 @@ fn on(server: &Server, realisation: &Realisation, trace: &BuildTrace) {
 fn asked_over_http(lab: &Lab) -> [(u16, String); 2] {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let cache = Cache::new(lab.store.clone(), StoreDir::default()).behind(&lab.upstreams);
-    let options = HttpOptions { listen: "127.0.0.1:0".parse().unwrap(), identity: None, limits: Limits::USUAL };
+    let options =
+        HttpOptions { listen: "127.0.0.1:0".parse().unwrap(), identity: None, http3: false, limits: Limits::USUAL };
     let server = runtime.block_on(async { HttpServer::open(&options, Arc::new(cache)) }).unwrap();
     [url(), trace_url()].map(|url| {
         let mut stream = TcpStream::connect(server.local_addr()).unwrap();
@@ -145,7 +146,8 @@ fn odd_names_are_not_passed_on() {
     let lab = Lab::behind(&[&server]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let cache = Cache::new(lab.store.clone(), StoreDir::default()).behind(&lab.upstreams);
-    let options = HttpOptions { listen: "127.0.0.1:0".parse().unwrap(), identity: None, limits: Limits::USUAL };
+    let options =
+        HttpOptions { listen: "127.0.0.1:0".parse().unwrap(), identity: None, http3: false, limits: Limits::USUAL };
     let server_of_ours = runtime.block_on(async { HttpServer::open(&options, Arc::new(cache)) }).unwrap();
     let drv = path("x.drv");
     for odd in [
