@@ -72,6 +72,11 @@ pub struct Config {
     /// Empty: the key that the node made for itself.
     pub secret_key_file: Vec<PathBuf>,
     pub store_quota: Quota,
+    /// Stored bytes a second; `None`: no limit.
+    pub scrub_rate: Option<u64>,
+    /// `None`: only on demand.
+    #[serde(serialize_with = "optional_duration_text")]
+    pub scrub_interval: Option<Duration>,
     #[serde(serialize_with = "duration_text")]
     pub drain_timeout: Duration,
     pub log: Log,
@@ -136,6 +141,8 @@ impl Config {
             upstream_ca_file: None,
             secret_key_file: Vec::new(),
             store_quota: Quota::Share(80),
+            scrub_rate: Some(20 << 20),
+            scrub_interval: Some(Duration::from_secs(30 * 86_400)),
             drain_timeout: Duration::from_secs(600),
             log: Log { level: "info".into(), format: LogFormat::Auto },
         }

@@ -29,6 +29,8 @@ pub enum Request {
     Usage { paths: Vec<String>, closure: bool },
     /// One item: what was freed, or would be.
     Gc { dry_run: bool, max_freed: Option<u64> },
+    /// Items of progress (`{"progress": …}`), then what was found (`{"report": …}`). `rate`: bytes a second.
+    Scrub { rate: Option<u64> },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -38,6 +40,8 @@ pub enum Reply {
     End,
     /// The request failed; the text is for people.
     Error(String),
+    /// It may work later.
+    Busy(String),
 }
 
 pub fn socket(data_dir: &Path) -> PathBuf {

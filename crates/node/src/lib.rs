@@ -16,6 +16,7 @@ pub mod http;
 pub mod keys;
 pub mod logging;
 pub mod netrc;
+pub mod scrub;
 pub mod serve;
 pub mod session;
 pub mod tokens;

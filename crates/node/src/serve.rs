@@ -25,6 +25,7 @@ use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, U
 use crate::http::put::Writer;
 use crate::http::tls::Identity;
 use crate::http::{Cache, HttpOptions, HttpServer, Limits};
+use crate::scrub::Scrubber;
 use crate::session::SessionHost;
 use crate::session::deposit::Deposits;
 use crate::tokens::{self, Tokens};
@@ -74,7 +75,8 @@ pub fn run(start: Start<'_>) -> Result<()> {
     let node = Node::open(config)?;
     let doors = runtime.block_on(Doors::open(config, &node))?;
     let ready = doors.ready(config, keys::node_id(&config.data_dir)?);
-    let state = node.state(ready.clone(), doors.sessions());
+    let scrubber = node.scrubber(config);
+    let state = node.state(ready.clone(), doors.sessions(), scrubber.clone());
     let control = ControlSocket::open(&control::socket(&config.data_dir), state)?;
     let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
     (start.on_ready)(&ready, imported)?;
@@ -85,6 +87,8 @@ pub fn run(start: Start<'_>) -> Result<()> {
     runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), quota));
     runtime.spawn(settle::watch(node.store.clone(), node.builds.clone(), doors.sessions()));
 
+    scrub_by_schedule(&scrubber, config.scrub_interval)?;
+
     let mut current = config.clone();
     runtime.block_on(async {
         while signals.next().await == Wish::Reload {
@@ -94,6 +98,7 @@ pub fn run(start: Start<'_>) -> Result<()> {
         }
     });
     notify::notify("STOPPING=1");
+    scrubber.stop();
     drop(ready_file);
     doors.stop_accepting();
     runtime.block_on(drain(&node.builds, config.drain_timeout, &doors, &mut signals));
@@ -128,7 +133,12 @@ impl Node {
         Ok(Node { dir, store, builds, upstreams })
     }
 
-    fn state(&self, ready: Ready, sessions: Sessions) -> NodeState {
+    fn scrubber(&self, config: &Config) -> Arc<Scrubber> {
+        let (store, upstreams, dir) = (self.store.clone(), self.upstreams.clone(), self.dir.clone());
+        Arc::new(Scrubber::new(store, upstreams, dir, &config.data_dir, config.scrub_rate))
+    }
+
+    fn state(&self, ready: Ready, sessions: Sessions, scrubber: Arc<Scrubber>) -> NodeState {
         let Node { dir, store, builds, upstreams } = self;
         NodeState {
             ready,
@@ -137,9 +147,20 @@ impl Node {
             builds: builds.clone(),
             upstreams: upstreams.clone(),
             sessions,
+            scrubber,
             started: Instant::now(),
         }
     }
+}
+
+/// On a thread that nobody waits for: it may be in the middle of a download when the node stops.
+fn scrub_by_schedule(scrubber: &Arc<Scrubber>, interval: Option<Duration>) -> Result<()> {
+    if let Some(interval) = interval {
+        let scrubber = scrubber.clone();
+        let run = move || scrubber.run_by_schedule(interval);
+        std::thread::Builder::new().name("scrub".into()).spawn(run).context("cannot start a thread")?;
+    }
+    Ok(())
 }
 
 fn builds_config(config: &Config) -> Result<service::Config> {

@@ -39,6 +39,7 @@ pub mod decode;
 mod elsewhere;
 mod engine;
 mod flight;
+mod heal;
 mod offer;
 mod pool;
 mod question;

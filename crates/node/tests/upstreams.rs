@@ -4,6 +4,8 @@
 mod faults;
 #[path = "upstreams/fetching.rs"]
 mod fetching;
+#[path = "upstreams/healing.rs"]
+mod healing;
 #[path = "upstreams/lab.rs"]
 mod lab;
 #[path = "upstreams/realisations.rs"]

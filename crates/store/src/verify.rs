@@ -30,6 +30,8 @@ const PACE_BYTES: u64 = 1 << 20;
 pub struct VerifyReport {
     pub paths: u64,
     pub chunks: u64,
+    /// Stored bytes that were read.
+    pub bytes: u64,
     /// Each names the path that suffers, at most 10,000 of them.
     pub damage: Vec<Damage>,
     /// Chunks that were taken for damaged, and read right again where they lie.
@@ -83,7 +85,8 @@ impl Store {
             }
             reading.look_at(segments)?;
         }
-        let Reading { mut report, broken, .. } = reading;
+        let Reading { mut report, broken, progress, .. } = reading;
+        report.bytes = progress.bytes;
         if !report.cut_short {
             self.verify_paths(&broken, &mut report)?;
         }

@@ -18,6 +18,13 @@ pub enum Exit {
     TryAgain = 75,
 }
 
+impl Exit {
+    /// What an error exits with.
+    pub fn of(error: &anyhow::Error) -> Exit {
+        error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Exit::Failed, |failure| failure.exit)
+    }
+}
+
 /// A failure with an exit code of its own; any other error exits with [`Exit::Failed`].
 #[derive(Debug)]
 pub struct Failure {
@@ -46,7 +53,7 @@ pub fn report(outcome: anyhow::Result<()>) -> ExitCode {
     if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    let exit = error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Exit::Failed, |f| f.exit);
+    let exit = Exit::of(&error);
     let label = if super::output::coloured(io::stderr().is_terminal()) { "\x1b[31;1merror:\x1b[0m" } else { "error:" };
     // Nobody is left to tell if stderr is gone.
     let _ = writeln!(io::stderr(), "{label} {error:#}");

@@ -183,6 +183,18 @@ pub const KEYS: &[Key] = &[
         "Disk the store may fill, in bytes or as a share of the file system",
     ),
     key(
+        "scrub-rate",
+        "20MiB",
+        Set::One("SIZE", |c, v| parse_optional_size(v).map(|s| c.scrub_rate = s)),
+        "Bytes that a scrub of the store reads a second; or none for as many as it can",
+    ),
+    key(
+        "scrub-interval",
+        "30d",
+        Set::One("TIME", |c, v| parse_optional_duration(v).map(|t| c.scrub_interval = t)),
+        "How long after a scrub of the store the next one begins; or none for never",
+    ),
+    key(
         "drain-timeout",
         "10m",
         Set::One("TIME", |c, v| parse_duration(v).map(|t| c.drain_timeout = t)),

@@ -32,6 +32,7 @@ pub fn ask(data_dir: &Path, request: &Request, mut on_item: impl FnMut(Value) ->
             Reply::Item(item) => on_item(item)?,
             Reply::End => return Ok(()),
             Reply::Error(message) => return Err(anyhow!(message)),
+            Reply::Busy(message) => return Err(Failure::new(Exit::TryAgain, message).into()),
         }
     }
 }

@@ -20,7 +20,9 @@ use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
 use super::{LINE_BYTES_MAX, Reply, Request};
 use crate::build::service::BuildService;
+use crate::cli::{Exit, Failure};
 use crate::door::Sessions;
+use crate::scrub::Scrubber;
 use crate::serve::ready::Ready;
 use crate::upstream::Upstreams;
 
@@ -43,6 +45,7 @@ pub struct NodeState {
     pub builds: Arc<BuildService>,
     pub upstreams: Upstreams,
     pub sessions: Sessions,
+    pub scrubber: Arc<Scrubber>,
     pub started: Instant,
 }
 
@@ -130,6 +133,7 @@ fn serve(stream: &UnixStream, state: &NodeState, place: Option<Place>) -> io::Re
     };
     let last = match answered {
         Ok(()) => Reply::End,
+        Err(error) if Exit::of(&error) == Exit::TryAgain => Reply::Busy(format!("{error:#}")),
         Err(error) => Reply::Error(format!("{error:#}")),
     };
     send(&mut out, &last)?;
@@ -152,6 +156,7 @@ impl NodeState {
             Request::Log { path } => self.log(path, on_item),
             Request::Usage { paths, closure } => on_item(self.usage(paths, *closure)?),
             Request::Gc { dry_run, max_freed } => on_item(self.gc(*dry_run, *max_freed)?),
+            Request::Scrub { rate } => self.scrub(*rate, on_item),
         }
     }
 
@@ -167,6 +172,7 @@ impl NodeState {
             "chunks": stats.chunks,
             "live_bytes": stats.live_bytes,
             "disk_bytes": stats.segment_bytes,
+            "damaged": stats.damaged,
         });
         status["builds"] = json!({
             "running": builds.running.iter().map(|build| self.dir.print(&build.drv_path)).collect::<Vec<_>>(),
@@ -175,6 +181,7 @@ impl NodeState {
             "draining": builds.draining,
         });
         status["upstreams"] = serde_json::to_value(self.upstreams.status())?;
+        status["last_scrub"] = serde_json::to_value(self.scrubber.last())?;
         let (downloading, waiting) = self.upstreams.counts();
         status["fetches"] = json!({ "downloading": downloading, "waiting": waiting });
         Ok(status)
@@ -277,6 +284,12 @@ impl NodeState {
             "saved_by_chunking_bytes": usage.nar_bytes as i64 - usage.unique_bytes as i64,
             "saved_by_compression_bytes": usage.unique_bytes as i64 - usage.stored_bytes as i64,
         }))
+    }
+
+    fn scrub(&self, rate: Option<u64>, on_item: OnItem<'_>) -> Result<()> {
+        let scrubbed = self.scrubber.run_now(rate, |progress| on_item(json!({ "progress": progress })).is_ok());
+        let busy = || Failure::new(Exit::TryAgain, "somebody scrubs the store already; wait for that to end");
+        on_item(json!({ "report": scrubbed.ok_or_else(busy)?? }))
     }
 
     fn gc(&self, dry_run: bool, max_freed: Option<u64>) -> Result<Value> {

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use shoal_store::{GcError, Root as StoreRoot};
+use shoal_store::{GcError, Object, Root as StoreRoot};
 use shoal_wire::nix::signature::Signature;
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::{AddPermRoot, CollectGarbage, Collected, GcAction, GcPaths, Root};
@@ -104,13 +104,28 @@ impl Client {
         Ok(link)
     }
 
-    /// Looks for damage; each finding is a line of text.
-    pub(super) fn verify(&self, contents: bool, repair: bool) -> Result<Vec<String>, Fault> {
+    /// Looks for damage, and has it repaired from upstreams where that is wanted. Lines of text, and whether damage is
+    /// left.
+    pub(super) fn verify(&self, contents: bool, repair: bool) -> Result<(Vec<String>, bool), Fault> {
         if repair && !self.is_trusted() {
             return Err(Fault::refused("you are not privileged to repair paths"));
         }
         let report = self.store().verify(contents)?;
-        Ok(report.damage.iter().map(|damage| damage.to_string()).collect())
+        let mut lines: Vec<String> = report.damage.iter().map(|damage| damage.to_string()).collect();
+        if !repair {
+            return Ok((lines, !report.damage.is_empty()));
+        }
+        // What is missing beside a path no NAR brings back.
+        let mut is_left = report.damage.iter().any(|damage| matches!(damage.object, Object::Record(_)));
+        for (path, outcome) in self.upstreams().heal_all(self.store(), &|| !self.hangup.is_gone())? {
+            let path = self.dir().print(&path);
+            is_left |= outcome.is_err();
+            lines.push(match outcome {
+                Ok(()) => format!("repaired '{path}'"),
+                Err(why) => format!("cannot repair '{path}': {why}"),
+            });
+        }
+        Ok((lines, is_left))
     }
 
     /// Signatures are kept unseen: whoever asks for the path judges them.

@@ -114,9 +114,9 @@ impl Worker {
             Request::SetOptions(r) => self.set_options(&r),
             Request::CollectGarbage(r) => self.collect_garbage(r),
             Request::VerifyStore(r) => {
-                let damage = self.client.verify(r.check_contents, r.repair)?;
-                damage.iter().try_for_each(|line| self.outlet.say(line))?;
-                Ok(Reply::VerifyStore(!damage.is_empty()))
+                let (lines, is_damaged) = self.client.verify(r.check_contents, r.repair)?;
+                lines.iter().try_for_each(|line| self.outlet.say(line))?;
+                Ok(Reply::VerifyStore(is_damaged))
             }
             Request::BuildPaths(r) => self.build_paths(&r),
             Request::BuildPathsWithResults(r) => self.build_paths_with_results(r),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use shoal_grid::upstreams::{Answer, Health, Lookup, Phase, Remembered, Step, UpstreamId, Upstreams};
+use shoal_wire::nix::narinfo::NarInfo;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::store_path::StorePath;
 
@@ -139,6 +140,19 @@ impl Asks {
             Finding::Trace(trace) => Some(trace),
             _ => None,
         }
+    }
+
+    /// What each upstream says of the path with this hash part, in the order that they are asked in. Whoever signed it:
+    /// it is to be compared with what is known of the path.
+    pub fn narinfos(&self, hash_part: &str) -> impl Iterator<Item = (UpstreamId, NarInfo)> {
+        let order = self.lock().health.order(self.now_ms());
+        order.into_iter().filter_map(move |upstream| {
+            if !self.lock().health.begin(upstream, self.now_ms()) {
+                return None;
+            }
+            let narinfo = self.timed(upstream, || self.caches[upstream].narinfo(hash_part)).ok()?;
+            Some((upstream, narinfo))
+        })
     }
 
     /// What is found for each question; `fits` says whether it is what its asker wants.

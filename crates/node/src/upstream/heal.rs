@@ -1,0 +1,92 @@
+//! Brings back what this node found damaged in its own store, from whichever upstream has it.
+//!
+//! The record of a path says which bytes it had. An upstream whose NAR has that hash is believed, whoever signed it, and
+//! only chunks that are damaged are stored again.
+
+use std::io::Write;
+
+use shoal_store::{Ingested, Store};
+use shoal_wire::nix::narinfo::NarInfo;
+use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::StorePath;
+
+use super::engine::Engine;
+use super::offer::Offer;
+use super::source::{self, Trouble};
+use super::web::Refusal;
+use super::{Upstreams, decode};
+
+/// Damaged paths, and of each whether it is valid again or why not, for people.
+pub type Healed = Vec<(StorePath, Result<(), String>)>;
+
+impl Upstreams {
+    /// Has every damaged path of `store` stored again that an upstream has, for as long as `go_on` says.
+    pub fn heal_all(&self, store: &Store, go_on: &dyn Fn() -> bool) -> shoal_store::Result<Healed> {
+        let mut healed = Healed::new();
+        for info in store.damaged_paths()?.into_iter().take_while(|_| go_on()) {
+            // A chunk that another path brought back may have been all that it lacked.
+            let outcome = if store.is_valid(&info.path)? { Ok(()) } else { self.heal(&info) };
+            healed.push((info.path, outcome));
+        }
+        Ok(healed)
+    }
+
+    /// Stores a recorded path again. Error: why no upstream could help, for people.
+    fn heal(&self, info: &PathInfo) -> Result<(), String> {
+        let Some(engine) = &self.0 else { return Err("this node has no upstream caches".into()) };
+        let mut why = "no upstream has it".to_string();
+        for (upstream, narinfo) in engine.asks.narinfos(info.path.hash_part()) {
+            let base = &engine.asks.caches[upstream].location.base;
+            let NarInfo { info: theirs, url, compression, file_hash, file_size } = narinfo;
+            if theirs.path != info.path || theirs.nar_hash != info.nar_hash || theirs.nar_size != info.nar_size {
+                why = format!("'{base}' has other contents for it");
+                continue;
+            }
+            if !decode::is_known(compression) {
+                why = format!("'{base}' has it in a compression that is not known here, '{}'", compression.name());
+                continue;
+            }
+            let offer = Offer { info: info.clone(), upstream, url, compression, file_hash, file_size };
+            match bring(engine, &offer) {
+                Ok(()) => return Ok(()),
+                Err(error) => why = format!("'{base}': {error}"),
+            }
+        }
+        Err(why)
+    }
+}
+
+fn bring(engine: &Engine, offer: &Offer) -> Result<(), String> {
+    let ingested = match download(engine, offer) {
+        Ok(ingested) => ingested,
+        Err(Trouble::Here(why)) => return Err(why),
+        Err(Trouble::Upstream(Refusal::Missing)) => return Err("its NAR is gone".into()),
+        Err(Trouble::Upstream(Refusal::Failed(why))) => {
+            engine.asks.failed(offer.upstream, &why);
+            return Err(why);
+        }
+    };
+    let info = &offer.info;
+    if ingested.nar_hash != info.nar_hash {
+        return Err("its NAR has not the hash that its narinfo says".into());
+    }
+    engine.store.commit(vec![(info.clone(), ingested)]).map_err(|error| error.to_string())?;
+    match engine.store.is_valid(&info.path) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("it was damaged again at once; check the disk".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn download(engine: &Engine, offer: &Offer) -> Result<Ingested, Trouble> {
+    let mut ingest = engine.store.ingest();
+    source::read(&engine.asks.caches[offer.upstream], offer, Default::default(), |bytes| {
+        ingest.write_all(bytes).map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidData => {
+                Trouble::Upstream(Refusal::Failed(format!("what it sends is no NAR: {error}")))
+            }
+            _ => Trouble::Here(error.to_string()),
+        })
+    })?;
+    ingest.finish().map_err(|error| Trouble::Here(error.to_string()))
+}
