@@ -44,6 +44,8 @@ mod lifecycle;
 mod mini;
 #[path = "e2e/options.rs"]
 mod options;
+#[path = "e2e/pull.rs"]
+mod pull;
 #[path = "e2e/push.rs"]
 mod push;
 #[path = "e2e/put.rs"]

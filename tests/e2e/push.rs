@@ -127,43 +127,59 @@ fn what_goes_wrong_is_said() {
     assert!(away.stderr.contains("cannot reach http://"), "{away}");
 }
 
-/// Passes connections on to a node until so many bytes went there, then cuts all of them and listens no more.
-fn cutting_proxy(node: &Node, after: usize) -> String {
+/// Passes connections on to a node until so many bytes went there, or came back, then cuts all of them and listens no
+/// more.
+pub fn cutting_proxy(node: &str, there_max: usize, back_max: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let to = node.ready().http.trim_start_matches("http://").to_owned();
-    let left = Arc::new(Mutex::new((after, Vec::<TcpStream>::new())));
+    let to = node.trim_start_matches("http://").to_owned();
+    let cut = Arc::new(Cut { left: Mutex::new([there_max, back_max]), streams: Mutex::default() });
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let (mut client, mut server) = (stream.unwrap(), TcpStream::connect(&to).unwrap());
-            let mut state = left.lock().unwrap();
-            if state.0 == 0 {
+            let (client, server) = (stream.unwrap(), TcpStream::connect(&to).unwrap());
+            if cut.left.lock().unwrap().contains(&0) {
                 return;
             }
-            state.1.extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
-            drop(state);
-            let (mut back, mut answers) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            thread::spawn(move || std::io::copy(&mut answers, &mut back));
-            let left = left.clone();
-            thread::spawn(move || {
-                let mut piece = [0; 16 << 10];
-                while let Ok(n @ 1..) = client.read(&mut piece) {
-                    let mut state = left.lock().unwrap();
-                    let passed = n.min(state.0);
-                    state.0 -= passed;
-                    let _ = server.write_all(&piece[..passed]);
-                    if state.0 == 0 {
-                        state.1.iter().for_each(|stream| _ = stream.shutdown(Shutdown::Both));
+            cut.streams.lock().unwrap().extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+            for (way, from, to) in [(0, &client, &server), (1, &server, &client)] {
+                let (from, to, cut) = (from.try_clone().unwrap(), to.try_clone().unwrap(), cut.clone());
+                thread::spawn(move || {
+                    if cut.pass(way, from, to) {
                         // Unblocks the one that waits for connections.
                         let _ = TcpStream::connect(address);
-                        return;
                     }
-                }
-                let _ = server.shutdown(Shutdown::Write);
-            });
+                });
+            }
         }
     });
     format!("http://{address}")
+}
+
+/// What a proxy still lets through, on the way there and back.
+struct Cut {
+    left: Mutex<[usize; 2]>,
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+impl Cut {
+    /// Whether it cut everything.
+    fn pass(&self, way: usize, mut from: TcpStream, mut to: TcpStream) -> bool {
+        let mut piece = [0; 16 << 10];
+        while let Ok(n @ 1..) = from.read(&mut piece) {
+            let mut left = self.left.lock().unwrap();
+            let passed = n.min(left[way]);
+            left[way] -= passed;
+            let is_over = left.contains(&0);
+            drop(left);
+            let _ = to.write_all(&piece[..passed]);
+            if is_over {
+                self.streams.lock().unwrap().iter().for_each(|stream| _ = stream.shutdown(Shutdown::Both));
+                return true;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+        false
+    }
 }
 
 /// Wherever the connection is cut, and whatever is collected then: the next push moves the rest, and what was on its way.
@@ -177,7 +193,7 @@ fn a_push_that_is_cut_goes_on_where_it_was() {
         let node = Node::start(&[]);
         let push = token(&node, "push");
         let after = (24 << 20) * cut / CUTS + 100 * cut + 1;
-        let proxy = cutting_proxy(&node, after);
+        let proxy = cutting_proxy(&node.ready().http, after, usize::MAX);
         let broken = copying(&machine, &proxy, "push", &push).arg(path).run().expect_code(69);
         assert!(broken.stderr.contains("cannot reach"), "{broken}");
         assert_eq!(node.paths().len(), 0);

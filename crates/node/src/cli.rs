@@ -69,6 +69,8 @@ pub enum Command {
     Gc(paths::Gc),
     /// Copy store paths and what they refer to from this machine's Nix store to a node
     Push(copy::Push),
+    /// Copy store paths and what they refer to from a node to this machine's Nix store
+    Pull(copy::Pull),
     /// Read all that is stored, and have what is damaged healed by upstream caches
     Scrub(scrub::Scrub),
     /// Show or install the lines that point a machine's Nix at this node
@@ -139,6 +141,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Log(command) => command.run(&cli.global),
         Command::Gc(command) => command.run(&cli.global),
         Command::Push(command) => command.run(&cli.global),
+        Command::Pull(command) => command.run(&cli.global),
         Command::Scrub(command) => command.run(&cli.global),
         Command::Use(command) => command.run(&cli.global),
         Command::Client(command) => command.run(&cli.global),

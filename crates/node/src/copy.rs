@@ -5,14 +5,17 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
+use std::mem;
 
 use anyhow::{Context, Result};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
 pub mod local;
+pub mod pull;
 pub mod push;
 pub mod remote;
+pub mod spool;
 
 /// Hears how a copy goes on. Called from several threads.
 pub trait Progress: Sync {
@@ -73,6 +76,24 @@ fn sorted(mut infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
     order
 }
 
+/// Cuts a list into parts of so many items and bytes at most, but for a single item that has more.
+fn batches<T>(items: Vec<T>, items_max: usize, bytes_max: u64, bytes_of: impl Fn(&T) -> u64) -> Vec<Vec<T>> {
+    let mut batches = Vec::new();
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for item in items {
+        if !batch.is_empty() && (batch.len() >= items_max || bytes + bytes_of(&item) > bytes_max) {
+            batches.push(mem::take(&mut batch));
+            bytes = 0;
+        }
+        bytes += bytes_of(&item);
+        batch.push(item);
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    batches
+}
+
 /// The store path that a person means: itself, something below it, or a link that leads there.
 pub fn store_path(dir: &StoreDir, text: &str) -> Result<StorePath> {
     if let Ok((path, _)) = dir.parse_prefix(text) {
@@ -112,6 +133,15 @@ mod tests {
         let closure = closure(&[path('a')], of(&all)).unwrap();
         let order: Vec<&str> = closure.iter().map(|info| info.path.name()).collect();
         assert_eq!(order, ["d", "c", "b", "a"]);
+    }
+
+    #[test]
+    fn batches_keep_their_order_and_limits() {
+        let cut = |sizes: &[u64]| batches(sizes.to_vec(), 3, 10, |size| *size);
+        assert_eq!(cut(&[]), Vec::<Vec<u64>>::new());
+        assert_eq!(cut(&[1, 9, 1]), [vec![1, 9], vec![1]]);
+        assert_eq!(cut(&[20, 1]), [vec![20], vec![1]]);
+        assert_eq!(cut(&[1; 7]), [vec![1; 3], vec![1; 3], vec![1]]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `shoal push`: copies between this machine's Nix store and a node.
+//! `shoal push` and `shoal pull`: copies between this machine's Nix store and a node.
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -16,7 +16,7 @@ use shoal_wire::nix::store_path::StorePath;
 use super::use_node::{cache_url, running};
 use super::{Exit, Failure, Global, Outcome, ReadArgs, output};
 use crate::config::ConfigFlags;
-use crate::config::detect::host_name;
+use crate::config::detect::{cache_dir, host_name};
 use crate::config::units::size_text;
 use crate::copy::local::LocalStore;
 use crate::copy::remote::{Remote, RemoteError};
@@ -59,6 +59,20 @@ pub struct Push {
     /// Only these paths and not what they refer to
     #[arg(long)]
     no_closure: bool,
+    #[command(flatten)]
+    ends: Ends,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+#[derive(Args)]
+pub struct Pull {
+    /// Store paths
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<String>,
+    /// Take also what no key has signed that this machine's Nix trusts; for users that it trusts
+    #[arg(long)]
+    no_check_sigs: bool,
     #[command(flatten)]
     ends: Ends,
     #[command(flatten)]
@@ -143,6 +157,25 @@ impl Push {
         let pushed = copy::push::push(&local, &remote, &paths, !self.no_closure, &shown);
         shown.end();
         report(&pushed.map_err(with_exit)?, "pushed", self.read)
+    }
+}
+
+impl Pull {
+    pub fn run(&self, global: &Global) -> Outcome {
+        let (local, remote) = (self.ends.local(), self.ends.remote(global)?);
+        let paths = self.paths.iter().map(|path| copy::store_path(&local.dir, path));
+        let paths: Vec<StorePath> = paths.collect::<Result<_>>()?;
+        let shown = Shown::new("pulled");
+        let pull = copy::pull::Pull {
+            local: &local,
+            remote: &remote,
+            spool_dir: &cache_dir(),
+            check_sigs: !self.no_check_sigs,
+            progress: &shown,
+        };
+        let pulled = pull.run(&paths);
+        shown.end();
+        report(&pulled.map_err(with_exit)?, "pulled", self.read)
     }
 }
 

@@ -50,6 +50,12 @@ pub fn data_dir() -> PathBuf {
     state.or_else(|| home().map(|home| home.join(".local/state"))).unwrap_or_else(env::temp_dir).join("shoal")
 }
 
+/// `$XDG_CACHE_HOME/shoal`, or what stands for it: for what is of use only as long as it is there.
+pub fn cache_dir() -> PathBuf {
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    cache.or_else(|| home().map(|home| home.join(".cache"))).unwrap_or_else(env::temp_dir).join("shoal")
+}
+
 /// Nix's names of what this machine runs natively.
 pub fn systems() -> Vec<String> {
     match env::consts::ARCH {

@@ -22,7 +22,7 @@ use shoal_wire::nix::store_path::StorePath;
 
 use super::local::{Connection, LocalStore};
 use super::remote::{Remote, RemoteError};
-use super::{Progress, Report, closure};
+use super::{Progress, Report, batches, closure};
 
 /// NAR bytes that one question is about: some hundred chunks, so that asking costs little beside moving.
 const WINDOW_BYTES: usize = 8 << 20;
@@ -125,29 +125,12 @@ impl Group {
     }
 }
 
-/// In order; each as large as it may be.
-fn groups(infos: Vec<PathInfo>) -> Vec<Group> {
-    let mut groups = Vec::new();
-    let (mut group, mut bytes) = (Vec::new(), 0);
-    for info in infos {
-        if !group.is_empty() && (group.len() >= GROUP_PATHS || bytes + info.nar_size > GROUP_BYTES) {
-            groups.push(Group::new(mem::take(&mut group)));
-            bytes = 0;
-        }
-        bytes += info.nar_size;
-        group.push(info);
-    }
-    if !group.is_empty() {
-        groups.push(Group::new(group));
-    }
-    groups
-}
-
 impl Push<'_> {
     fn all(&self, connection: &mut Connection, infos: Vec<PathInfo>) -> Result<()> {
         thread::scope(|scope| {
             let mut before: Option<(Group, ScopedJoinHandle<Result<(), RemoteError>>)> = None;
-            for group in groups(infos) {
+            for infos in batches(infos, GROUP_PATHS, GROUP_BYTES, |info: &PathInfo| info.nar_size) {
+                let group = Group::new(infos);
                 let commit = self.bring(connection, &group)?;
                 self.settle(connection, before.take())?;
                 let upload = group.upload.clone();
@@ -299,25 +282,5 @@ impl Write for CutNar<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sizes(sizes: &[u64]) -> Vec<Vec<u64>> {
-        let path = StorePath::from_base_name("dd2s755w68andyyr5makbwzidf6whr5d-ht").unwrap();
-        let infos = sizes.iter().map(|&size| PathInfo::new(path.clone(), [0; 32], size)).collect();
-        groups(infos).iter().map(|group| group.infos.iter().map(|info| info.nar_size).collect()).collect()
-    }
-
-    #[test]
-    fn groups_keep_their_order_and_limits() {
-        assert_eq!(sizes(&[]), Vec::<Vec<u64>>::new());
-        assert_eq!(sizes(&[1, GROUP_BYTES - 1, 1]), [vec![1, GROUP_BYTES - 1], vec![1]]);
-        assert_eq!(sizes(&[2 * GROUP_BYTES, 1]), [vec![2 * GROUP_BYTES], vec![1]]);
-        let many = sizes(&vec![1; GROUP_PATHS + 1]);
-        assert_eq!(many.iter().map(Vec::len).collect::<Vec<_>>(), [GROUP_PATHS, 1]);
     }
 }

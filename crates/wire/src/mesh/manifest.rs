@@ -20,7 +20,7 @@ pub const ENCODED_LEN_MAX: usize = 2 * 36 * CHUNKS_MAX;
 pub type ContentRoot = [u8; 32];
 
 /// One chunk: the BLAKE3 of its bytes and their number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ChunkRef {
     pub hash: [u8; 32],
     pub len: u32,
