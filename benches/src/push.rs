@@ -1,5 +1,7 @@
 //! `nix copy` of a large closure by a stock client: to an empty server, again when nothing is missing, and back.
 
+use std::any::Any;
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,7 +33,12 @@ const PULL: &str = "copy back to an empty root";
 struct Copy<'a> {
     closure: &'a Closure,
     client: &'a Machine,
+    /// What contenders leave. A file system may be slower for minutes after much was deleted, so all of it stays until
+    /// everybody was measured.
+    left: RefCell<Vec<Box<dyn Any>>>,
 }
+
+type Round<'a> = (&'static str, Box<dyn Fn(&mut Report) -> Result<()> + 'a>);
 
 impl Copy<'_> {
     /// Seconds of `nix copy` with these arguments.
@@ -49,7 +56,9 @@ impl Copy<'_> {
 
     fn back(&self, cmd: Cmd, from: &str) -> Result<f64> {
         let empty = Place::new("e");
-        self.run(cmd, &["--from", from, "--to", &local(empty.path())])
+        let took = self.run(cmd, &["--from", from, "--to", &local(empty.path())]);
+        self.left.borrow_mut().push(Box::new(empty));
+        took
     }
 
     /// There, again, and back.
@@ -71,22 +80,31 @@ pub fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
     let closure = Closure::get(&nix, plan)?;
     report.note(format!("{} paths, {:.0} MiB of NAR: {}", closure.paths, closure.nar_mib, closure.kind));
     let client = Machine::new(&nix);
-    let copy = Copy { closure: &closure, client: &client };
+    let copy = Copy { closure: &closure, client: &client, left: RefCell::default() };
     let cache = Place::new("f");
     let files = format!("file://{}?compression=none", cache.path().display());
     copy.run(client.local("nix"), &["--to", &files])?;
     if !stock::can_run() {
         report.note(NO_STOCK.into());
     }
+    let back = |who: &'static str, from: String| -> Round<'_> {
+        let copy = &copy;
+        (who, Box::new(move |report| report.add(PULL, who, "s", copy.back(copy.client.local("nix"), &from)?)))
+    };
+    let mut rounds: Vec<Round<'_>> = vec![
+        (STOCK, Box::new(|report| stock_round(&copy, &nix, report))),
+        (SHOAL, Box::new(|report| shoal_round(&copy, report))),
+        back(FLOOR, local(&closure.root)),
+        back(FILES, files),
+    ];
+    rounds.retain(|(who, _)| *who != STOCK || stock::can_run());
     for _ in 0..plan.reps {
-        if stock::can_run() {
-            stock_round(&copy, &nix, report)?;
+        for (who, round) in &rounds {
+            if let Err(error) = attempt(|| round(report)) {
+                report.failed(&format!("{who}: {error:#}"));
+            }
         }
-        if let Err(error) = attempt(|| shoal_round(&copy, report)) {
-            report.failed(&format!("shoal: {error:#}"));
-        }
-        report.add(PULL, FLOOR, "s", copy.back(client.local("nix"), &local(&closure.root))?)?;
-        report.add(PULL, FILES, "s", copy.back(client.local("nix"), &files)?)?;
+        rounds.rotate_left(1);
     }
     report.hold_ratio(PUSH, SHOAL, STOCK, Bar::AtMost(0.5));
     report.hold_ratio(AGAIN, SHOAL, STOCK, Bar::AtMost(0.5));
@@ -97,11 +115,17 @@ pub fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
 fn stock_round(copy: &Copy, nix: &Nix, report: &mut Report) -> Result<()> {
     let server = Machine::new(nix);
     let stock = Stock::start(nix, &server.root(), 1, None)?;
-    copy.round(report, STOCK, stock::STORE, &|| copy.client.local("nix").env("NIX_SSHOPTS", stock.ssh_options()))
+    let options = stock.ssh_options();
+    copy.round(report, STOCK, stock::STORE, &|| copy.client.local("nix").env("NIX_SSHOPTS", &options))?;
+    copy.left.borrow_mut().push(Box::new(server));
+    Ok(())
 }
 
 fn shoal_round(copy: &Copy, report: &mut Report) -> Result<()> {
-    let node = Node::start(&[copy.client]);
+    let mut node = Node::start(&[copy.client]);
     copy.round(report, SHOAL, &copy.client.store(&node, Remote::SshNg), &|| copy.client.near("nix", &node))?;
-    report.add("most memory of the server", SHOAL, "MiB", memory_mib(node.ready().pid, "VmHWM"))
+    report.add("most memory of the server", SHOAL, "MiB", memory_mib(node.ready().pid, "VmHWM"))?;
+    node.stop();
+    copy.left.borrow_mut().push(Box::new(node));
+    Ok(())
 }
