@@ -22,6 +22,8 @@ pub struct Closure {
     /// A file with every store path, one a line.
     list: PathBuf,
     pub paths: usize,
+    /// Every store path with the bytes of its NAR.
+    pub infos: Vec<(String, u64)>,
     pub nar_mib: f64,
     pub kind: &'static str,
     _place: Place,
@@ -47,11 +49,12 @@ impl Closure {
             None if !root.join("nix/store").is_dir() => fill(nix, &root, &place, plan)?,
             None => {}
         }
-        let (paths, nar_bytes) = path_infos(nix, &root, &place)?;
+        let infos = path_infos(nix, &root, &place)?;
         let list = place.join("paths");
-        fs::write(&list, paths.join("\n") + "\n")?;
-        let (paths, nar_mib) = (paths.len(), nar_bytes as f64 / MIB as f64);
-        Ok(Closure { root, list, paths, nar_mib, kind, _place: place })
+        fs::write(&list, infos.iter().map(|(path, _)| format!("{path}\n")).collect::<String>())?;
+        let nar_bytes: u64 = infos.iter().map(|(_, size)| size).sum();
+        let (paths, nar_mib) = (infos.len(), nar_bytes as f64 / MIB as f64);
+        Ok(Closure { root, list, paths, infos, nar_mib, kind, _place: place })
     }
 
     /// For a client that reads store paths from its standard input.
@@ -64,19 +67,15 @@ fn local(nix: &Nix, program: &str, root: &Path, place: &Place) -> Cmd {
     Cmd::new(nix.program(program)).env("HOME", place.path()).env("NIX_CLIENT_ROOT", root).env("LC_ALL", "C.UTF-8")
 }
 
-/// Every valid path that is no derivation, and the bytes of their NARs together.
-fn path_infos(nix: &Nix, root: &Path, place: &Place) -> Result<(Vec<String>, u64)> {
+/// Every valid path that is no derivation, and the bytes of its NAR.
+fn path_infos(nix: &Nix, root: &Path, place: &Place) -> Result<Vec<(String, u64)>> {
     let answer = local(nix, "nix", root, place).args(["path-info", "--all", "--json"]).ok().json();
     // Newer clients put the infos below a key and name paths without their directory.
     let infos = answer.get("info").unwrap_or(&answer).as_object().context("path infos")?;
     let infos = infos.iter().filter(|(path, _)| !path.ends_with(".drv"));
     let full = |path: &str| if path.starts_with('/') { path.to_string() } else { format!("/nix/store/{path}") };
-    let (mut paths, mut bytes) = (Vec::new(), 0);
-    for (path, info) in infos {
-        paths.push(full(path));
-        bytes += info.get("narSize").and_then(Value::as_u64).context("narSize")?;
-    }
-    Ok((paths, bytes))
+    let size = |info: &Value| info.get("narSize").and_then(Value::as_u64).context("narSize");
+    infos.map(|(path, info)| Ok((full(path), size(info)?))).collect()
 }
 
 /// 250 paths, 540 MiB, as the package set has them: a compiler with its headers, an image that nothing compresses, a

@@ -169,3 +169,9 @@ fn numbers(mut state: u64) -> impl FnMut() -> u64 {
         state
     }
 }
+
+/// CPU seconds of this thread so far.
+pub fn thread_cpu_s() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}

@@ -95,3 +95,16 @@ pub fn memory_mib(pid: u32, line: &str) -> f64 {
     let kib = line.and_then(|value| value.trim().trim_end_matches(" kB").parse::<f64>().ok());
     kib.unwrap_or(0.0) / 1024.0
 }
+
+/// CPU seconds that a process and its children that live have used so far.
+pub fn cpu_s(pid: u32) -> f64 {
+    let own = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // pid (name) state ... utime and stime are 12 and 13 after the name, which may hold anything.
+        let after = stat.rsplit(')').next().unwrap_or_default().to_string();
+        let ticks = after.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
+        ticks.sum::<f64>() / rustix::param::clock_ticks_per_second() as f64
+    };
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    own(pid) + children.split_whitespace().filter_map(|child| child.parse().ok()).map(own).sum::<f64>()
+}

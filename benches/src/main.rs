@@ -21,8 +21,10 @@ mod push;
 mod report;
 mod samples;
 mod sandbox;
+mod serve;
 mod stock;
 mod store;
+mod wrk;
 
 use report::Report;
 
@@ -52,6 +54,8 @@ enum Section {
     Noop,
     /// nix copy of a large closure, there, again, and back
     Push,
+    /// The binary cache beside nginx on static files
+    Serve,
     /// NARs into the chunk store and out of it
     Store,
     /// A node that has nothing to do, and one that starts on a large store
@@ -127,6 +131,7 @@ impl Section {
             Section::Limits => "limits",
             Section::Noop => "noop",
             Section::Push => "push",
+            Section::Serve => "serve",
             Section::Store => "store",
             Section::Idle => "idle",
             Section::Sandbox => "sandbox",
@@ -138,6 +143,7 @@ impl Section {
             Section::Limits => limits::measure(plan, report),
             Section::Noop => noop::measure(plan, report),
             Section::Push => push::measure(plan, report),
+            Section::Serve => serve::measure(plan, report),
             Section::Store => store::measure(plan, report),
             Section::Idle => idle::measure(plan, report),
             Section::Sandbox => sandbox::measure(plan, report),
