@@ -177,4 +177,6 @@ fn reading_can_take_a_token() {
         assert!(matches!(request(&node, &read, "GET", path, 0, b""), Some(200 | 404)), "{path}");
     }
     assert_eq!(request(&node, "none", "GET", "/healthz", 0, b""), Some(200));
+    let printed = node.shoal("use --host 127.0.0.1").ok();
+    assert!(printed.stdout.contains("\nmachine 127.0.0.1 login any password shoal-"), "{printed}");
 }

@@ -1,6 +1,8 @@
 //! Caches behind a node: another node, and files that a real Nix put on a web server.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use shoal_tests::web::Web;
 use shoal_tests::{Machine, Nix, Node, Place, Remote, built, shapes};
@@ -11,6 +13,7 @@ by_each_version!(
     builds_on_inputs_that_only_an_upstream_has,
     asks_what_can_be_substituted,
     knows_where_outputs_came_out_elsewhere,
+    is_a_cache_in_front_of_others,
 );
 
 /// Without this a client remembers for an hour what it once heard of a cache.
@@ -29,7 +32,7 @@ fn builds(node: &Node) -> usize {
 
 /// A directory that a real client filled, as a site: attributes of the shapes, signed, with what they refer to.
 struct StaticCache {
-    _place: Place,
+    place: Place,
     web: Web,
     public_key: String,
 }
@@ -45,7 +48,14 @@ impl StaticCache {
         machine.local("nix").args(["copy", "--to", &url]).args(paths).ok();
         let public_key = fs::read_to_string(public).unwrap().trim().to_string();
         let web = Web::start(place.path());
-        StaticCache { _place: place, web, public_key }
+        StaticCache { place, web, public_key }
+    }
+
+    /// The log of a build on `machine`, and the derivation: older clients look for that first.
+    fn add_log(&self, machine: &Machine, drv_path: &str) {
+        let url = format!("file://{}?secret-key={}", self.place.path().display(), machine.path("cache-key").display());
+        machine.local("nix").args(["copy", "--derivation", "--to", &url, drv_path]).ok();
+        machine.local("nix").args(["store", "copy-log", "--to", &url, drv_path]).ok();
     }
 }
 
@@ -143,6 +153,63 @@ fn asks_what_can_be_substituted(nix: &Nix) {
     assert!(missing.stderr.contains("nowhere"), "{missing}");
 }
 
+/// A client sees one cache: what it has itself, what another node has and what a static cache has.
+fn is_a_cache_in_front_of_others(nix: &Nix) {
+    let (builder, local) = (Machine::new(nix), Machine::new(nix));
+    let first = Node::start(&[&builder]);
+    let first_key = first.shoal("key show").ok().text().to_string();
+    let mut wanted = shapes::build_on(&builder, &first, Remote::SshNg, &["chain"]);
+    let logged = [
+        shapes::instantiate_on(&builder, &first, Remote::SshNg, "hello"),
+        local.local("nix-instantiate").args(shapes::args(&local, "", &["brief"])).ok().text().to_string(),
+    ];
+    wanted.extend(shapes::build_locally(&local, &["twice", "outputs", "brief"]));
+    let cache = StaticCache::of(&local, "xz", &wanted[1..]);
+    cache.add_log(&local, &logged[1]);
+    let keys = format!("{first_key} {}", cache.public_key);
+    let flags = [
+        ["--upstream", &first.ready().http, "--trusted-public-key", &first_key],
+        ["--upstream", &cache.web.url(), "--trusted-public-key", &cache.public_key],
+    ];
+    let node = Node::start_with(&[&builder], flags.as_flattened());
+    let url = &node.ready().http;
+    let user = Machine::new(nix);
+    let config = format!("substituters = {url}\ntrusted-public-keys = {keys}\nexperimental-features = nix-command\n");
+    let client = |program: &str| user.local(program).env("NIX_CONFIG", &config);
+    let all = ["chain", "twice", "outputs", "brief"];
+    let build = client("nix-build").args(["--no-out-link", "--max-jobs", "0"]).args(shapes::args(&user, "", &all));
+    assert_eq!(build.ok().lines(), wanted);
+    user.local("nix-store").args(["--verify", "--check-contents"]).ok();
+    client("nix").args(["store", "verify", "-r", "--store", url, "--sigs-needed", "1"]).args(&wanted).ok();
+    let signed = client("nix").args(["path-info", "--sigs", "--store", url]).args(&wanted).ok();
+    let names = keys.split(' ').map(|key| key.split(':').next().unwrap()).collect::<Vec<_>>();
+    assert!(signed.lines().iter().all(|line| names.iter().any(|name| line.contains(name))), "{signed}");
+    for (drv_path, words) in logged.iter().zip(["hello from the builder", "begun"]) {
+        let log = client("nix").args(["log", "--store", url, drv_path]).ok();
+        assert!(log.stdout.contains(words), "{log}");
+    }
+    // What is put here is here and not there.
+    let token = node.shoal("token create --role admin").ok().text().to_owned();
+    let netrc = user.path("netrc");
+    fs::write(&netrc, format!("machine 127.0.0.1 login any password {token}\n")).unwrap();
+    let own = user.local("nix-build").arg("--no-out-link").args(shapes::args(&user, "own", &["hello"])).ok();
+    client("nix").args(["copy", "--netrc-file"]).arg(&netrc).args(["--to", url, own.text()]).ok();
+    let has = |node: &Node| node.paths().iter().any(|known| known["path"] == own.text());
+    assert!(has(&node) && !has(&first));
+    let metrics = user_reads(url, "/metrics");
+    assert!(metrics.contains(&format!("shoal_upstream_fetched_paths_total{{upstream=\"{}/\"}}", cache.web.url())));
+}
+
+/// A page of a node's, by hand.
+fn user_reads(url: &str, path: &str) -> String {
+    let address = url.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 /// Outputs whose paths follow from their contents: the cache says where they came out, signed.
 fn knows_where_outputs_came_out_elsewhere(nix: &Nix) {
     const FEATURES: [&str; 3] = ["--option", "extra-experimental-features", "ca-derivations"];
@@ -161,6 +228,17 @@ fn knows_where_outputs_came_out_elsewhere(nix: &Nix) {
     let there = machine.build(&node, Remote::SshNg, &shapes::expression(&machine, ""), &["onFloating"]);
     assert_eq!(built(&there.args(FEATURES).ok()), built(&local), "{}", node.log());
     assert_eq!(builds(&node), 0, "{}", node.log());
+    // Over HTTP, from a node that has asked for nothing yet.
+    let node = node_behind(&machine, &web.url(), fs::read_to_string(&public).unwrap().trim());
+    let reader = Machine::new(nix);
+    let config = format!(
+        "substituters = {}\ntrusted-public-keys = {}\n",
+        node.ready().http,
+        fs::read_to_string(&public).unwrap().trim()
+    );
+    let build = reader.local("nix-build").env("NIX_CONFIG", config).args(["--no-out-link", "--max-jobs", "0"]);
+    let build = build.args(FEATURES).args(shapes::args(&reader, "", &["onFloating"])).ok();
+    assert_eq!(built(&build), built(&local), "{build}");
 }
 
 #[test]

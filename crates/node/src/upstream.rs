@@ -175,6 +175,11 @@ impl Upstreams {
         self.0.as_ref()?.asks.build_trace(key, budget)
     }
 
+    /// What was printed by a build of this derivation, by what an upstream says.
+    pub fn log(&self, derivation: &StorePath, budget: Duration) -> Option<Arc<Vec<u8>>> {
+        self.0.as_ref()?.asks.log(derivation, budget)
+    }
+
     /// The URL of an upstream, without login.
     pub fn url(&self, offer: &Offer) -> String {
         let base = self.0.as_ref().and_then(|engine| engine.asks.caches.get(offer.upstream));

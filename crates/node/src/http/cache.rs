@@ -9,7 +9,7 @@ use shoal_store::Store;
 use shoal_wire::nix::base32;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
-use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir};
+use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir, StorePath};
 
 use super::link::Offer;
 use super::metrics::Metrics;
@@ -57,6 +57,9 @@ pub trait Elsewhere: Send + Sync + 'static {
 
     /// The same in the form from Nix 2.35 on.
     fn build_trace<'a>(&'a self, key: &'a BuildTraceKey) -> Later<'a, Option<BuildTrace>>;
+
+    /// What was printed by a build of this derivation, by whoever has it.
+    fn log<'a>(&'a self, derivation: &'a StorePath) -> Later<'a, Option<Arc<Vec<u8>>>>;
 
     /// For `/metrics`.
     fn status(&self) -> Vec<UpstreamStatus>;

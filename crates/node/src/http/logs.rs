@@ -13,13 +13,20 @@ const SHORT_BYTES: u64 = 1 << 20;
 
 pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
     let Ok(derivation) = StorePath::from_base_name(&request.capture) else { return response::not_found() };
-    let store = cache.store.clone();
-    let read = tokio::task::spawn_blocking(move || body(&store, &derivation)).await;
-    match read.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
+    let (store, drv_path) = (cache.store.clone(), derivation.clone());
+    let read = tokio::task::spawn_blocking(move || body(&store, &drv_path)).await;
+    let here = match read.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
+        Ok(here) => here,
+        Err(error) => return response::unreadable(&request.path, &error),
+    };
+    let found = match (here, &cache.elsewhere) {
+        (None, Some(elsewhere)) => elsewhere.log(&derivation).await.map(|log| Body::whole(Arc::unwrap_or_clone(log))),
+        (here, _) => here,
+    };
+    match found {
         // A derivation that is built again has a new log under its old name.
-        Ok(Some(body)) => response::ok(response::TEXT, response::NO_STORE, body),
-        Ok(None) => response::not_found(),
-        Err(error) => response::unreadable(&request.path, &error),
+        Some(body) => response::ok(response::TEXT, response::NO_STORE, body),
+        None => response::not_found(),
     }
 }
 

@@ -155,6 +155,14 @@ impl Asks {
         })
     }
 
+    /// What was printed by a build of this derivation, somewhere.
+    pub fn log(self: &Arc<Self>, derivation: &StorePath, budget: Duration) -> Option<Arc<Vec<u8>>> {
+        match self.look(&[Question::Log(derivation.clone())], &|_, _| true, budget, &BTreeSet::new()).pop()?? {
+            Finding::Log(log) => Some(log),
+            _ => None,
+        }
+    }
+
     /// What is found for each question; `fits` says whether it is what its asker wants.
     fn look(
         self: &Arc<Self>,

@@ -10,12 +10,14 @@ use shoal_wire::nix::narinfo::{NARINFO_LEN_MAX, NarInfo};
 use shoal_wire::nix::realisation::{
     BuildTrace, BuildTraceKey, DrvOutput, JSON_LEN_MAX, Realisation, UnkeyedRealisation,
 };
-use shoal_wire::nix::store_path::StoreDir;
+use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
 use super::web::{Authorities, Patience, Refusal, Web};
 
 /// Bytes of `nix-cache-info` that are read.
 const CACHE_INFO_LEN_MAX: usize = 64 << 10;
+/// Longest log that is passed on: it is in memory meanwhile, and few have a hundredth of this.
+const LOG_LEN_MAX: usize = 16 << 20;
 /// How long it holds that a cache said nothing of itself.
 const REFUSED_HOLD: Duration = Duration::from_secs(1);
 
@@ -162,6 +164,11 @@ impl Cache {
         let name = format!("build-trace-v2/{}/{}.doi", escape(key.drv_path.base_name()), escape(&key.output));
         let value = UnkeyedRealisation::from_json(&self.get(&name, JSON_LEN_MAX)?).map_err(Refusal::failed)?;
         Ok(BuildTrace { key: key.clone(), value })
+    }
+
+    /// The log of a derivation's build.
+    pub fn log(&self, derivation: &StorePath) -> Result<Vec<u8>, Refusal> {
+        self.get(&format!("log/{}", escape(derivation.base_name())), LOG_LEN_MAX)
     }
 
     /// The URL of a file that a narinfo names: relative to the cache, or absolute.

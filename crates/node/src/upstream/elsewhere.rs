@@ -1,10 +1,12 @@
 //! What the HTTP server gets from upstreams: questions that block, on threads made for that.
 
 use std::io::Read;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
+use shoal_wire::nix::store_path::StorePath;
 
 use super::{CLIENT_BUDGET, UpstreamStatus, Upstreams};
 use crate::http::Elsewhere;
@@ -59,6 +61,11 @@ impl Elsewhere for Upstreams {
         let key = key.clone();
         let found = self.asked(move |upstreams, budget| upstreams.build_trace(&key, budget));
         Box::pin(async move { found.await.map(|found| (*found).clone()) })
+    }
+
+    fn log<'a>(&'a self, derivation: &'a StorePath) -> Later<'a, Option<Arc<Vec<u8>>>> {
+        let derivation = derivation.clone();
+        Box::pin(self.asked(move |upstreams, budget| upstreams.log(&derivation, budget)))
     }
 
     fn status(&self) -> Vec<UpstreamStatus> {

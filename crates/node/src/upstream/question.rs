@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use shoal_grid::upstreams::UpstreamId;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
+use shoal_wire::nix::store_path::StorePath;
 
 use super::cache::Cache;
 use super::offer::Offer;
@@ -18,14 +19,17 @@ pub enum Question {
     Output(DrvOutput),
     /// The same in the form from Nix 2.35 on.
     Trace(BuildTraceKey),
+    /// The log of this derivation's build.
+    Log(StorePath),
 }
 
-/// What somebody trusted vouches for, or what proves itself.
+/// What somebody trusted vouches for, or what proves itself; but for logs, which nobody signs and only people read.
 #[derive(Clone, Debug)]
 pub enum Finding {
     Offer(Arc<Offer>),
     Output(Arc<Realisation>),
     Trace(Arc<BuildTrace>),
+    Log(Arc<Vec<u8>>),
 }
 
 impl Question {
@@ -51,6 +55,7 @@ impl Question {
                 let found = cache.build_trace(key)?;
                 signed(found.count_valid_signatures(keys)).map(|()| Finding::Trace(Arc::new(found)))
             }
+            Question::Log(derivation) => Ok(Finding::Log(Arc::new(cache.log(derivation)?))),
         })
     }
 }

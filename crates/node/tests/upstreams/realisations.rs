@@ -53,12 +53,16 @@ fn on(server: &Server, realisation: &Realisation, trace: &BuildTrace) {
 
 /// What a client of a node behind these caches is answered in each form.
 fn asked_over_http(lab: &Lab) -> [(u16, String); 2] {
+    ask_over_http(lab, [url(), trace_url()])
+}
+
+fn ask_over_http<const N: usize>(lab: &Lab, urls: [String; N]) -> [(u16, String); N] {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let cache = Cache::new(lab.store.clone(), StoreDir::default()).behind(&lab.upstreams);
     let options =
         HttpOptions { listen: "127.0.0.1:0".parse().unwrap(), identity: None, http3: false, limits: Limits::USUAL };
     let server = runtime.block_on(async { HttpServer::open(&options, Arc::new(cache)) }).unwrap();
-    [url(), trace_url()].map(|url| {
+    urls.map(|url| {
         let mut stream = TcpStream::connect(server.local_addr()).unwrap();
         write!(stream, "GET {url} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
@@ -144,25 +148,39 @@ fn silence_is_bounded() {
 fn odd_names_are_not_passed_on() {
     let server = cache(10);
     let lab = Lab::behind(&[&server]);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let cache = Cache::new(lab.store.clone(), StoreDir::default()).behind(&lab.upstreams);
-    let options =
-        HttpOptions { listen: "127.0.0.1:0".parse().unwrap(), identity: None, http3: false, limits: Limits::USUAL };
-    let server_of_ours = runtime.block_on(async { HttpServer::open(&options, Arc::new(cache)) }).unwrap();
     let drv = path("x.drv");
-    for odd in [
+    let odd = [
         format!("/build-trace-v2/{drv}/..%2f..%2fsecret.doi"),
         format!("/build-trace-v2/{drv}/a/b.doi"),
         format!("/build-trace-v2/{drv}/%00.doi"),
         format!("/build-trace-v2/{drv}/.doi"),
         "/realisations/sha256:00!..%2f.doi".to_owned(),
         format!("/realisations/{}%2f..%2fx.doi", id()),
-    ] {
-        let mut stream = TcpStream::connect(server_of_ours.local_addr()).unwrap();
-        write!(stream, "GET {odd} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 404"), "{odd}: {answer}");
+        format!("/log/..%2f{drv}"),
+        "/log/x.drv".to_owned(),
+    ];
+    for (status, said) in ask_over_http(&lab, odd) {
+        assert_eq!(status, 404, "{said}");
     }
     assert_eq!(server.requests(), 0);
+}
+
+/// Logs come through too, unless they are too long to be held meanwhile.
+#[test]
+fn logs_are_passed_on() {
+    let server = cache(10);
+    let url = |name: &str| format!("/log/{}", path(name));
+    let log = "\u{1b}[1mbuilding\u{1b}[0m\n".repeat(1000);
+    server.put(&url("short.drv"), Reply::Body(log.clone().into_bytes()));
+    let encoded = zstd::encode_all(log.as_bytes(), 1).unwrap();
+    server.put(&url("encoded.drv"), Reply::With(encoded, vec![("Content-Encoding", "zstd".into())]));
+    server.put(&url("long.drv"), Reply::Body(vec![b'x'; (16 << 20) + 1]));
+    server.put(&url("silent.drv"), Reply::Stall);
+    let lab = Lab::behind(&[&server]);
+    let found = (200, log);
+    let asked = ["short.drv", "encoded.drv", "long.drv", "silent.drv", "absent.drv", "absent.drv"].map(url);
+    let [short, encoded, rest @ ..] = ask_over_http(&lab, asked);
+    assert!(short == found && encoded == found);
+    assert!(rest.iter().all(|(status, _)| *status == 404), "{rest:?}");
+    assert_eq!(server.count(&url("absent.drv")), 1);
 }
