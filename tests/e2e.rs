@@ -58,3 +58,5 @@ mod tls;
 mod trust;
 #[path = "e2e/upstream.rs"]
 mod upstream;
+#[path = "e2e/watch.rs"]
+mod watch;

@@ -24,6 +24,7 @@ mod serve;
 mod status;
 mod token;
 mod use_node;
+mod watch;
 
 pub use exit::{Exit, Failure};
 
@@ -73,6 +74,8 @@ pub enum Command {
     Pull(copy::Pull),
     /// Read all that is stored, and have what is damaged healed by upstream caches
     Scrub(scrub::Scrub),
+    /// Push what this machine's Nix store gains, from a queue that survives whatever happens
+    WatchStore(watch::WatchStore),
     /// Show or install the lines that point a machine's Nix at this node
     Use(use_node::Use),
     /// Say who may use this node over ssh
@@ -143,6 +146,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Push(command) => command.run(&cli.global),
         Command::Pull(command) => command.run(&cli.global),
         Command::Scrub(command) => command.run(&cli.global),
+        Command::WatchStore(command) => command.run(&cli.global),
         Command::Use(command) => command.run(&cli.global),
         Command::Client(command) => command.run(&cli.global),
         Command::Token(command) => command.run(&cli.global),

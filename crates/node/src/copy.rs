@@ -1,7 +1,8 @@
 //! Copying between a Nix store on this machine and a node, chunk by chunk.
 //!
 //! [`local`] speaks to the store of this machine, [`remote`] to the node; [`push`] and [`pull`] move between them what
-//! the other side lacks. Everything here blocks, and prints nothing: who calls hears of it by [`Progress`].
+//! the other side lacks; [`watch`] keeps pushing what the local store gains, from a [`queue`]. Everything here blocks, and
+//! prints nothing: who calls hears of it by [`Progress`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -14,8 +15,10 @@ use shoal_wire::nix::store_path::{StoreDir, StorePath};
 pub mod local;
 pub mod pull;
 pub mod push;
+pub mod queue;
 pub mod remote;
 pub mod spool;
+pub mod watch;
 
 /// Hears how a copy goes on. Called from several threads.
 pub trait Progress: Sync {

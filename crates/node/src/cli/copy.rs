@@ -203,7 +203,7 @@ fn report(report: &Report, verb: &str, read: ReadArgs) -> Outcome {
 
 /// Gives what the node did not do the exit code that scripts know it by.
 pub fn with_exit(error: anyhow::Error) -> anyhow::Error {
-    let exit = error.chain().find_map(|cause| match remote_error(cause)? {
+    let exit = error.chain().find_map(|cause| match RemoteError::within(cause)? {
         RemoteError::Unreachable { .. } => Some(Exit::Unreachable),
         RemoteError::Failed { status: 408 | 429 | 503, .. } => Some(Exit::TryAgain),
         _ => None,
@@ -212,11 +212,6 @@ pub fn with_exit(error: anyhow::Error) -> anyhow::Error {
         Some(exit) => Failure::new(exit, format!("{error:#}")).into(),
         None => error,
     }
-}
-
-fn remote_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a RemoteError> {
-    let inner = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<RemoteError>();
-    cause.downcast_ref::<RemoteError>().or_else(inner)
 }
 
 /// Shows on a terminal how far a copy is, and nowhere else.

@@ -46,6 +46,14 @@ pub enum RemoteError {
     Alien { url: String, text: String },
 }
 
+impl RemoteError {
+    /// The one that a cause is, or holds.
+    pub fn within<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a RemoteError> {
+        let inner = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<RemoteError>();
+        cause.downcast_ref::<RemoteError>().or_else(inner)
+    }
+}
+
 fn token_hint(status: u16) -> &'static str {
     match status {
         401 => "; name a file with a token by --token-file",
