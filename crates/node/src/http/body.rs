@@ -132,7 +132,7 @@ impl Body {
         };
         self.left = left;
         if let Some(in_flight) = &mut self.in_flight {
-            in_flight.sent(piece.len() as u64);
+            in_flight.sent(piece.len() as u64, left > 0);
         }
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }

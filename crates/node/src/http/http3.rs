@@ -130,6 +130,9 @@ impl Caller {
             Err(error) => return tracing::debug!(%address, "no HTTP/3 on a QUIC connection: {error}"),
         };
         let mut requests = JoinSet::new();
+        // One for the whole connection: what happens on it meanwhile is no reason to begin again.
+        let stands_still = self.traffic.stands_still(self.limits.piece);
+        tokio::pin!(stands_still);
         // As long as the client may not have all of its last answer, that is not answered.
         let mut stopping: Option<InFlight> = None;
         loop {
@@ -146,7 +149,7 @@ impl Caller {
                     }
                 },
                 Some(_) = requests.join_next() => {}
-                () = self.traffic.stands_still(self.limits.piece) => {
+                () = &mut stands_still => {
                     tracing::debug!(%address, "hung up on a client that takes nothing of its answers");
                     break;
                 }

@@ -51,11 +51,13 @@ impl InFlight {
         }
     }
 
-    /// A piece of so many bytes is handed over.
-    pub fn sent(&mut self, bytes: u64) {
+    /// A piece of so many bytes is handed over. `is_more`: the next one waits for room.
+    pub fn sent(&mut self, bytes: u64, is_more: bool) {
         self.metrics.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.connection.offers();
-        self.offered = true;
+        if is_more {
+            self.connection.offers();
+            self.offered = true;
+        }
     }
 }
 
