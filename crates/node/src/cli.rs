@@ -19,6 +19,7 @@ mod key;
 mod manual;
 mod output;
 mod paths;
+mod pin;
 mod scrub;
 mod serve;
 mod status;
@@ -72,6 +73,10 @@ pub enum Command {
     Push(copy::Push),
     /// Copy store paths and what they refer to from a node to this machine's Nix store
     Pull(copy::Pull),
+    /// Keep store paths under a name, or list what is kept
+    Pin(pin::Pin),
+    /// Keep no longer what was pinned
+    Unpin(pin::Unpin),
     /// Read all that is stored, and have what is damaged healed by upstream caches
     Scrub(scrub::Scrub),
     /// Push what this machine's Nix store gains, from a queue that survives whatever happens
@@ -145,6 +150,8 @@ fn run(cli: &Cli) -> Outcome {
         Command::Gc(command) => command.run(&cli.global),
         Command::Push(command) => command.run(&cli.global),
         Command::Pull(command) => command.run(&cli.global),
+        Command::Pin(command) => command.run(&cli.global),
+        Command::Unpin(command) => command.run(&cli.global),
         Command::Scrub(command) => command.run(&cli.global),
         Command::WatchStore(command) => command.run(&cli.global),
         Command::Use(command) => command.run(&cli.global),

@@ -72,6 +72,8 @@ pub struct Config {
     /// Empty: the key that the node made for itself.
     pub secret_key_file: Vec<PathBuf>,
     pub store_quota: Quota,
+    /// `None`: 5 % below the quota.
+    pub store_quota_low: Option<Quota>,
     /// Stored bytes a second; `None`: no limit.
     pub scrub_rate: Option<u64>,
     /// `None`: only on demand.
@@ -141,6 +143,7 @@ impl Config {
             upstream_ca_file: None,
             secret_key_file: Vec::new(),
             store_quota: Quota::Share(80),
+            store_quota_low: None,
             scrub_rate: Some(20 << 20),
             scrub_interval: Some(Duration::from_secs(30 * 86_400)),
             drain_timeout: Duration::from_secs(600),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub mod client;
+mod pins;
 pub mod server;
 
 /// A line longer than this is not read: no request or item comes near it.
@@ -29,6 +30,12 @@ pub enum Request {
     Usage { paths: Vec<String>, closure: bool },
     /// One item: what was freed, or would be.
     Gc { dry_run: bool, max_freed: Option<u64> },
+    /// An item for each pin that keeps something.
+    Pins,
+    /// An item for each pin that was made: one of this name, or one for each path. `ttl_seconds`: for ever without.
+    Pin { paths: Vec<String>, name: Option<String>, ttl_seconds: Option<u64> },
+    /// Nothing; the request fails if one of them is not there.
+    Unpin { names: Vec<String> },
     /// Items of progress (`{"progress": …}`), then what was found (`{"report": …}`). `rate`: bytes a second.
     Scrub { rate: Option<u64> },
 }

@@ -72,6 +72,7 @@ pub fn run(start: Start<'_>) -> Result<()> {
     let _lock = lock::lock(&config.data_dir)?;
     ready::remove_stale(&config.data_dir)?;
     let imported = clients::import(&config.authorized_keys)?;
+    let marks = quota::Watermarks::of(config)?;
     let node = Node::open(config)?;
     let doors = runtime.block_on(Doors::open(config, &node))?;
     let ready = doors.ready(config, keys::node_id(&config.data_dir)?);
@@ -83,8 +84,7 @@ pub fn run(start: Start<'_>) -> Result<()> {
     notify::notify("READY=1");
     tracing::info!(name = %ready.name, ssh = ready.ssh.map(tracing::field::display), http = ready.http.map(tracing::field::display), socket = %ready.socket.display(), "ready");
 
-    let quota = quota::bytes(config.store_quota, &config.data_dir)?;
-    runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), quota));
+    runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), marks));
     runtime.spawn(settle::watch(node.store.clone(), node.builds.clone(), doors.sessions()));
 
     scrub_by_schedule(&scrubber, config.scrub_interval)?;

@@ -13,9 +13,9 @@ mod paths;
 mod segments;
 
 use crate::error::{GcError, Result};
+use crate::kept;
 use crate::leases::Leases;
 use crate::pins::Pins;
-use crate::place::Place;
 use crate::roots::forget_stale_links;
 use crate::store::Store;
 use chunks::ChunkCounts;
@@ -87,12 +87,7 @@ impl Store {
     pub fn collect(&self, request: &GcRequest) -> Result<GcReport, GcError> {
         let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         let _watch = Watch::begin(&self.pins, &self.leases);
-        match self.save_uses() {
-            // They only order what is deleted, and a full disk is why it is.
-            Err(error) if !error.is_full() => return Err(error.into()),
-            _ => {}
-        }
-        let graph = Graph::read(self)?;
+        let graph = self.graph()?;
         let live = graph.live(self, request.keep_derivations)?;
         let doomed = match request.action {
             GcAction::ReturnLive => return Ok(listed(graph.paths_where(|path| live[path]))),
@@ -102,38 +97,52 @@ impl Store {
         };
         if request.action == GcAction::DeleteDead {
             forget_stale_links(self)?;
+            kept::forget_ended(self)?;
         }
         Ok(self.sweep(request, graph, doomed)?)
     }
 
-    /// What [`GcAction::DeleteDead`] would delete, and the stored bytes that it would free.
+    /// What [`GcAction::DeleteDead`] would delete, and the stored bytes that it would free: exactly that if nothing
+    /// changes in between.
     pub fn plan(&self, request: &GcRequest) -> Result<GcReport> {
         let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
-        let graph = Graph::read(self)?;
+        let graph = self.graph()?;
         let live = graph.live(self, request.keep_derivations)?;
-        let mut counts = ChunkCounts::read(self)?;
         let mut users = graph.manifest_users();
+        // Manifests that no path has go first.
+        let mut counts = ChunkCounts::read(self, |root| users.contains_key(root) || !self.pins.is_free(root))?;
         let mut report = GcReport::default();
-        for number in graph.oldest_first(&graph.dead(&live, &request.paths)) {
+        for batch in graph.oldest_first(&graph.dead(&live, &request.paths)).chunks(PATHS_BATCH) {
             if report.freed >= request.max_freed {
                 break;
             }
-            let path = graph.path(number);
-            report.paths.push(path.clone());
-            let Some(root) = self.content_root(path)? else {
-                continue;
-            };
-            let left = users.get_mut(&root).map(|count| {
-                *count = count.saturating_sub(1);
-                *count
-            });
-            // What a damaged manifest had is not known to be free.
-            if let (Some(0), Ok(Some(manifest))) = (left, self.manifest_by_root(&root)) {
-                let places = self.places(counts.release(&[manifest]).iter())?;
-                report.freed += places.iter().flatten().map(Place::record_len).sum::<u64>();
+            let mut gone = Vec::new();
+            for &number in batch {
+                report.paths.push(graph.path(number).clone());
+                let root = graph.content_root(number);
+                let left = users.get_mut(root).map(|count| {
+                    *count = count.saturating_sub(1);
+                    *count
+                });
+                // What a damaged manifest had is not known to be free.
+                if left == Some(0) && self.pins.is_free(root) {
+                    gone.extend(self.manifest_by_root(root).ok().flatten());
+                }
             }
+            report.freed += chunks::sweepable(self, &counts.release(&gone))?;
+        }
+        if report.freed < request.max_freed {
+            report.freed = chunks::unused(self, &counts)?;
         }
         Ok(report)
+    }
+
+    fn graph(&self) -> Result<Graph> {
+        match self.save_uses() {
+            // They only order what is deleted, and a full disk is why it is.
+            Err(error) if !error.is_full() => Err(error),
+            _ => Graph::read(self),
+        }
     }
 
     fn sweep(&self, request: &GcRequest, graph: Graph, doomed: Vec<usize>) -> Result<GcReport> {
@@ -141,7 +150,7 @@ impl Store {
         if request.action == GcAction::DeleteDead {
             paths::forget_manifests(self, &users)?;
         }
-        let mut counts = ChunkCounts::read(self)?;
+        let mut counts = ChunkCounts::read(self, |_| true)?;
         let mut report = GcReport::default();
         let mut derivation_gone = false;
         for batch in graph.oldest_first(&doomed).chunks(PATHS_BATCH) {

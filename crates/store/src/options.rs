@@ -2,6 +2,7 @@
 
 use shoal_wire::nix::nar::NarLimits;
 use shoal_wire::nix::store_path::StoreDir;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Settings of a store. None of them is part of the format.
 #[derive(Debug, Clone)]
@@ -20,6 +21,13 @@ pub struct Options {
     pub level: i32,
     /// zstd level of chunks that were stored in haste, when there is time to compress them.
     pub settled_level: i32,
+    /// Seconds since 1970, for what ends at a time.
+    pub clock: fn() -> u64,
+}
+
+/// The machine's clock.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl Default for Options {
@@ -32,6 +40,7 @@ impl Default for Options {
             reserve_bytes: 64 << 20,
             level: 1,
             settled_level: 6,
+            clock: now,
         }
     }
 }

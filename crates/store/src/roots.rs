@@ -1,7 +1,8 @@
 //! Roots that outlive the process: names, and symlinks that root what they point at.
 
 use crate::error::{Error, Result};
-use crate::index::tables::{LINKS, ROOTS};
+use crate::index::tables::{KEPT, LINKS, ROOTS};
+use crate::kept;
 use crate::paths::base_name;
 use crate::store::Store;
 use redb::{ReadableTable, WriteTransaction};
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 pub enum Root {
     /// By a name given to [`Store::add_root`].
     Named(String),
+    /// By a pin of this name.
+    Pin(String),
     /// By a symlink given to [`Store::add_link_root`].
     Link(PathBuf),
     /// By a client, a build or a reader that is at work.
@@ -48,16 +51,30 @@ impl Store {
 
     /// All roots and what they keep. Links that point nowhere in the store are left out.
     pub fn roots(&self) -> Result<Vec<(Root, StorePath)>> {
-        let store_dir = &self.options.store_dir;
-        let mut roots = self.index.read(|txn| lasting(&txn.open_table(ROOTS)?, &txn.open_table(LINKS)?, store_dir))?;
+        let (store_dir, now) = (&self.options.store_dir, self.now());
+        let mut roots = self.index.read(|txn| {
+            let mut roots = lasting(&txn.open_table(ROOTS)?, &txn.open_table(LINKS)?, store_dir)?;
+            roots.extend(by_pins(&txn.open_table(KEPT)?, now)?);
+            Ok(roots)
+        })?;
         roots.extend(self.leases.held().into_iter().map(|path| (Root::Temporary, path)));
         Ok(roots)
     }
 }
 
-/// The roots that a writing transaction sees.
-pub fn lasting_in(txn: &WriteTransaction, store_dir: &StoreDir) -> Result<Vec<(Root, StorePath)>> {
-    lasting(&txn.open_table(ROOTS)?, &txn.open_table(LINKS)?, store_dir)
+/// The roots that a writing transaction sees at this second.
+pub fn lasting_in(txn: &WriteTransaction, store_dir: &StoreDir, now: u64) -> Result<Vec<(Root, StorePath)>> {
+    let mut roots = lasting(&txn.open_table(ROOTS)?, &txn.open_table(LINKS)?, store_dir)?;
+    roots.extend(by_pins(&txn.open_table(KEPT)?, now)?);
+    Ok(roots)
+}
+
+fn by_pins(
+    kept: &impl ReadableTable<&'static str, &'static [u8]>,
+    now: u64,
+) -> Result<impl Iterator<Item = (Root, StorePath)>> {
+    let pins = kept::holding(kept, now)?.into_iter();
+    Ok(pins.flat_map(|pin| pin.paths.into_iter().map(move |path| (Root::Pin(pin.name.clone()), path))))
 }
 
 fn lasting(

@@ -67,6 +67,11 @@ impl Store {
         Ok(Store(Arc::new(open::open(dir, options)?)))
     }
 
+    /// Seconds since 1970, by the clock it was opened with.
+    pub fn now(&self) -> u64 {
+        (self.options.clock)()
+    }
+
     /// The directory it was opened in.
     pub fn dir(&self) -> &Path {
         &self.0.dir

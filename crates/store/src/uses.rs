@@ -5,13 +5,13 @@
 
 use crate::error::Result;
 use crate::index::tables::{PATHS, USES};
+use crate::options::now;
 use crate::paths::hash_bytes;
 use crate::store::Store;
 use redb::ReadableTable;
 use shoal_wire::nix::store_path::StorePath;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Paths whose use is remembered between two writes, some 200 bytes each. Of more the use is lost.
 const USES_MAX: usize = 1 << 16;
@@ -23,7 +23,7 @@ pub struct Uses {
 
 impl Uses {
     pub fn note(&self, path: &StorePath) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = now();
         let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(used) = unsaved.get_mut(path) {
             *used = now;

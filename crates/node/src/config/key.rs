@@ -183,6 +183,12 @@ pub const KEYS: &[Key] = &[
         "Disk the store may fill, in bytes or as a share of the file system",
     ),
     key(
+        "store-quota-low",
+        "5 % below store-quota",
+        Set::One("SIZE", |c, v| Quota::parse(v).map(|q| c.store_quota_low = Some(q))),
+        "Down to where the store is collected once it is beyond store-quota",
+    ),
+    key(
         "scrub-rate",
         "20MiB",
         Set::One("SIZE", |c, v| parse_optional_size(v).map(|s| c.scrub_rate = s)),

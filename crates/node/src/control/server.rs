@@ -145,7 +145,7 @@ fn send(out: &mut impl Write, reply: &Reply) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-type OnItem<'a> = &'a mut dyn FnMut(Value) -> Result<()>;
+pub(super) type OnItem<'a> = &'a mut dyn FnMut(Value) -> Result<()>;
 
 impl NodeState {
     fn answer(&self, request: &Request, on_item: OnItem<'_>) -> Result<()> {
@@ -156,6 +156,9 @@ impl NodeState {
             Request::Log { path } => self.log(path, on_item),
             Request::Usage { paths, closure } => on_item(self.usage(paths, *closure)?),
             Request::Gc { dry_run, max_freed } => on_item(self.gc(*dry_run, *max_freed)?),
+            Request::Pins => self.pins(on_item),
+            Request::Pin { paths, name, ttl_seconds } => self.pin(paths, name.as_deref(), *ttl_seconds, on_item),
+            Request::Unpin { names } => self.unpin(names),
             Request::Scrub { rate } => self.scrub(*rate, on_item),
         }
     }
@@ -188,7 +191,7 @@ impl NodeState {
     }
 
     /// A path as people write it: in full, or its base name.
-    fn parse(&self, text: &str) -> Result<StorePath> {
+    pub(super) fn parse(&self, text: &str) -> Result<StorePath> {
         match text.contains('/') {
             true => Ok(self.dir.parse_prefix(text)?.0),
             false => Ok(StorePath::from_base_name(text)?),
@@ -200,9 +203,15 @@ impl NodeState {
             [] => self.store.paths()?,
             named => named.iter().map(|text| self.parse(text)).collect::<Result<_>>()?,
         };
+        let pins = self.store.pinned()?;
         for path in paths {
             match self.store.path_info(&path)? {
-                Some(info) => on_item(self.path_item(&info))?,
+                Some(info) => {
+                    let mut item = self.path_item(&info);
+                    let names = pins.iter().filter(|pin| pin.paths.binary_search(&path).is_ok()).map(|pin| &pin.name);
+                    item["pins"] = json!(names.collect::<Vec<_>>());
+                    on_item(item)?;
+                }
                 // Deleted since the list was made.
                 None if named.is_empty() => {}
                 None => bail!("{} is not valid here", self.dir.print(&path)),

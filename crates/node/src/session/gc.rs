@@ -60,6 +60,7 @@ impl Client {
         let link = |root: StoreRoot| match root {
             _ if !self.is_trusted() => b"{censored}".to_vec(),
             StoreRoot::Named(name) => name.into_bytes(),
+            StoreRoot::Pin(name) => format!("{{pin:{name}}}").into_bytes(),
             StoreRoot::Link(link) => link.as_os_str().as_bytes().to_vec(),
             StoreRoot::Temporary => b"{temp}".to_vec(),
         };

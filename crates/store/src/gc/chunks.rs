@@ -24,8 +24,8 @@ pub struct ChunkCounts {
 }
 
 impl ChunkCounts {
-    /// Counts for every chunk that the index knows.
-    pub fn read(store: &Store) -> Result<Self> {
+    /// Counts for every chunk that the index knows, by the manifests whose content root `wanted` takes.
+    pub fn read(store: &Store, wanted: impl Fn(&[u8; 32]) -> bool) -> Result<Self> {
         let mut decoder = store.decoders.take(Decoder::new)?;
         store.index.read(|txn| {
             let mut prefixes = Vec::new();
@@ -35,6 +35,9 @@ impl ChunkCounts {
             let mut all = ChunkCounts { counts: vec![0; prefixes.len()], prefixes };
             for row in txn.open_table(MANIFESTS)?.iter()? {
                 let (root, packed) = row?;
+                if !wanted(root.value()) {
+                    continue;
+                }
                 // What a damaged manifest wants nobody can know or read.
                 let Ok(manifest) = manifests::unpack(root.value(), packed.value(), &mut decoder) else {
                     continue;
@@ -105,6 +108,26 @@ pub fn sweep(store: &Store, unused: &[[u8; 32]]) -> Result<u64> {
         })?;
     }
     Ok(freed)
+}
+
+/// The stored bytes that [`sweep`] would free now.
+pub fn sweepable(store: &Store, unused: &[[u8; 32]]) -> Result<u64> {
+    let free = unused.iter().filter(|hash| store.pins.is_free(hash));
+    Ok(store.places(free)?.iter().flatten().map(Place::record_len).sum())
+}
+
+/// The stored bytes of all that is swept where a collection comes to its end.
+pub fn unused(store: &Store, counts: &ChunkCounts) -> Result<u64> {
+    store.index.read(|txn| {
+        let mut bytes = 0;
+        for row in txn.open_table(CHUNKS)?.iter()? {
+            let (hash, place) = row?;
+            if counts.is_unused(hash.value()) && store.pins.is_free(hash.value()) {
+                bytes += Place::decode(place.value()).record_len();
+            }
+        }
+        Ok(bytes)
+    })
 }
 
 /// Sweeps what no manifest wants, however it came to be: chunks kept after a crash, or left by a

@@ -71,6 +71,10 @@ impl Graph {
         &self.paths[number]
     }
 
+    pub fn content_root(&self, number: usize) -> &[u8; 32] {
+        &self.roots[number]
+    }
+
     pub fn paths_where(&self, keep: impl Fn(usize) -> bool) -> Vec<StorePath> {
         (0..self.paths.len()).filter(|&number| keep(number)).map(|number| self.paths[number].clone()).collect()
     }

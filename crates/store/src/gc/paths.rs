@@ -27,12 +27,12 @@ pub struct Gone {
 pub fn delete(store: &Store, batch: &[StorePath], users: &mut HashMap<[u8; 32], u32>) -> Result<Gone> {
     let chosen = store.leases.begin_deletion(batch);
     let _ending = Ending(&store.leases);
-    let (pins, store_dir) = (store.pins.clone(), store.options.store_dir.clone());
+    let (pins, store_dir, now) = (store.pins.clone(), store.options.store_dir.clone(), store.now());
     let mut counts = std::mem::take(users);
     let mut decoder = store.decoders.take(Decoder::new)?;
     let (gone, counts) = store.writer.write(false, move |txn| {
         let mut doomed: HashSet<StorePath> = chosen.iter().cloned().collect();
-        for (_, rooted) in lasting_in(txn, &store_dir)? {
+        for (_, rooted) in lasting_in(txn, &store_dir, now)? {
             doomed.remove(&rooted);
         }
         keep_referenced(txn, &chosen, &mut doomed)?;

@@ -17,6 +17,8 @@ pub const REFERRERS: TableDefinition<&[u8; 40], ()> = TableDefinition::new("refe
 pub const DERIVERS: TableDefinition<&[u8; 40], ()> = TableDefinition::new("derivers");
 /// Name of a permanent root -> base name.
 pub const ROOTS: TableDefinition<&str, &str> = TableDefinition::new("roots");
+/// Name of a pin -> see [`crate::kept`].
+pub const KEPT: TableDefinition<&str, &[u8]> = TableDefinition::new("kept");
 /// Absolute path of a symlink that roots what it points at.
 pub const LINKS: TableDefinition<&[u8], ()> = TableDefinition::new("links");
 /// Key (see [`crate::realisations`]) -> JSON as Nix writes it.
@@ -50,7 +52,8 @@ pub fn create_all(txn: &WriteTransaction) -> Result<()> {
         REALISED,
         SEGMENTS,
         USES,
-        DAMAGED
+        DAMAGED,
+        KEPT
     );
     Ok(())
 }
@@ -71,6 +74,7 @@ pub fn missing_any(txn: &ReadTransaction) -> Result<bool> {
         SEGMENTS.name(),
         USES.name(),
         DAMAGED.name(),
+        KEPT.name(),
     ];
     Ok(all.iter().any(|name| !names.iter().any(|n| n == name)))
 }

@@ -107,3 +107,73 @@ fn with_no_space_kept() {
         None => println!("skipped: cannot mount a small file system"),
     }
 }
+
+/// Many ingests meet the end of the disk at once: each is refused for that or acknowledged, and what is acknowledged stays.
+#[test]
+fn beside_each_other() {
+    let Some(disk) = SmallDisk::mount(48 << 20) else {
+        println!("skipped: cannot mount a small file system");
+        return;
+    };
+    let options = || Options { segment_bytes: 4 << 20, reserve_bytes: 4 << 20, ..Options::default() };
+    let mut rng = Rng::seeded("disk_full beside each other");
+    let store = Store::open(disk.0.path(), options()).expect("open");
+    let kept: Vec<(String, Vec<u8>)> = std::thread::scope(|scope| {
+        let fillers: Vec<_> = (0..4)
+            .map(|thread| {
+                let (store, mut rng) = (&store, Rng(rng.next()));
+                scope.spawn(move || {
+                    let mut kept = Vec::new();
+                    // Long enough that they overlap; two refusals are enough.
+                    let mut refused = 0;
+                    for n in 0..1000 {
+                        let nar = file(rng.noise(400_000 + n)).nar();
+                        let name = format!("{thread} {n}");
+                        match try_add(store, &name, &nar) {
+                            Ok(()) => kept.push((name, nar)),
+                            Err(error) => {
+                                assert!(error.is_full(), "not full but {error}");
+                                refused += 1;
+                            }
+                        }
+                        if refused == 2 {
+                            return kept;
+                        }
+                    }
+                    panic!("the disk never filled up");
+                })
+            })
+            .collect();
+        fillers.into_iter().flat_map(|filler| filler.join().expect("filler")).collect()
+    });
+    assert!(kept.len() > 20, "{} paths", kept.len());
+    assert_eq!(store.stats().expect("stats").pinned, 0);
+    drop(store);
+    let store = Store::open(disk.0.path(), options()).expect("open again");
+    assert_eq!(store.paths().expect("paths").len(), kept.len());
+    for (name, nar) in &kept {
+        assert!(export(&store, &path(name)) == *nar, "{name}");
+    }
+    assert!(store.verify(true).expect("verify").damage.is_empty());
+}
+
+fn try_add(store: &Store, name: &str, nar: &[u8]) -> Result<(), shoal_store::Error> {
+    let mut ingest = store.ingest();
+    let mut rest = nar;
+    while !rest.is_empty() {
+        let used = ingest.feed(rest).map_err(of_store)?;
+        rest = &rest[used..];
+    }
+    let ingested = ingest.finish().map_err(of_store)?;
+    store.commit(vec![(info(&path(name), &ingested), ingested)]).map_err(|error| match error {
+        shoal_store::CommitError::Store(error) => error,
+        error => panic!("{error}"),
+    })
+}
+
+fn of_store(error: IngestError) -> shoal_store::Error {
+    match error {
+        IngestError::Store(error) => error,
+        error => panic!("{error}"),
+    }
+}

@@ -134,3 +134,68 @@ fn hashes_are_right_at_every_length() {
         }
     }
 }
+
+/// The file of the next segment cannot be made: whichever thread packs, the ingest fails, and nothing of it stays.
+#[test]
+fn what_fails_beside_an_ingest_fails_it() {
+    let mut rng = Rng::seeded("what_fails_beside");
+    let t = TestStore::new();
+    let before = file(rng.noise(100_000)).nar();
+    add(&t.store, &path("before"), &before, &[]);
+    let obstacle = t.dir.path().join("segments/00000001.seg");
+    std::fs::create_dir(&obstacle).expect("an obstacle");
+    // More than the rest of the first segment; the last of them is shorter than a block, packed by its own ingest.
+    for len in [20 << 20, 9 << 20, 5 << 20] {
+        let nar = file(rng.noise(len)).nar();
+        let mut ingest = t.store.ingest();
+        let error = match ingest.write_all(&nar) {
+            Ok(()) => ingest.finish().map(|_| ()).expect_err("no segment can be made").to_string(),
+            Err(error) => {
+                assert!(matches!(ingest.feed(b"more"), Err(IngestError::Failed)));
+                assert!(matches!(ingest.finish(), Err(IngestError::Failed)));
+                error.to_string()
+            }
+        };
+        assert!(error.contains("00000001.seg"), "{error}");
+        assert_eq!(t.store.stats().expect("stats").pinned, 0);
+    }
+    std::fs::remove_dir(&obstacle).expect("remove");
+    let after = file(rng.noise(9 << 20)).nar();
+    add(&t.store, &path("after"), &after, &[]);
+    let t = t.reopened();
+    assert!(export(&t.store, &path("before")) == before && export(&t.store, &path("after")) == after);
+    assert!(t.store.verify(true).expect("verify").damage.is_empty());
+}
+
+/// Of two ingests of the same bytes one is dropped at any point: the other is whole.
+#[test]
+fn a_dropped_ingest_takes_nothing_from_another() {
+    let mut rng = Rng::seeded("a_dropped_ingest");
+    for round in 0..30 {
+        let t = TestStore::new();
+        let nar = Tree::random(&mut rng, 3 << 20).nar();
+        let (mut dropped, mut kept) = (t.store.ingest(), t.store.ingest());
+        let (stop, lead) = (rng.below(nar.len() as u64 + 1) as usize, rng.below(600_000) as usize);
+        let mut at = 0;
+        let mut dropped_at = 0;
+        for piece in nar.chunks(100_000) {
+            // Now one of them is first with a chunk, now the other.
+            let upto = (at + lead * rng.below(2) as usize).min(stop);
+            if dropped_at < upto {
+                dropped.write_all(&nar[dropped_at..upto]).expect("ingest");
+                dropped_at = upto;
+            }
+            kept.write_all(piece).expect("ingest");
+            at += piece.len();
+        }
+        match rng.below(3) {
+            0 => drop(dropped.finish()),
+            _ => drop(dropped),
+        }
+        let ingested = kept.finish().expect("finish");
+        t.store.commit(vec![(info(&path("p"), &ingested), ingested)]).expect("commit");
+        assert!(export(&t.store, &path("p")) == nar, "round {round}");
+        assert_eq!(t.store.stats().expect("stats").pinned, 0);
+        assert!(export(&t.reopened().store, &path("p")) == nar, "round {round}");
+    }
+}
