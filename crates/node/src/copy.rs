@@ -110,8 +110,37 @@ pub fn store_path(dir: &StoreDir, text: &str) -> Result<StorePath> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
     use super::*;
     use anyhow::bail;
+
+    /// A server that gives these answers, one after the other, whatever it is asked.
+    pub fn answering(answers: Vec<(u16, Vec<u8>)>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for (status, body) in answers {
+                let (stream, _) = listener.accept().unwrap();
+                let mut request = BufReader::new(stream);
+                let (mut line, mut len) = (String::new(), 0);
+                while request.read_line(&mut line).unwrap() > 2 {
+                    let lower = line.to_ascii_lowercase();
+                    len = lower.strip_prefix("content-length:").map_or(len, |len| len.trim().parse().unwrap());
+                    line.clear();
+                }
+                request.read_exact(&mut vec![0; len]).unwrap();
+                let head =
+                    format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                let mut stream = request.into_inner();
+                // Who asked may have heard enough.
+                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+            }
+        });
+        format!("http://{address}")
+    }
 
     fn path(letter: char) -> StorePath {
         StorePath::from_base_name(&format!("{}-{letter}", letter.to_string().repeat(32))).unwrap()

@@ -331,6 +331,10 @@ impl Write for Search<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::copy::tests::answering;
+    use crate::upstream::Authorities;
+    use shoal_store::{Effort, Encoder};
+    use shoal_wire::mesh::transfer::ChunkBatch;
 
     #[test]
     fn versions_of_one_thing_are_relatives() {
@@ -342,6 +346,41 @@ mod tests {
         let relatives = Relatives::new(["a", "b", "c", "d", "f"].iter().zip(names).map(|(l, name)| path(l, name)));
         let of: Vec<&str> = relatives.of(&path("0", "go-1.24")).map(StorePath::name).collect();
         assert_eq!(of, ["go-1.23", "go-1.22", "go-1.21"]);
+    }
+
+    /// Bytes that are not what was asked for go nowhere.
+    #[test]
+    fn wrong_bytes_for_a_chunk_are_an_error() {
+        let chunk = ChunkRef::of(b"right");
+        let info = PathInfo::new(StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap(), [0; 32], 5);
+        let entry = Entry { info, chunks: vec![chunk] };
+        let dir = tempfile::tempdir().unwrap();
+        let local = LocalStore::find(Some("/none"), |_| None);
+        let fetch = |bytes: &[u8]| {
+            let mut frame = Vec::new();
+            Encoder::new(1).unwrap().encode(bytes, Effort::Level, &mut frame).unwrap();
+            let mut batch = ChunkBatch::default();
+            batch.push(&chunk, &frame);
+            let remote = Remote::new(&answering(vec![(200, batch.encode())]), None, &Authorities::default());
+            let pull =
+                Pull { local: &local, remote: &remote, spool_dir: dir.path(), check_sigs: true, progress: &Unheard };
+            let spool = Spool::open(dir.path()).unwrap();
+            let wanted = Wanted { entry: &entry, numbers: vec![0] };
+            let fetched = pull.fetch(&wanted, &spool, &mut Decoder::new().unwrap(), &Tally::default());
+            fetched.map(|()| spool.has(&chunk)).map_err(|error| (error.to_string(), spool.has(&chunk)))
+        };
+        for wrong in [&b"wrong"[..], b"more than that"] {
+            let (error, is_kept) = fetch(wrong).unwrap_err();
+            assert!(error.contains("wrong bytes") && !is_kept, "{error}");
+        }
+        assert_eq!(fetch(b"right"), Ok(true));
+    }
+
+    struct Unheard;
+
+    impl Progress for Unheard {
+        fn begins(&self, _: usize, _: u64) {}
+        fn passed(&self, _: u64) {}
     }
 
     #[test]

@@ -219,3 +219,66 @@ impl From<RemoteError> for io::Error {
         io::Error::other(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::copy::tests::answering;
+    use shoal_wire::nix::path_info::PathInfo;
+
+    fn remote(answers: Vec<(u16, Vec<u8>)>) -> Remote {
+        Remote::new(&answering(answers), None, &Authorities::default())
+    }
+
+    fn path(letter: char) -> StorePath {
+        StorePath::from_base_name(&format!("{}-{letter}", letter.to_string().repeat(32))).unwrap()
+    }
+
+    fn is_alien<T>(answer: Answer<T>, why: &str) -> bool {
+        matches!(answer, Err(RemoteError::Alien { text, .. }) if text.contains(why))
+    }
+
+    #[test]
+    fn what_no_node_answers_is_an_error_and_not_believed_in_part() {
+        let ask = |answer: Vec<u8>| remote(vec![(200, answer)]).lacks_chunks("u", vec![[0; 32]; 2]);
+        assert_eq!(ask(Lacking(vec![true, false]).encode()).unwrap(), [true, false]);
+        assert!(is_alien(ask(Lacking(vec![true]).encode()), "1 answers to 2 questions"));
+        assert!(is_alien(ask(Lacking(vec![true; 3]).encode()), "3 answers to 2 questions"));
+        assert!(is_alien(ask(b"<html>".to_vec()), ""));
+        assert!(is_alien(ask(vec![1; MESSAGE_LEN_MAX + 1]), "more than"), "an answer that is too long was cut short");
+        let info = PathInfo::new(path('a'), [0; 32], 0);
+        let entry = Entry { info, chunks: Vec::new() }.encode();
+        assert!(remote(vec![(200, entry.clone())]).entry(path('a').hash_part()).is_ok_and(|entry| entry.is_some()));
+        assert!(is_alien(remote(vec![(200, entry)]).entry(path('b').hash_part()), "it tells of"));
+        let other_store = || remote(vec![(200, b"StoreDir: /other\n".to_vec())]).check_store_dir(&StoreDir::default());
+        assert!(is_alien(other_store(), "/other"));
+    }
+
+    #[test]
+    fn chunks_are_the_first_of_those_asked_for() {
+        let [one, two] = [b"one", b"two"].map(|bytes| ChunkRef::of(bytes));
+        let batch = |chunks: &[ChunkRef]| {
+            let mut batch = ChunkBatch::default();
+            chunks.iter().for_each(|chunk| batch.push(chunk, b"frame"));
+            batch.encode()
+        };
+        let remote = remote(Vec::new());
+        let asked = [one, two];
+        assert_eq!(remote.decoded(&batch(&asked), &asked).unwrap().len(), 2);
+        assert_eq!(remote.decoded(&batch(&[one]), &asked).unwrap().len(), 1);
+        for wrong in [&[][..], &[two], &[one, one], &[one, two, two]] {
+            assert!(is_alien(remote.decoded(&batch(wrong), &asked), "other chunks"), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_work_later_is_tried_again_and_the_rest_is_not() {
+        let ok = Lacking(vec![true]).encode();
+        let ask = |answers| remote(answers).lacks_chunks("u", vec![[0; 32]]);
+        assert_eq!(ask(vec![(503, Vec::new()), (500, Vec::new()), (200, ok.clone())]).unwrap(), [true]);
+        let refused = ask(vec![(403, b"no".to_vec()), (200, ok.clone())]);
+        assert!(matches!(refused, Err(RemoteError::Refused { status: 403, .. })));
+        let full = ask(vec![(507, b"full".to_vec()), (200, ok)]);
+        assert!(matches!(full, Err(RemoteError::Failed { status: 507, .. })));
+    }
+}
