@@ -6,12 +6,13 @@
 //! even if their records are moved elsewhere meanwhile. So lengths that were announced hold.
 
 use crate::error::{Damage, Defect, Error, Result, in_path};
+use crate::frame_lists::{FrameList, LIST_CHUNKS_MAX};
 use crate::leases::Lease;
 use crate::place::{Place, SegmentId};
 use crate::segment::hold::SegmentHold;
 use crate::segment::record::HEADER_LEN;
 use crate::store::Store;
-use shoal_wire::mesh::manifest::{ChunkRef, Manifest};
+use shoal_wire::mesh::manifest::ChunkRef;
 use shoal_wire::nix::store_path::StorePath;
 use std::fs::File;
 use std::ops::Range;
@@ -22,11 +23,10 @@ use std::sync::Arc;
 pub struct StoredFrames {
     store: Store,
     path: StorePath,
-    manifest: Arc<Manifest>,
-    /// Number of the first chunk, and where in the NAR it begins.
-    first: usize,
+    list: Arc<FrameList>,
+    /// Which of the list, and where in the NAR the first begins.
+    frames: Range<usize>,
     from: u64,
-    places: Vec<Place>,
     _hold: SegmentHold,
     _lease: Lease,
 }
@@ -46,18 +46,54 @@ impl Store {
     /// The frames of a valid path that the bytes `range` of its NAR lie in; `None` if it is not valid.
     pub fn stored_frames(&self, path: &StorePath, range: Range<u64>) -> Result<Option<StoredFrames>> {
         let lease = Lease::new(&self.leases, path);
-        let Some(manifest) = self.manifest(path)? else {
+        let Some(root) = self.content_root(path)? else {
             return Ok(None);
         };
-        let (first, from, chunks) = touched(&manifest, &range);
-        let (places, hold) = self.held_places(chunks).map_err(in_path(path))?;
-        let (store, path, manifest) = (self.clone(), path.clone(), Arc::new(manifest));
-        Ok(Some(StoredFrames { store, path, manifest, first, from, places, _hold: hold, _lease: lease }))
+        let found = match self.kept_frames(&root, &range) {
+            Some(found) => found,
+            None => {
+                let Some(manifest) = self.manifest(path)? else {
+                    return Ok(None);
+                };
+                self.listed_frames(&root, manifest.chunks, &range).map_err(in_path(path))?
+            }
+        };
+        let Found { list, frames, from, hold } = found;
+        let (store, path) = (self.clone(), path.clone());
+        Ok(Some(StoredFrames { store, path, list, frames, from, _hold: hold, _lease: lease }))
     }
 
-    /// Where chunks lie, in segments that stay.
-    fn held_places(&self, chunks: &[ChunkRef]) -> Result<(Vec<Place>, SegmentHold)> {
+    /// Frames of a NAR that was asked for lately.
+    fn kept_frames(&self, root: &[u8; 32], range: &Range<u64>) -> Option<Found> {
         let _gate = self.segments.holds.enter();
+        let age = self.frame_lists.age(self.pins.damage_generation());
+        let list = self.frame_lists.get(root, age)?;
+        let (frames, from) = touched(&list.chunks, range);
+        let hold = SegmentHold::new(&self.segments, list.places[frames.clone()].iter().map(|place| place.segment));
+        Some(Found { list, frames, from, hold })
+    }
+
+    /// Frames of a NAR with these chunks. Where all are, unless there are very many, is kept for whoever is next.
+    fn listed_frames(&self, root: &[u8; 32], mut chunks: Vec<ChunkRef>, range: &Range<u64>) -> Result<Found> {
+        let (mut frames, from) = touched(&chunks, range);
+        let is_kept = chunks.len() <= LIST_CHUNKS_MAX;
+        if !is_kept {
+            chunks = chunks[frames].to_vec();
+            frames = 0..chunks.len();
+        }
+        let _gate = self.segments.holds.enter();
+        let age = self.frame_lists.age(self.pins.damage_generation());
+        let places = self.right_places(&chunks)?;
+        let hold = SegmentHold::new(&self.segments, places[frames.clone()].iter().map(|place| place.segment));
+        let list = Arc::new(FrameList { chunks, places });
+        if is_kept {
+            self.frame_lists.put(root, age, &list);
+        }
+        Ok(Found { list, frames, from, hold })
+    }
+
+    /// Where chunks lie. Asked within a passage of the gate.
+    fn right_places(&self, chunks: &[ChunkRef]) -> Result<Vec<Place>> {
         let found = self.places(chunks.iter().map(|chunk| &chunk.hash))?;
         let mut places = Vec::with_capacity(found.len());
         for (chunk, place) in chunks.iter().zip(found) {
@@ -71,16 +107,22 @@ impl Store {
             };
             return Err(self.noting(defect.into()));
         }
-        let hold = SegmentHold::new(&self.segments, places.iter().map(|place| place.segment));
-        Ok((places, hold))
+        Ok(places)
     }
 }
 
-/// Number and offset of the first chunk that `range` touches, and all of them.
-fn touched<'a>(manifest: &'a Manifest, range: &Range<u64>) -> (usize, u64, &'a [ChunkRef]) {
+/// What a range of a NAR lies in, in segments that stay.
+struct Found {
+    list: Arc<FrameList>,
+    frames: Range<usize>,
+    from: u64,
+    hold: SegmentHold,
+}
+
+/// The chunks that `range` touches, and where in the NAR the first begins.
+fn touched(chunks: &[ChunkRef], range: &Range<u64>) -> (Range<usize>, u64) {
     let (mut first, mut from) = (0, 0);
-    let mut chunks = manifest.chunks.iter();
-    for chunk in chunks.by_ref() {
+    for chunk in chunks {
         if range.start < from + u64::from(chunk.len) {
             break;
         }
@@ -88,16 +130,20 @@ fn touched<'a>(manifest: &'a Manifest, range: &Range<u64>) -> (usize, u64, &'a [
         first += 1;
     }
     let (mut end, mut last) = (from, first);
-    while let Some(chunk) = manifest.chunks.get(last).filter(|_| end < range.end) {
+    while let Some(chunk) = chunks.get(last).filter(|_| end < range.end) {
         end += u64::from(chunk.len);
         last += 1;
     }
-    (first, from, &manifest.chunks[first..last])
+    (first..last, from)
 }
 
 impl StoredFrames {
-    pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
+    fn chunks(&self) -> &[ChunkRef] {
+        &self.list.chunks[self.frames.clone()]
+    }
+
+    fn places(&self) -> &[Place] {
+        &self.list.places[self.frames.clone()]
     }
 
     /// Where in the NAR the first frame's chunk begins.
@@ -107,7 +153,7 @@ impl StoredFrames {
 
     /// Of each frame its chunk and where it lies.
     pub fn frames(&self) -> impl ExactSizeIterator<Item = (&ChunkRef, &Place)> {
-        self.manifest.chunks[self.first..].iter().take(self.places.len()).zip(&self.places)
+        self.chunks().iter().zip(self.places())
     }
 
     /// The frames in order as runs of up to `len_max` bytes, or one frame if that is longer.
@@ -121,10 +167,11 @@ impl StoredFrames {
     }
 
     fn run(&self, first: usize, len_max: u64) -> Option<Run> {
-        let place = self.places.get(first)?;
+        let places = self.places();
+        let place = places.get(first)?;
         let (segment, offset) = (place.segment, place.frame_offset());
         let (mut last, mut end) = (first + 1, place.end());
-        while let Some(next) = self.places.get(last) {
+        while let Some(next) = places.get(last) {
             let follows = next.segment == segment && u64::from(next.offset) == end;
             if !follows || next.end() - offset > len_max {
                 break;
@@ -148,8 +195,7 @@ impl StoredFrames {
     pub fn check(&self, run: &Run, bytes: &[u8]) -> Result<()> {
         let mut rest = bytes;
         for number in run.frames.clone() {
-            let (Some(place), Some(chunk)) = (self.places.get(number), self.manifest.chunks.get(self.first + number))
-            else {
+            let (Some(place), Some(chunk)) = (self.places().get(number), self.chunks().get(number)) else {
                 return Err(Error::Stopped("a run belongs to other frames".into()));
             };
             let header = place.header(&chunk.hash);
@@ -188,7 +234,7 @@ impl StoredFrames {
 
     /// The error for frame `number`, of which the store takes note.
     fn damaged(&self, number: usize, defect: Defect) -> Error {
-        let (hash, place) = match (self.manifest.chunks.get(self.first + number), self.places.get(number)) {
+        let (hash, place) = match (self.chunks().get(number), self.places().get(number)) {
             (Some(chunk), Some(place)) => (chunk.hash, *place),
             _ => return Error::Stopped("a frame belongs to other frames".into()),
         };

@@ -17,6 +17,7 @@ mod error;
 mod export;
 mod files;
 mod frame;
+mod frame_lists;
 mod frames;
 mod gc;
 mod hashing;

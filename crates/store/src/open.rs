@@ -12,6 +12,7 @@
 use crate::commit::LiveChange;
 use crate::damage::{self, DamageNotes};
 use crate::error::{Error, OpenError, Result};
+use crate::frame_lists::FrameLists;
 use crate::hashing::HashService;
 use crate::index::Index;
 use crate::index::group::Writer;
@@ -64,6 +65,7 @@ pub fn open(dir: &Path, options: Options) -> Result<Inner, OpenError> {
         idle_packers: Pool::default(),
         decoders: Pool::default(),
         helpers: Helpers::default(),
+        frame_lists: FrameLists::default(),
         collecting: Mutex::new(()),
         options,
         _lock: lock,

@@ -3,6 +3,7 @@
 use crate::damage::DamageNotes;
 use crate::error::{Error, OpenError, Result};
 use crate::frame::Decoder;
+use crate::frame_lists::FrameLists;
 use crate::hashing::HashService;
 use crate::index::Index;
 use crate::index::group::Writer;
@@ -46,6 +47,7 @@ pub struct Inner {
     pub idle_packers: Pool<Packer>,
     pub decoders: Pool<Decoder>,
     pub helpers: Helpers,
+    pub frame_lists: FrameLists,
     /// Held by the one collection that may run.
     pub collecting: Mutex<()>,
     pub _lock: Lock,

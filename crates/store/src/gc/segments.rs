@@ -25,6 +25,9 @@ pub fn delete_dead(store: &Store) -> Result<u64> {
         }
         Ok(dead)
     })?;
+    if !dead.is_empty() {
+        store.frame_lists.deleting();
+    }
     drop(gate);
     dead.iter().for_each(|&(id, _)| appender.forget(id));
     drop(appender);

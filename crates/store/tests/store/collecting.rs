@@ -154,6 +154,43 @@ fn segments_that_are_half_dead_are_rewritten() {
     assert!(t.store.verify(true).expect("verify").damage.is_empty());
 }
 
+/// Where frames lie is remembered: not beyond a collection that moved them, and not for a path that it deleted.
+#[test]
+fn frames_are_found_where_a_collection_left_them() {
+    let t = TestStore::new();
+    let mut rng = Rng::seeded("frames_are_found");
+    let nars: Vec<Vec<u8>> = (0..40).map(|_| file(rng.noise(600_000)).nar()).collect();
+    let name = |n: usize| path(&n.to_string());
+    for (n, nar) in nars.iter().enumerate() {
+        add(&t.store, &name(n), nar, &[]);
+        if n % 2 == 0 {
+            t.store.add_root(&n.to_string(), &name(n)).expect("add root");
+        }
+    }
+    let served = |n: usize| {
+        let frames = t.store.stored_frames(&name(n), 0..u64::MAX).expect("frames")?;
+        let (mut zst, mut bytes) = (Vec::new(), Vec::new());
+        for run in frames.runs(1 << 20) {
+            frames.read(&run, &mut bytes).expect("read");
+            zst.extend_from_slice(&bytes);
+        }
+        Some(zstd::decode_all(&zst[..]).expect("a .zst file"))
+    };
+    for (n, nar) in nars.iter().enumerate() {
+        assert!(served(n).as_ref() == Some(nar), "{n}");
+    }
+    let report = t.store.collect(&GcRequest::new(GcAction::DeleteDead)).expect("collect");
+    assert!(report.copied > 0 && report.deleted > 0, "{report:?}");
+    for (n, nar) in nars.iter().enumerate() {
+        let expected = (n % 2 == 0).then_some(nar);
+        assert!(served(n).as_ref() == expected, "{n} after the collection");
+    }
+    for (n, nar) in nars.iter().enumerate() {
+        add(&t.store, &name(n), nar, &[]);
+        assert!(served(n).as_ref() == Some(nar), "{n} that came again");
+    }
+}
+
 #[test]
 fn a_limit_stops_early() {
     let t = TestStore::new();
