@@ -38,6 +38,8 @@ mod copies;
 mod crashes;
 #[path = "e2e/examples.rs"]
 mod examples;
+#[path = "e2e/keeping.rs"]
+mod keeping;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
 #[path = "e2e/mini.rs"]
