@@ -5,6 +5,7 @@
 
 pub mod announce;
 pub mod can_run;
+pub mod catalogue;
 pub mod critical_path;
 pub mod fetches;
 pub mod membership;

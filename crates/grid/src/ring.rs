@@ -35,6 +35,22 @@ impl Ring {
         Ring { members: members.into_iter().collect() }
     }
 
+    pub fn contains(&self, id: &NodeId) -> bool {
+        self.members.contains_key(id)
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = &NodeId> {
+        self.members.keys()
+    }
+
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
     /// All members in the order in which they are responsible for `key`. Costs one pass over the members, and
     /// the logarithm of their number for each that is taken.
     pub fn successors(&self, key: &Key) -> impl Iterator<Item = NodeId> + use<> {

@@ -1,10 +1,15 @@
 //! What must hold, whatever happened.
 
+use crate::host::Host;
 use crate::network::HostId;
 use crate::simulation::{Seen, Simulation};
+use shoal_grid::catalogue::Action;
 use shoal_grid::membership::Change;
+use shoal_grid::ring::Key;
 use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::announcement::Holding;
 use shoal_wire::mesh::node_record::RecordVersion;
+use shoal_wire::mesh::path_record::ContentTag;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one life of a host has seen: versions must not go back.
@@ -54,6 +59,62 @@ pub fn agreement(simulation: &Simulation) -> Result<(), String> {
             if first != version {
                 return Err(format!("{id} has {version:?} where another has {first:?}"));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Hosts that run and have these contents on their disks.
+pub fn copies(simulation: &Simulation, holding: &Holding) -> usize {
+    let has =
+        |host: &&Host| host.runs(simulation.now_ms()) && host.disk.held.get(&holding.key) == Some(&holding.content);
+    simulation.hosts.iter().filter(has).count()
+}
+
+/// What was acknowledged, by time and host.
+pub fn acknowledged(simulation: &Simulation, stored: &BTreeMap<(HostId, Key), ContentTag>) -> BTreeSet<Holding> {
+    let holding = |(_, host, seen): &(u64, HostId, Seen)| match seen {
+        Seen::Catalogue(Action::Acknowledged { key }) => {
+            let content = *stored.get(&(*host, *key))?;
+            Some(Holding { key: *key, content })
+        }
+        _ => None,
+    };
+    simulation.seen.iter().filter_map(holding).collect()
+}
+
+/// Paths of which a conflict was reported.
+pub fn conflicts(simulation: &Simulation) -> BTreeSet<Key> {
+    let key = |(_, _, seen): &(u64, HostId, Seen)| match seen {
+        Seen::Catalogue(Action::Conflict(conflict)) => Some(conflict.key),
+        _ => None,
+    };
+    simulation.seen.iter().filter_map(key).collect()
+}
+
+/// Every host that runs finds each of `keys`, at nodes that have it.
+pub fn everything_is_found(simulation: &mut Simulation, keys: &BTreeSet<Key>) -> Result<(), String> {
+    for host in 0..simulation.hosts.len() {
+        if !simulation.hosts[host].runs(simulation.now_ms()) {
+            continue;
+        }
+        simulation.seen.clear();
+        for key in keys {
+            simulation.look_up(host, *key);
+        }
+        simulation.run_for(3_000);
+        let mut found = BTreeSet::new();
+        for (_, _, seen) in simulation.seen.iter().filter(|(_, by, _)| *by == host) {
+            let Seen::Catalogue(Action::Found { key, answer, .. }) = seen else { continue };
+            let has = |node: &NodeKey| {
+                simulation.hosts.iter().any(|host| host.node == *node && host.disk.held.contains_key(key))
+            };
+            if answer.holders.iter().all(has) {
+                found.insert(*key);
+            }
+        }
+        if let Some(key) = keys.difference(&found).next() {
+            return Err(format!("{host} does not find {:02x?}", &key[..4]));
         }
     }
     Ok(())

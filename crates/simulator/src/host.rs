@@ -1,13 +1,19 @@
 //! One machine: its disk, its clocks, and the node that runs on it.
 
 use crate::archive::{Archive, Clerk};
+use shoal_grid::catalogue::Catalogue;
+use shoal_grid::catalogue::replication::COPIES;
 use shoal_grid::membership::notary::Keys;
 use shoal_grid::membership::{Membership, Now};
+use shoal_grid::ring::Key;
+use shoal_wire::mesh::announcement::Holding;
 use shoal_wire::mesh::certificate::{Certificate, Roles, Term};
 use shoal_wire::mesh::frame::Fact;
 use shoal_wire::mesh::node_record::{Load, NodeRecord};
+use shoal_wire::mesh::path_record::ContentTag;
 use shoal_wire::mesh::{MeshId, NodeKey};
 use shoal_wire::nix::signature::SecretKey;
+use std::collections::BTreeMap;
 
 /// The time at which simulations begin, Unix seconds.
 pub const EPOCH_S: u64 = 1_800_000_000;
@@ -32,6 +38,8 @@ pub fn mesh_id() -> MeshId {
 pub struct Disk {
     pub incarnation: u64,
     pub facts: Vec<Fact>,
+    /// Paths of the store.
+    pub held: BTreeMap<Key, ContentTag>,
 }
 
 pub struct Host {
@@ -45,6 +53,9 @@ pub struct Host {
     pub uptime_ms: u64,
     pub expires_s: u64,
     pub membership: Option<Membership<Clerk>>,
+    pub catalogue: Option<Catalogue>,
+    /// Whether the node on it has a catalogue: a thousand of them cost minutes.
+    pub has_catalogue: bool,
     pub paused_until_ms: u64,
     /// When it last came to be as others should see it: started, stopped, resumed.
     pub settled_ms: u64,
@@ -62,6 +73,8 @@ impl Host {
             uptime_ms: 0,
             expires_s: EPOCH_S + 365 * 86_400,
             membership: None,
+            catalogue: None,
+            has_catalogue: false,
             paused_until_ms: 0,
             settled_ms: 0,
             life: 0,
@@ -106,6 +119,8 @@ impl Host {
         let now = self.now(ms);
         let mut membership = Membership::new(clerk, own, contacts, seed, now).expect("a record within its limits");
         membership.restore(&self.disk.facts, now);
+        let held = self.disk.held.iter().map(|(key, content)| Holding { key: *key, content: *content });
+        self.catalogue = self.has_catalogue.then(|| Catalogue::new(self.node, seed, COPIES, held, now.ms));
         self.membership = Some(membership);
         self.life += 1;
         self.settled_ms = ms;
@@ -115,6 +130,7 @@ impl Host {
     pub fn crash(&mut self, ms: u64) {
         if let Some(membership) = self.membership.take() {
             self.disk.facts = membership.snapshot();
+            self.catalogue = None;
             self.settled_ms = ms;
         }
     }

@@ -14,11 +14,21 @@ pub const HOLDERS_MAX: usize = 16;
 /// Most path records in one message, beside its length.
 pub const RECORDS_MAX: usize = 256;
 
+/// Most nodes to fetch one path from that are named with it.
+pub const SOURCES_MAX: usize = 8;
+
 /// The sender has this path, with these contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Holding {
     pub key: PathKey,
     pub content: ContentTag,
+}
+
+/// A path that the receiver is asked to keep a copy of, and who has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    pub holding: Holding,
+    pub from: Vec<NodeKey>,
 }
 
 /// What an owner knows of one key. No holders: nobody has it.
@@ -32,12 +42,22 @@ pub struct Found {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HolderMessage {
+    /// To every other that keeps records: the sender was started, and as an owner it knows nothing. `holds_nothing`:
+    /// its store is empty, whatever it held before. Answered by [`HolderMessage::Lacks`].
+    Begins {
+        life: u64,
+        holds_nothing: bool,
+    },
     /// To an owner: the sender holds these.
     Holds(Vec<Holding>),
-    /// To an owner: it holds these no more.
+    /// To an owner: it holds these no more. Answered by [`HolderMessage::Lacks`].
     Drops(Vec<PathKey>),
-    /// From an owner, on [`HolderMessage::Holds`]: it lacks records of these contents.
-    Lacks(Vec<PathKey>),
+    /// From an owner, on [`HolderMessage::Holds`] or [`HolderMessage::Drops`], which it has taken in: it lacks records of these contents. `life` is
+    /// another each time the owner is started.
+    Lacks {
+        life: u64,
+        keys: Vec<PathKey>,
+    },
     /// Sealed path records, on [`HolderMessage::Lacks`].
     Records(Vec<Vec<u8>>),
     Lookup {
@@ -49,6 +69,20 @@ pub enum HolderMessage {
         id: u64,
         found: Vec<Found>,
     },
+    /// Fetch these and keep them.
+    Copy(Vec<Wanted>),
+    /// On [`HolderMessage::Copy`]: these are durable at the sender.
+    Stored(Vec<PathKey>),
+    /// To every owner: may the sender delete these?
+    MayDrop {
+        id: u64,
+        keys: Vec<PathKey>,
+    },
+    /// On [`HolderMessage::MayDrop`]: these it may, as far as this owner knows, which counts them as gone.
+    Dropped {
+        id: u64,
+        keys: Vec<PathKey>,
+    },
 }
 
 impl Format for HolderMessage {
@@ -59,8 +93,16 @@ impl Format for HolderMessage {
     fn check(&self) -> Result<(), FormatError> {
         let few = |count: usize| within::<Self>("keys", (1..=KEYS_MAX).contains(&count));
         match self {
+            Self::Begins { .. } => Ok(()),
             Self::Holds(holdings) => few(holdings.len()),
-            Self::Drops(keys) | Self::Lacks(keys) | Self::Lookup { keys, .. } => few(keys.len()),
+            Self::Drops(keys) | Self::Lookup { keys, .. } | Self::Stored(keys) => few(keys.len()),
+            Self::MayDrop { keys, .. } => few(keys.len()),
+            // None is an answer too.
+            Self::Lacks { keys, .. } | Self::Dropped { keys, .. } => within::<Self>("keys", keys.len() <= KEYS_MAX),
+            Self::Copy(wanted) => {
+                few(wanted.len())?;
+                within::<Self>("sources", wanted.iter().all(|wanted| wanted.from.len() <= SOURCES_MAX))
+            }
             Self::Records(records) => within::<Self>("records", (1..=RECORDS_MAX).contains(&records.len())),
             Self::Answer { found, .. } => {
                 few(found.len())?;

@@ -3,7 +3,7 @@
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
-use shoal_wire::mesh::announcement::{Found, HolderMessage, Holding, KEYS_MAX};
+use shoal_wire::mesh::announcement::{Found, HolderMessage, Holding, KEYS_MAX, SOURCES_MAX, Wanted};
 use shoal_wire::mesh::certificate::{CLOCK_SKEW_MAX_S, Certificate, Roles, Term};
 use shoal_wire::mesh::format::{Format, FormatError, decode, encode};
 use shoal_wire::mesh::frame::{Digest, Fact, Frame};
@@ -239,6 +239,9 @@ fn holder_messages_survive() {
     let holding = Holding { key: [1; 32], content: [2; 16] };
     survives(&HolderMessage::Holds(vec![holding; KEYS_MAX]));
     assert!(encode(&HolderMessage::Holds(vec![holding; KEYS_MAX])).len() <= 48 * KEYS_MAX + 8);
+    survives(&HolderMessage::Copy(vec![Wanted { holding, from: vec![[3; 32]; SOURCES_MAX] }]));
+    survives(&HolderMessage::Dropped { id: 7, keys: vec![] });
+    survives(&HolderMessage::Begins { life: 9, holds_nothing: true });
     survives(&HolderMessage::Lookup { id: 7, keys: vec![[1; 32]] });
     let found = Found { key: [1; 32], holders: vec![[3; 32]; 16], record: vec![1; 500] };
     survives(&HolderMessage::Answer { id: 7, found: vec![found; 5] });

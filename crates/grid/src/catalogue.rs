@@ -1,0 +1,470 @@
+//! Who has what: one node's part as a holder, as an owner, as one who looks for paths, and as one who keeps R copies.
+//!
+//! A holder tells the owners of a path ([`crate::announce`]). Who looks for it asks two of them. The first live owner of a
+//! path sees to it that R live members hold it, and no holder deletes its copy without the word of every live owner.
+//!
+//! Invariants, beside those of [`holdings`] and [`owned`]:
+//! - a path is acknowledged once, when min(R, live) live nodes hold it durably;
+//! - nothing here depends on two nodes seeing the same members: they may then announce, look up or copy more than is
+//!   needed, and lose nothing;
+//! - everything that waits for another node has a bound in time and in number.
+//!
+//! What this sits on must carry [`HolderMessage`]s between two verified members in the order in which they were sent, or
+//! lose them; fetch what
+//! [`Action::Fetch`] says and report it by [`Catalogue::fetched`] or [`Catalogue::fetch_failed`]; report what becomes valid
+//! here by [`Catalogue::stored`] (uploads and build outputs, which are to be acknowledged) or [`Catalogue::added`]; verify
+//! records before [`Catalogue::learn_record`]; call [`Catalogue::set_members`] on every change of membership and
+//! [`Catalogue::tick`] each [`TICK_MS`].
+
+mod farewell;
+pub mod holdings;
+pub mod lookup;
+pub mod members;
+mod messages;
+pub mod owned;
+pub mod replication;
+
+use crate::announce::OWNERS;
+use crate::ring::{Key, NodeId, Ring};
+use farewell::Farewells;
+use holdings::Holdings;
+use lookup::{Lookup, Recent, Step};
+use members::Members;
+use owned::{Answer, Conflict, Owned};
+use replication::{Orders, REPAIR_DELAY_MS, REPAIRS_MAX, is_acknowledged, targets};
+use shoal_wire::mesh::announcement::{HolderMessage, Holding, SOURCES_MAX, Wanted};
+use shoal_wire::mesh::path_record::ContentTag;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How often the catalogue looks at what waits.
+pub const TICK_MS: u64 = 200;
+/// Changes of the ring within this time are one change: machines start and stop in groups.
+pub const RING_SETTLE_MS: u64 = 3_000;
+/// How long owners remember what an absent member held.
+pub const ABSENT_MS: u64 = 3_600_000;
+/// A holder that was started says again what it holds within this time, or does not hold it.
+pub const CONFIRM_MS: u64 = 60_000;
+/// A holder that has not heard from every owner by then does not delete.
+pub const DROP_TIMEOUT_MS: u64 = 10_000;
+/// Lookups, acknowledgements, fetches for others and requests to delete that wait at once; beyond it they are refused.
+pub const WAITING_MAX: usize = 65_536;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Send {
+        to: NodeId,
+        message: HolderMessage,
+    },
+    /// Another node asks this one to keep a copy.
+    Fetch {
+        holding: Holding,
+        from: Vec<NodeId>,
+    },
+    /// The owner lacks records of these paths, which this node holds: they are to be sent to it.
+    SendRecords {
+        to: NodeId,
+        keys: Vec<Key>,
+    },
+    /// A lookup has ended.
+    Found {
+        id: u64,
+        key: Key,
+        answer: Answer,
+    },
+    Missing {
+        id: u64,
+        key: Key,
+    },
+    Unreachable {
+        id: u64,
+        key: Key,
+    },
+    Acknowledged {
+        key: Key,
+    },
+    /// All others of those that were asked for stay.
+    MayDelete {
+        id: u64,
+        keys: Vec<Key>,
+    },
+    Conflict(Conflict),
+}
+
+#[derive(Debug)]
+pub struct Catalogue {
+    me: NodeId,
+    life: u64,
+    copies: usize,
+    members: Members,
+    ring: Ring,
+    /// A ring that differs, and when it is taken.
+    next_ring: Option<(Ring, u64)>,
+    /// Members that were live, and when they ceased to be.
+    absent: BTreeMap<NodeId, u64>,
+    holdings: Holdings,
+    owned: Owned,
+    /// What members told in an earlier life and have not said again, since when.
+    unconfirmed: BTreeMap<NodeId, (u64, BTreeSet<Key>)>,
+    recent: Recent,
+    lookups: BTreeMap<u64, (Key, Lookup)>,
+    /// Paths stored here that are not acknowledged yet, with their other holders.
+    pledges: BTreeMap<Key, BTreeSet<NodeId>>,
+    orders: Orders,
+    /// Paths of which copies lack, and when that is looked at.
+    repairs: BTreeMap<Key, u64>,
+    /// Paths that are being fetched for others, and since when.
+    fetches: BTreeMap<Key, (u64, BTreeSet<NodeId>)>,
+    farewells: Farewells,
+    ids: u64,
+    now_ms: u64,
+    out: Vec<Action>,
+}
+
+impl Catalogue {
+    /// `held` is what the store has at the start, `life` a number that no earlier start had.
+    pub fn new(me: NodeId, life: u64, copies: usize, held: impl IntoIterator<Item = Holding>, now_ms: u64) -> Self {
+        Catalogue {
+            me,
+            life,
+            copies: copies.max(1),
+            members: Members::default(),
+            ring: Ring::default(),
+            next_ring: None,
+            absent: BTreeMap::new(),
+            holdings: Holdings::new(life, held),
+            owned: Owned::default(),
+            unconfirmed: BTreeMap::new(),
+            recent: Recent::default(),
+            lookups: BTreeMap::new(),
+            pledges: BTreeMap::new(),
+            orders: Orders::default(),
+            repairs: BTreeMap::new(),
+            fetches: BTreeMap::new(),
+            farewells: Farewells::default(),
+            ids: 0,
+            now_ms,
+            out: Vec::new(),
+        }
+    }
+
+    pub fn holdings(&self) -> &Holdings {
+        &self.holdings
+    }
+
+    pub fn owned(&self) -> &Owned {
+        &self.owned
+    }
+
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Whether nothing waits to be told, copied or repaired.
+    pub fn is_settled(&self) -> bool {
+        self.holdings.is_settled() && self.repairs.is_empty() && self.pledges.is_empty() && self.next_ring.is_none()
+    }
+
+    pub fn set_members(&mut self, members: Members, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        for node in self.members.live.difference(&members.live) {
+            self.absent.insert(*node, now_ms);
+            self.orders.forget(node);
+        }
+        self.absent.retain(|node, _| !members.live.contains(node));
+        let ring = Ring::weighted(members.storers.iter().copied());
+        self.members = members;
+        let settle_ms = if self.ring.is_empty() { 0 } else { RING_SETTLE_MS };
+        self.next_ring = match (ring == self.ring, self.next_ring.take()) {
+            (true, _) => None,
+            (false, Some((_, at))) => Some((ring, at)),
+            (false, None) => Some((ring, now_ms + settle_ms)),
+        };
+        self.tick(now_ms)
+    }
+
+    /// A member is gone for good: it left, or was revoked.
+    pub fn forget(&mut self, node: &NodeId) {
+        self.absent.remove(node);
+        self.unconfirmed.remove(node);
+        self.owned.forget(node);
+        self.recheck_all();
+    }
+
+    /// A path became valid here that is to be kept on R nodes; [`Action::Acknowledged`] says when it is. `false` where
+    /// other contents are valid under its name, or too many wait.
+    pub fn stored(&mut self, holding: Holding, now_ms: u64) -> (bool, Vec<Action>) {
+        self.now_ms = now_ms;
+        let is_other = self.holdings.get(&holding.key).is_some_and(|held| held != holding.content);
+        if is_other || self.pledges.len() >= WAITING_MAX {
+            return (false, Vec::new());
+        }
+        self.holdings.add(holding.key, holding.content, &self.ring);
+        self.pledges.entry(holding.key).or_default();
+        self.pursue(holding.key);
+        self.announce();
+        (true, self.finish())
+    }
+
+    /// A path became valid here that came from elsewhere.
+    pub fn added(&mut self, holding: Holding, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        self.holdings.add(holding.key, holding.content, &self.ring);
+        self.announce();
+        self.finish()
+    }
+
+    /// What [`Action::Fetch`] asked for is durable here.
+    pub fn fetched(&mut self, holding: Holding, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        self.holdings.add(holding.key, holding.content, &self.ring);
+        if self.holdings.get(&holding.key) == Some(holding.content) {
+            for asker in self.fetches.remove(&holding.key).unwrap_or_default().1 {
+                self.send(asker, HolderMessage::Stored(vec![holding.key]));
+            }
+        }
+        self.announce();
+        self.finish()
+    }
+
+    pub fn fetch_failed(&mut self, key: &Key) {
+        self.fetches.remove(key);
+    }
+
+    /// The store deleted it, as it was allowed to, or lost it.
+    pub fn deleted(&mut self, key: Key, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        self.holdings.remove(&key, &self.ring);
+        self.announce();
+        self.finish()
+    }
+
+    /// A path was gossiped as new.
+    pub fn heard_of(&mut self, key: Key, answer: Answer, now_ms: u64) {
+        self.recent.insert(key, answer, now_ms);
+    }
+
+    /// Looks for a path. One of [`Action::Found`], [`Action::Missing`], [`Action::Unreachable`] with the id follows.
+    pub fn look_up(&mut self, key: Key, now_ms: u64) -> (u64, Vec<Action>) {
+        self.now_ms = now_ms;
+        self.ids += 1;
+        let id = self.ids;
+        if let Some(content) = self.holdings.get(&key) {
+            let answer = Answer { content: Some(content), holders: vec![self.me], record: Vec::new() };
+            self.out.push(Action::Found { id, key, answer });
+        } else if let Some(answer) = self.recent.get(&key, now_ms) {
+            self.out.push(Action::Found { id, key, answer: answer.clone() });
+        } else if self.lookups.len() >= WAITING_MAX {
+            self.out.push(Action::Unreachable { id, key });
+        } else {
+            let suspected = &self.members.suspected;
+            let lookup = Lookup::new(self.live_owners(&key), |owner| suspected.contains(owner), now_ms);
+            self.lookups.insert(id, (key, lookup));
+            self.advance(id);
+        }
+        (id, self.finish())
+    }
+
+    /// A record whose signature was verified.
+    pub fn learn_record(&mut self, key: &Key, tag: &ContentTag, sealed: &[u8]) {
+        self.owned.record(key, tag, sealed);
+    }
+
+    pub fn tick(&mut self, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        if let Some((ring, _)) = self.next_ring.take_if(|(_, at)| *at <= now_ms) {
+            self.change_ring(ring);
+        }
+        let gone: Vec<NodeId> = self
+            .absent
+            .iter()
+            .filter(|(_, since)| now_ms.saturating_sub(**since) >= ABSENT_MS)
+            .map(|(n, _)| *n)
+            .collect();
+        gone.iter().for_each(|node| self.forget(node));
+        self.drop_unconfirmed();
+        self.announce();
+        for id in self.lookups.keys().copied().collect::<Vec<_>>() {
+            self.advance(id);
+        }
+        for key in self.pledges.keys().copied().collect::<Vec<_>>() {
+            self.pursue(key);
+        }
+        self.repair();
+        self.end_farewells();
+        self.finish()
+    }
+
+    fn drop_unconfirmed(&mut self) {
+        let now_ms = self.now_ms;
+        let is_late = |since: u64| now_ms.saturating_sub(since) >= CONFIRM_MS;
+        let late: Vec<NodeId> =
+            self.unconfirmed.iter().filter(|(_, (since, _))| is_late(*since)).map(|(node, _)| *node).collect();
+        for node in late {
+            if let Some((_, keys)) = self.unconfirmed.remove(&node) {
+                self.take_drops(node, keys.into_iter().collect());
+            }
+        }
+    }
+
+    fn change_ring(&mut self, ring: Ring) {
+        let before = std::mem::replace(&mut self.ring, ring);
+        self.holdings.ring_changed(&self.me, &before, &self.ring);
+        let (ring, me) = (&self.ring, self.me);
+        self.owned.retain(|key| ring.successors(key).take(OWNERS).any(|owner| owner == me));
+        self.recheck_all();
+    }
+
+    fn recheck_all(&mut self) {
+        let keys: Vec<Key> = self.owned.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.recheck(key));
+    }
+
+    /// Plans a repair where this node is the one to see to it.
+    fn recheck(&mut self, key: Key) {
+        if self.lacking(&key).is_some() {
+            self.repairs.entry(key).or_insert(self.now_ms + REPAIR_DELAY_MS);
+        } else {
+            self.repairs.remove(&key);
+        }
+    }
+
+    /// The answer for `key` and the members that are to get copies, where copies lack and this node leads.
+    fn lacking(&self, key: &Key) -> Option<(Answer, Vec<NodeId>)> {
+        if self.live_owners(key).first() != Some(&self.me) || self.owned.is_released(key) {
+            return None;
+        }
+        let answer = self.owned.answer(key, |node| self.members.live.contains(node));
+        if answer.holders.is_empty() {
+            return None;
+        }
+        // Who holds other contents under this name cannot take these.
+        let others: BTreeSet<NodeId> =
+            self.owned.contents(key).skip(1).flat_map(|(_, holders)| holders.iter().copied()).collect();
+        let storers: Vec<NodeId> = self.storers(key).into_iter().filter(|node| !others.contains(node)).collect();
+        let targets = targets(&storers, &answer.holders, self.copies);
+        (!targets.is_empty()).then_some((answer, targets))
+    }
+
+    fn repair(&mut self) {
+        let now_ms = self.now_ms;
+        let due: Vec<Key> = self.repairs.iter().filter(|(_, at)| **at <= now_ms).map(|(key, _)| *key).collect();
+        for key in due {
+            let Some((answer, targets)) = self.lacking(&key) else {
+                self.repairs.remove(&key);
+                continue;
+            };
+            let Some(content) = answer.content else { continue };
+            for target in targets {
+                if !self.orders.place(key, target, REPAIRS_MAX, now_ms) {
+                    continue;
+                }
+                let from = answer.holders.iter().take(SOURCES_MAX).copied().collect();
+                self.order(target, Wanted { holding: Holding { key, content }, from });
+            }
+        }
+    }
+
+    /// Sees to it that a path that is to be acknowledged gets its copies.
+    fn pursue(&mut self, key: Key) {
+        let Some(holders) = self.pledges.get(&key) else { return };
+        let mut live: Vec<NodeId> = holders.iter().filter(|node| self.members.live.contains(*node)).copied().collect();
+        live.push(self.me);
+        let storers = self.storers(&key);
+        if is_acknowledged(live.len(), self.copies, storers.len()) {
+            self.pledges.remove(&key);
+            self.out.push(Action::Acknowledged { key });
+            return;
+        }
+        let Some(content) = self.holdings.get(&key) else { return };
+        for target in targets(&storers, &live, self.copies) {
+            if self.orders.place(key, target, WAITING_MAX, self.now_ms) {
+                self.order(target, Wanted { holding: Holding { key, content }, from: vec![self.me] });
+            }
+        }
+    }
+
+    fn order(&mut self, to: NodeId, wanted: Wanted) {
+        match to == self.me {
+            true => self.copy(self.me, wanted),
+            false => self.send(to, HolderMessage::Copy(vec![wanted])),
+        }
+    }
+
+    /// Takes a lookup one step on, until it waits or ends.
+    fn advance(&mut self, id: u64) {
+        loop {
+            let Some((key, lookup)) = self.lookups.get_mut(&id) else { return };
+            let key = *key;
+            match lookup.step(self.now_ms) {
+                Step::Ask(owners) => {
+                    for owner in owners {
+                        if owner == self.me {
+                            let answer = self.owned.answer(&key, |node| self.members.live.contains(node));
+                            if let Some((_, lookup)) = self.lookups.get_mut(&id) {
+                                lookup.answered(&owner, answer);
+                            }
+                        } else {
+                            self.send(owner, HolderMessage::Lookup { id, keys: vec![key] });
+                        }
+                    }
+                    continue;
+                }
+                Step::Wait(_) => return,
+                Step::Found(answer) => {
+                    self.recent.insert(key, answer.clone(), self.now_ms);
+                    self.out.push(Action::Found { id, key, answer });
+                }
+                Step::Missing => self.out.push(Action::Missing { id, key }),
+                Step::Unreachable => self.out.push(Action::Unreachable { id, key }),
+            }
+            self.lookups.remove(&id);
+            return;
+        }
+    }
+
+    /// When the next tick is worth while: a lookup that waits for an owner.
+    pub fn next_ms(&mut self) -> Option<u64> {
+        let now_ms = self.now_ms;
+        let wait = |(_, lookup): &mut (Key, Lookup)| match lookup.clone().step(now_ms) {
+            Step::Wait(until) => until,
+            _ => now_ms,
+        };
+        self.lookups.values_mut().map(wait).min()
+    }
+
+    fn announce(&mut self) {
+        for (owner, message) in self.holdings.due(self.now_ms) {
+            match message {
+                HolderMessage::Holds(batch) if owner == self.me => {
+                    batch.iter().for_each(|holding| {
+                        self.take_holding(owner, *holding);
+                    });
+                    self.holdings.answered(&owner);
+                }
+                HolderMessage::Drops(keys) if owner == self.me => {
+                    self.take_drops(owner, keys);
+                    self.holdings.answered(&owner);
+                }
+                message => self.send(owner, message),
+            }
+        }
+    }
+
+    /// Members that keep copies, in the ring's order for the key.
+    fn storers(&self, key: &Key) -> Vec<NodeId> {
+        self.ring.successors(key).filter(|node| self.members.live.contains(node)).collect()
+    }
+
+    /// The first live owners. While the ring has not settled, who comes next stands in for one that died.
+    fn live_owners(&self, key: &Key) -> Vec<NodeId> {
+        self.ring.successors(key).filter(|node| self.members.live.contains(node)).take(OWNERS).collect()
+    }
+
+    fn send(&mut self, to: NodeId, message: HolderMessage) {
+        self.out.push(Action::Send { to, message });
+    }
+
+    fn finish(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.out)
+    }
+}

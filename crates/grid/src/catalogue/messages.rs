@@ -1,0 +1,136 @@
+//! What the catalogue does with what other nodes say.
+
+use super::owned::Answer;
+use super::replication::COPY_TIMEOUT_MS;
+use super::{Action, Catalogue, WAITING_MAX};
+use crate::ring::{Key, NodeId};
+use shoal_wire::mesh::announcement::{Found, HolderMessage, Holding, Wanted};
+
+impl Catalogue {
+    /// A message of a member. [`HolderMessage::Records`] are not for this: their signatures are verified first.
+    pub fn receive(&mut self, from: NodeId, message: HolderMessage, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        match message {
+            HolderMessage::Begins { life, holds_nothing } => {
+                match holds_nothing {
+                    true => self.forget(&from),
+                    false => {
+                        self.unconfirmed.insert(from, (now_ms, self.owned.held_by(&from)));
+                    }
+                }
+                self.holdings.owner_lives(&from, life, &self.ring);
+                self.send(from, HolderMessage::Lacks { life: self.life, keys: Vec::new() });
+                self.announce();
+            }
+            HolderMessage::Holds(holdings) => {
+                let lacks = holdings.iter().filter(|holding| self.take_holding(from, **holding));
+                let keys = lacks.map(|holding| holding.key).collect();
+                self.send(from, HolderMessage::Lacks { life: self.life, keys });
+            }
+            HolderMessage::Drops(keys) => {
+                self.take_drops(from, keys);
+                self.send(from, HolderMessage::Lacks { life: self.life, keys: Vec::new() });
+            }
+            HolderMessage::Lacks { life, keys } => {
+                self.holdings.answered(&from);
+                self.holdings.owner_lives(&from, life, &self.ring);
+                let keys: Vec<Key> = keys.into_iter().filter(|key| self.holdings.get(key).is_some()).collect();
+                if !keys.is_empty() {
+                    self.out.push(Action::SendRecords { to: from, keys });
+                }
+                self.announce();
+            }
+            HolderMessage::Records(_) => {}
+            HolderMessage::Lookup { id, keys } => {
+                let live = &self.members.live;
+                let found = keys.iter().map(|key| {
+                    let answer = self.owned.answer(key, |node| live.contains(node));
+                    Found { key: *key, holders: answer.holders, record: answer.record }
+                });
+                let found = found.collect();
+                self.send(from, HolderMessage::Answer { id, found });
+            }
+            HolderMessage::Answer { id, found } => {
+                for found in found {
+                    let Some((key, lookup)) = self.lookups.get_mut(&id) else { break };
+                    if *key == found.key {
+                        let answer = Answer { content: None, holders: found.holders, record: found.record };
+                        lookup.answered(&from, answer);
+                        self.advance(id);
+                    }
+                }
+            }
+            HolderMessage::Copy(wanted) => wanted.into_iter().for_each(|wanted| self.copy(from, wanted)),
+            HolderMessage::Stored(keys) => keys.iter().for_each(|key| self.stored_by(from, key)),
+            HolderMessage::MayDrop { id, keys } => {
+                let keys = self.give_word(&from, &keys);
+                self.send(from, HolderMessage::Dropped { id, keys });
+            }
+            HolderMessage::Dropped { id, keys } => {
+                self.word(id, from, keys);
+                self.end_farewells();
+            }
+        }
+        self.finish()
+    }
+
+    /// A holder told this owner. Whether its record is lacking here.
+    pub(super) fn take_holding(&mut self, from: NodeId, holding: Holding) -> bool {
+        if let Some((_, keys)) = self.unconfirmed.get_mut(&from) {
+            keys.remove(&holding.key);
+        }
+        let (lacks, conflict) = self.owned.holds(from, holding);
+        if let Some(conflict) = conflict {
+            self.out.push(Action::Conflict(conflict));
+        }
+        self.orders.done(&holding.key, &from);
+        self.recheck(holding.key);
+        lacks
+    }
+
+    pub(super) fn take_drops(&mut self, from: NodeId, keys: Vec<Key>) {
+        for key in keys {
+            self.owned.drops(&from, &key);
+            self.recheck(key);
+        }
+    }
+
+    /// Another node, or this one as an owner, wants a copy kept here.
+    pub(super) fn copy(&mut self, asker: NodeId, wanted: Wanted) {
+        let key = wanted.holding.key;
+        match self.holdings.get(&key) {
+            Some(content) if content == wanted.holding.content => {
+                if asker != self.me {
+                    self.send(asker, HolderMessage::Stored(vec![key]));
+                }
+            }
+            // The owners hear of both and report it.
+            Some(_) => {}
+            None => {
+                let is_late = |since: u64| self.now_ms.saturating_sub(since) >= COPY_TIMEOUT_MS;
+                let is_new = self.fetches.get(&key).is_none_or(|(since, _)| is_late(*since));
+                if is_new && self.fetches.len() >= WAITING_MAX {
+                    return;
+                }
+                let (since, askers) = self.fetches.entry(key).or_default();
+                if is_new {
+                    *since = self.now_ms;
+                }
+                if asker != self.me {
+                    askers.insert(asker);
+                }
+                if is_new {
+                    self.out.push(Action::Fetch { holding: wanted.holding, from: wanted.from });
+                }
+            }
+        }
+    }
+
+    fn stored_by(&mut self, node: NodeId, key: &Key) {
+        self.orders.done(key, &node);
+        if let Some(holders) = self.pledges.get_mut(key) {
+            holders.insert(node);
+            self.pursue(*key);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! How many copies there are, how many there should be, and who makes the next one.
+//!
+//! A path is acknowledged when it is durable on min(R, live) nodes. Copies go to the first members in the ring's order
+//! for its key that lack it, so that everybody would choose the same. The first live owner alone repairs, after a while,
+//! and a bounded number at once.
+
+use crate::ring::{Key, NodeId};
+use std::collections::BTreeMap;
+
+/// Copies of each path (R) unless configured otherwise.
+pub const COPIES: usize = 2;
+/// From a loss to its repair: a machine that restarts is back by then.
+pub const REPAIR_DELAY_MS: u64 = 30_000;
+/// Repairs that one owner has under way: at 1 MiB a path, and 1,000 owners, a gigabyte at once in a large mesh.
+pub const REPAIRS_MAX: usize = 8;
+/// A copy that was asked for and is not there by then is asked for elsewhere.
+pub const COPY_TIMEOUT_MS: u64 = 60_000;
+
+/// Members that are to get a copy: `copies` in all, of which `holders` have one. `storers` are the live members that take
+/// copies, in the ring's order for the key.
+pub fn targets(storers: &[NodeId], holders: &[NodeId], copies: usize) -> Vec<NodeId> {
+    let missing = copies.min(storers.len()).saturating_sub(holders.len());
+    storers.iter().filter(|node| !holders.contains(node)).take(missing).copied().collect()
+}
+
+/// Whether so many copies are durable enough to say so.
+pub fn is_acknowledged(holders: usize, copies: usize, live: usize) -> bool {
+    holders >= copies.min(live).max(1)
+}
+
+/// Copies that were asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Orders(BTreeMap<(Key, NodeId), u64>);
+
+impl Orders {
+    /// Notes an order; `false` where the same is under way, or too many are.
+    pub fn place(&mut self, key: Key, to: NodeId, max: usize, now_ms: u64) -> bool {
+        self.0.retain(|_, since| now_ms.saturating_sub(*since) < COPY_TIMEOUT_MS);
+        if self.0.len() >= max || self.0.contains_key(&(key, to)) {
+            return false;
+        }
+        self.0.insert((key, to), now_ms);
+        true
+    }
+
+    pub fn done(&mut self, key: &Key, by: &NodeId) -> bool {
+        self.0.remove(&(*key, *by)).is_some()
+    }
+
+    /// A member is gone, and what it was asked for with it.
+    pub fn forget(&mut self, node: &NodeId) {
+        self.0.retain(|(_, to), _| to != node);
+    }
+
+    /// Whether a copy of it is on its way to a member.
+    pub fn is_placed(&self, key: &Key, to: &NodeId) -> bool {
+        self.0.contains_key(&(*key, *to))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
