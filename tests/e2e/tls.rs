@@ -13,7 +13,7 @@ by_each_version!(reads_and_writes_over_https);
 /// A node with a certificate of `authority`.
 fn node(machines: &[&Machine], files: &Files) -> Node {
     let (certificate, key) = (files.certificate(), files.key());
-    let flags = ["--http-certificate", certificate.to_str().unwrap(), "--http-key", key.to_str().unwrap()];
+    let flags = ["--http-certificate", certificate.to_str().unwrap(), "--http-key", key.to_str().unwrap(), "--http3"];
     Node::start_with(machines, &flags)
 }
 

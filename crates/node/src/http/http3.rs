@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -55,16 +55,14 @@ pub struct QuicDoor {
 impl QuicDoor {
     /// Must be called within a tokio runtime.
     pub(super) fn open(
-        address: SocketAddr,
+        socket: UdpSocket,
         identity: &Arc<Identity>,
         shared: Arc<Shared>,
         stop: watch::Receiver<bool>,
     ) -> Result<QuicDoor> {
-        let cannot = || format!("cannot listen on UDP {address} for HTTP/3; is it in use?");
-        let socket = UdpSocket::bind(address).with_context(cannot)?;
         let config = server_config(identity, shared.limits)?;
         let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime));
-        let endpoint = endpoint.with_context(cannot)?;
+        let endpoint = endpoint.context("cannot use the UDP socket for HTTP/3")?;
         let accepting = tokio::spawn(accept(endpoint.clone(), shared, stop));
         Ok(QuicDoor { endpoint, accepting })
     }

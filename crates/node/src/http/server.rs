@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -48,6 +48,8 @@ const RESETS_MAX: usize = STREAMS_MAX as usize;
 const FAULTY_STREAMS_MAX: usize = 64;
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// Free ports that are asked for until one is free for UDP too; most are.
+const PORT_TRIES_MAX: u32 = 16;
 /// The kernel's queue of connections that were not accepted yet.
 const BACKLOG: u32 = 1024;
 
@@ -96,17 +98,16 @@ impl HttpServer {
     /// Must be called within a tokio runtime.
     pub fn open(options: &HttpOptions, cache: Arc<Cache>) -> Result<HttpServer> {
         crate::door::raise_descriptor_limit();
-        let listen_error = || format!("cannot listen on {}; choose another address with --http", options.listen);
-        let listener = listen(options.listen).with_context(listen_error)?;
+        let identity = options.identity.as_ref().filter(|_| options.http3);
+        let (listener, socket) = listen(options.listen, identity.is_some())?;
         let address = listener.local_addr()?;
         let tls = options.identity.as_ref().map(|identity| identity.config()).transpose()?;
         let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
         let (stopping, stop) = watch::channel(false);
-        let identity = options.identity.as_ref().filter(|_| options.http3);
         let alternative = identity.map(|_| alternative(address.port())).transpose()?;
         let shared = Arc::new(Shared { cache, tls, limits: options.limits, alternative, open: Mutex::default() });
-        let open = |identity| QuicDoor::open(address, identity, shared.clone(), stop.clone());
-        let quic = identity.map(open).transpose()?;
+        let open = |(identity, socket)| QuicDoor::open(socket, identity, shared.clone(), stop.clone());
+        let quic = identity.zip(socket).map(open).transpose()?;
         let accepting = tokio::spawn(accept(listener, shared.clone(), stop));
         Ok(HttpServer { address, shared, accepting, quic, stopping })
     }
@@ -143,7 +144,29 @@ impl Drop for HttpServer {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on TCP, and on the UDP port of the same number for HTTP/3.
+fn listen(address: SocketAddr, with_udp: bool) -> Result<(TcpListener, Option<UdpSocket>)> {
+    let mut tries_left = PORT_TRIES_MAX;
+    loop {
+        tries_left -= 1;
+        let listener = listen_tcp(address)
+            .with_context(|| format!("cannot listen on {address}; choose another address with --http"))?;
+        if !with_udp {
+            return Ok((listener, None));
+        }
+        match UdpSocket::bind(listener.local_addr()?) {
+            Ok(socket) => return Ok((listener, Some(socket))),
+            // The kernel chose the number for TCP alone.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && address.port() == 0 && tries_left > 0 => {}
+            Err(error) => {
+                let taken = format!("cannot listen on UDP {address} for HTTP/3; choose another address with --http");
+                return Err(error).context(taken);
+            }
+        }
+    }
+}
+
+fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
         SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,

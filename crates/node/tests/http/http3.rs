@@ -10,8 +10,9 @@ use h3::client::{RequestStream, SendRequest};
 use http::{HeaderMap, Method, Request};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint};
-use shoal_node::http::Limits;
+use shoal_node::http::{Cache, HttpOptions, HttpServer, Limits};
 use shoal_wire::nix::hash::{Hash, sha256};
+use shoal_wire::nix::store_path::StoreDir;
 use tokio::time::timeout;
 
 use crate::certificates::{Authority, Files};
@@ -261,4 +262,21 @@ fn others_are_served_whatever_comes() {
             client.requests.send_request(Request::get("https://localhost/healthz").body(()).unwrap()).await.is_err()
         );
     });
+}
+
+/// A port that is asked for by its number is free for both or it is an error that says so.
+#[test]
+fn a_port_that_is_taken_says_so() {
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let authority = Authority::make();
+    let lab = lab(&Files::of(&authority.pair()), Limits::USUAL);
+    let options = HttpOptions {
+        listen: taken.local_addr().unwrap(),
+        identity: identity(&Files::of(&authority.pair())),
+        http3: true,
+        limits: Limits::USUAL,
+    };
+    let cache = Arc::new(Cache::new(lab.store.clone(), StoreDir::default()));
+    let refused = lab.runtime.block_on(async { HttpServer::open(&options, cache).err().unwrap() });
+    assert!(format!("{refused:#}").contains("for HTTP/3"), "{refused:#}");
 }
