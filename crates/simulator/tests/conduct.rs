@@ -125,6 +125,26 @@ fn old_records_change_nothing() {
     assert_eq!(known(&simulation, 1, 2).unwrap().1, Standing::Dead);
 }
 
+/// Each stale record of its sender is answered with the newer one, until the budget is spent.
+#[test]
+fn replays_are_not_amplified() {
+    let mut simulation = acquainted(4);
+    let old = sealed(record_of(&simulation, 0), 0);
+    simulation.hosts[0].membership.as_mut().unwrap().update(|record| record.name = "renamed".into());
+    simulation.run_for(5_000);
+    let before = simulation.meters[1].sent_bytes;
+    let to = simulation.hosts[1].node;
+    let frame = encode(&Frame::Facts { pushed: true, facts: vec![old; 40] });
+    for _ in 0..30 {
+        simulation.send(0, to, frame.clone());
+    }
+    simulation.run_for(1_000);
+    assert!(simulation.hosts[1].membership.as_ref().unwrap().conduct(&simulation.hosts[0].node).stale >= 1_000);
+    let sent = simulation.meters[1].sent_bytes - before;
+    assert!((10_000..70_000).contains(&sent), "{sent}");
+    assert_eq!(simulation.meters[1].excess(), 0);
+}
+
 #[test]
 fn one_liar_kills_nobody() {
     let mut simulation = acquainted(8);

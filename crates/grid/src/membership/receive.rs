@@ -2,7 +2,6 @@
 
 use super::budget::Urgency;
 use super::conduct::Offence;
-use super::limits::*;
 use super::member::Standing;
 use super::notary::Notary;
 use super::rumors::Topic;
@@ -11,6 +10,9 @@ use super::{Action, Membership, Now, sync};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::format::{FormatError, decode};
 use shoal_wire::mesh::frame::{Digest, Fact, Frame};
+
+/// Most bytes of a member in [`Frame::Wants`].
+const WANT_LEN: usize = 10;
 
 /// The digests of an answer.
 struct Told<'a> {
@@ -70,7 +72,7 @@ impl<N: Notary> Membership<N> {
             }
             Frame::Wants(wants) => {
                 let facts = sync::give(&self.view, &wants, self.budget.room(now.ms, Urgency::Spare));
-                self.send_facts(from, facts);
+                self.send_facts(from, facts, now);
             }
         }
     }
@@ -78,16 +80,17 @@ impl<N: Notary> Membership<N> {
     /// One who is dead here and speaks does not know it yet.
     fn greet(&mut self, from: NodeKey, now: Now) {
         let Some(member) = self.view.get(&from) else { return };
-        if member.standing == Standing::Dead && self.budget.room(now.ms, Urgency::Soon) > SYNC_LEN_MAX {
+        if member.standing == Standing::Dead {
             let facts = member.facts().collect();
-            self.send_facts(from, facts);
+            self.send_facts(from, facts, now);
         }
     }
 
     fn take_digests(&mut self, from: NodeKey, told: Told<'_>, now: Now) {
         let room = self.budget.room(now.ms, Urgency::Spare);
-        let (wants, facts) = sync::compare(&self.view, told.buckets, told.differing, told.digests, room, now);
-        self.send_facts(from, facts);
+        let (mut wants, facts) = sync::compare(&self.view, told.buckets, told.differing, told.digests, room, now);
+        self.send_facts(from, facts, now);
+        wants.truncate(self.budget.room(now.ms, Urgency::Spare) / WANT_LEN);
         if !wants.is_empty() {
             self.send(from, &Frame::Wants(wants));
         }
@@ -99,8 +102,10 @@ impl<N: Notary> Membership<N> {
         }
     }
 
-    fn send_facts(&mut self, to: NodeKey, facts: Vec<Fact>) {
-        if !facts.is_empty() {
+    /// Answers as far as the budget goes: who asks again and again costs no more.
+    fn send_facts(&mut self, to: NodeKey, facts: Vec<Fact>, now: Now) {
+        let len: usize = facts.iter().map(Fact::frame_len).sum();
+        if !facts.is_empty() && len <= self.budget.room(now.ms, Urgency::Soon) {
             self.send(to, &Frame::Facts { pushed: false, facts });
         }
     }
@@ -116,7 +121,7 @@ impl<N: Notary> Membership<N> {
                 Ok((Learned::OtherMesh, _)) => return self.cut(from, Offence::OtherMesh),
                 Ok((Learned::Stale, topic)) => {
                     self.conducts.stale(from);
-                    self.correct(from, topic);
+                    self.correct(from, topic, now);
                 }
                 // What anti-entropy brings is new here only; a newcomer would tell everybody everything.
                 Ok((Learned::Urgent, topic)) if pushed || !matches!(topic, Topic::Record(_)) => {
@@ -139,13 +144,13 @@ impl<N: Notary> Membership<N> {
     }
 
     /// Who speaks of itself in an old version lost its memory.
-    fn correct(&mut self, from: NodeKey, topic: Topic) {
+    fn correct(&mut self, from: NodeKey, topic: Topic, now: Now) {
         if topic != Topic::Record(from) {
             return;
         }
         if let Some(member) = self.view.get(&from) {
             let facts = member.facts().collect();
-            self.send_facts(from, facts);
+            self.send_facts(from, facts, now);
         }
     }
 
