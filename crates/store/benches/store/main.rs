@@ -3,6 +3,7 @@
 //! `cargo bench -p shoal-store` runs all; names of parts as arguments choose. `SHOAL_BENCH_TREE` is
 //! the tree to store (the Rust toolchain's own by default), `SHOAL_BENCH_DIR` where stores are made.
 
+mod keeping;
 mod measure;
 mod parts;
 mod sample;
@@ -11,7 +12,7 @@ use measure::Report;
 
 type Part = fn(&mut Report);
 
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 10] = [
     ("pieces", parts::pieces),
     ("one", parts::one_nar),
     ("many", parts::many_nars),
@@ -20,6 +21,8 @@ const PARTS: [(&str, Part); 8] = [
     ("tiny", parts::tiny),
     ("huge", parts::huge),
     ("paths", parts::hundred_thousand_paths),
+    ("gc", keeping::collection),
+    ("dedup", keeping::dedup),
 ];
 
 fn main() {

@@ -26,10 +26,14 @@ pub fn bench_store(options: Options) -> (TempDir, Store) {
 
 /// The NAR of a real tree.
 pub fn tree() -> Vec<u8> {
-    let root = std::env::var_os("SHOAL_BENCH_TREE").map_or_else(toolchain, PathBuf::from);
+    tree_of(&std::env::var_os("SHOAL_BENCH_TREE").map_or_else(toolchain, PathBuf::from))
+}
+
+/// The NAR of a tree, or of as much of it as a sample may have.
+pub fn tree_of(root: &Path) -> Vec<u8> {
     let mut writer = NarWriter::new(Vec::new());
     let mut left = SAMPLE_MAX;
-    add(&mut writer, &root, b"", &mut left);
+    add(&mut writer, root, b"", &mut left);
     writer.finish().expect("a NAR")
 }
 
