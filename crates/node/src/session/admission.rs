@@ -19,6 +19,9 @@ use super::ca_check::CaHashes;
 use super::fault::Fault;
 use crate::build::derivations::{Derivations, PendingDerivations};
 
+/// Signatures on one path; more than any path has, few enough that nobody can fill the index with them.
+pub const SIGNATURES_MAX: usize = 128;
+
 pub struct Admission {
     dir: StoreDir,
     derivations: Arc<Derivations>,
@@ -46,9 +49,13 @@ impl Admission {
     }
 
     /// What can be said before the contents are seen: that the path follows from its content address, or else that
-    /// somebody trusted signed it.
+    /// somebody trusted signed it; and that the claim is of a size that can be kept.
     pub fn check_claim(&self, info: &PathInfo, must_be_signed: bool) -> Result<(), Fault> {
         let full = || self.dir.print(&info.path);
+        if info.signatures.len() > SIGNATURES_MAX {
+            let text = format!("path '{}' cannot have more than {SIGNATURES_MAX} signatures", full());
+            return Err(Fault::refused(text));
+        }
         if info.ca.is_some() {
             return match info.is_content_addressed(&self.dir) {
                 true => Ok(()),

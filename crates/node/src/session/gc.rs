@@ -9,11 +9,9 @@ use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::{AddPermRoot, CollectGarbage, Collected, GcAction, GcPaths, Root};
 
 use super::Client;
+use super::admission::SIGNATURES_MAX;
 use super::fault::Fault;
 use crate::door::Role;
-
-/// Signatures on one path; more than any path has, few enough that nobody can fill the index with them.
-const SIGNATURES_MAX: usize = 128;
 
 impl Client {
     pub(super) fn collect(&self, request: CollectGarbage) -> Result<Collected, Fault> {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use shoal_grid::fetches::{Action, Fetches, Wanted};
-use shoal_store::{Ingested, Store};
+use shoal_store::{CommitError, Ingested, Store};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 use tokio::sync::Semaphore;
@@ -252,14 +252,34 @@ impl Engine {
                 Some(Err(fault)) => actions.extend(self.download_failed(&path, fault_text(fault))),
             }
         }
-        let committed = if batch.is_empty() { Ok(()) } else { self.store.commit(batch) };
+        let refused = self.commit_batch(batch);
         for path in paths {
-            actions.extend(match &committed {
-                Ok(()) => self.lock().fetches.committed(&path),
-                Err(error) => self.download_failed(&path, error.to_string()),
+            actions.extend(match refused.get(&path) {
+                None => self.lock().fetches.committed(&path),
+                Some(why) => self.download_failed(&path, why.clone()),
             });
         }
         actions
+    }
+
+    /// Makes valid what can be: of a path that refers to what is nowhere, the others of its batch know nothing. Those
+    /// that could not be, with the reason. Each round has fewer paths than the one before.
+    fn commit_batch(&self, mut batch: Vec<(PathInfo, Ingested)>) -> HashMap<StorePath, String> {
+        let mut refused = HashMap::new();
+        while !batch.is_empty() {
+            match self.store.commit(batch.clone()) {
+                Ok(()) => break,
+                Err(CommitError::Reference { path, reference }) if batch.iter().any(|(info, _)| info.path == path) => {
+                    batch.retain(|(info, _)| info.path != path);
+                    let reference = self.dir.print(&reference);
+                    refused.insert(path, format!("it refers to '{reference}', which no upstream gave"));
+                }
+                Err(error) => {
+                    refused.extend(batch.drain(..).map(|(info, _)| (info.path, error.to_string())));
+                }
+            }
+        }
+        refused
     }
 
     /// A derivation is checked when all it depends on is here.

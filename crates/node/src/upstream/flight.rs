@@ -114,9 +114,12 @@ impl Flight {
         self.changed.notify_all();
     }
 
-    /// What was recorded is the NAR that was offered.
+    /// What came is the NAR that was offered. On a tape that an earlier download spoiled it is not.
     pub fn verified(&self) {
         let mut state = self.lock();
+        if state.spoiled.is_some() {
+            return;
+        }
         state.readable = state.written;
         drop(state);
         self.changed.notify_all();
@@ -153,12 +156,16 @@ impl Flight {
         let tape = self.tape.as_ref().ok_or_else(|| io::Error::other("it is not passed on while it comes in"))?;
         let nar_size = self.offer.info.nar_size;
         let mut state = self.lock();
-        while state.readable <= offset {
-            if offset >= nar_size {
-                return Ok(Some(0));
-            }
+        loop {
+            // Before anything else: what a reader has not got yet may be wrong, however far behind it is.
             if let Some(why) = &state.spoiled {
                 return Err(io::Error::other(why.clone()));
+            }
+            if state.readable > offset {
+                break;
+            }
+            if offset >= nar_size {
+                return Ok(Some(0));
             }
             match &state.settled {
                 Some(Err(why)) => return Err(io::Error::other(why.clone())),

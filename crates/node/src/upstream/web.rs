@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shoal_wire::nix::base64;
 use ureq::Agent;
@@ -24,6 +24,10 @@ const HEADER_BYTES_MAX: usize = 64 << 10;
 const INPUT_BUFFER_BYTES: usize = 128 << 10;
 /// The body of a refusal is read so that its connection can be used again, unless it is longer.
 const REFUSAL_BYTES_MAX: u64 = 64 << 10;
+/// Or takes longer: another connection costs less than that.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(1);
+/// A refusal is mostly a line or a page.
+const REFUSAL_PIECE_BYTES: usize = 8 << 10;
 
 const USER_AGENT: &str = concat!("shoal/", env!("CARGO_PKG_VERSION"));
 
@@ -162,9 +166,7 @@ impl Web {
         match response.status().as_u16() {
             200..=299 => Ok(response),
             status => {
-                let mut rest = response.into_body().into_reader().take(REFUSAL_BYTES_MAX);
-                // Only for the connection; what the refusal says is of no interest.
-                let _ = std::io::copy(&mut rest, &mut std::io::sink());
+                drain(response.into_body().into_reader().take(REFUSAL_BYTES_MAX));
                 // 403 is what buckets answer for files they do not list.
                 Err(if matches!(status, 403 | 404 | 410) {
                     Refusal::Missing
@@ -189,6 +191,14 @@ impl Web {
         };
         request.call()
     }
+}
+
+/// Reads the body of a refusal, only for its connection: what it says is of no interest. One that comes too slowly is
+/// left, at the latest when its next byte does not come.
+fn drain(mut refusal: impl Read) {
+    let deadline = Instant::now() + REFUSAL_PATIENCE;
+    let mut piece = [0; REFUSAL_PIECE_BYTES];
+    while Instant::now() < deadline && refusal.read(&mut piece).is_ok_and(|n| n > 0) {}
 }
 
 fn is_broken(error: &ureq::Error) -> bool {

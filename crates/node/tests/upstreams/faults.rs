@@ -1,14 +1,16 @@
 //! Caches that fail, lie or stall. Nothing wrong is stored, nothing waits long, and another cache helps out.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use shoal_node::upstream::{Authorities, CLIENT_BUDGET};
 use shoal_wire::nix::hash::{Hash, sha256};
 use shoal_wire::nix::narinfo::Compression;
+use shoal_wire::nix::signature::SecretKey;
+use shoal_wire::nix::store_path::StoreDir;
 
-use super::lab::{Lab, Published, as_cache, cache, noise};
-use super::server::{Reply, Server};
+use super::lab::{Lab, Published, as_cache, cache, key, noise};
+use super::server::{DRIP_TIME, Reply, Server};
 
 /// More than any bound in the lab, less than a hang.
 const BOUNDED: Duration = Duration::from_secs(20);
@@ -157,6 +159,26 @@ fn a_cache_that_lies_and_dies() {
     assert!(before.len() < published.nar.len());
     assert!(why.contains("different bytes"), "{why}");
     lab.upstreams.fetch(&published.path).unwrap();
+    assert!(lab.stored(&published.path).unwrap() == published.nar);
+}
+
+/// Nor is a reader given a wrong whole that is slower than the cache that helps out.
+#[test]
+fn a_cache_that_lies_to_a_slow_reader() {
+    let (bad, good, published) = (cache(10), cache(90), honest());
+    let other = Published::new('1', &noise(2, 500_000), &[], Compression::None);
+    let mut lie = Published::new('1', &noise(1, 500_000), &[], Compression::None);
+    lie.narinfo.file_hash = None;
+    lie.on_with(&bad, Reply::Body(other.file));
+    published.on(&good);
+    let lab = Lab::behind(&[&bad, &good]);
+    let mut reader = lab.upstreams.nar(&published.path).unwrap().unwrap();
+    lab.upstreams.fetch(&published.path).unwrap();
+    assert_eq!((bad.count(&published.nar_url()), good.count(&published.nar_url())), (1, 1));
+    let mut got = Vec::new();
+    let why = reader.read_to_end(&mut got).unwrap_err().to_string();
+    assert!(got.len() < published.nar.len());
+    assert!(why.contains("different bytes"), "{why}");
     assert!(lab.stored(&published.path).unwrap() == published.nar);
 }
 
@@ -309,6 +331,36 @@ fn errors_of_servers_and_servers_that_are_not_there() {
     published.on(&good);
     let lab = Lab::new(&[url, good.url()]);
     lab.upstreams.fetch(&published.path).unwrap();
+}
+
+/// The body of a refusal is of no interest, so nobody waits for it.
+#[test]
+fn refusals_that_drip() {
+    let len = (2 * BOUNDED.as_millis() / DRIP_TIME.as_millis()) as usize;
+    for status in [404, 500] {
+        let (bad, published) = (cache(10), honest());
+        published.on_with(&bad, Reply::Dripping(status, len));
+        is_harmless(&bad, &published);
+    }
+}
+
+#[test]
+fn more_signatures_than_anybody_needs() {
+    let (bad, published) = (cache(10), honest());
+    let mut loud = honest();
+    for n in 0..128 {
+        let key = SecretKey::from_seed(&format!("loud-{n}"), [8; 32]).unwrap();
+        loud.narinfo.info.sign(&StoreDir::default(), &key).unwrap();
+    }
+    assert_eq!(loud.narinfo.info.signatures.len(), 129);
+    loud.on(&bad);
+    assert!(Lab::behind(&[&bad]).upstreams.offer(published.path.hash_part()).is_none());
+    is_harmless(&bad, &published);
+    loud.narinfo.info.signatures.pop_last();
+    loud.narinfo.info.sign(&StoreDir::default(), &key()).unwrap();
+    loud.on(&bad);
+    let offer = Lab::behind(&[&bad]).upstreams.offer(published.path.hash_part());
+    assert_eq!(offer.map(|offer| offer.info.signatures.len()), Some(128));
 }
 
 /// A server is believed to be who it is only if the bundle of certificates vouches for it.

@@ -126,6 +126,33 @@ fn a_read_path_brings_what_it_refers_to() {
     assert_eq!((server.count(&below.nar_url()), server.count(&top.nar_url())), (1, 1));
 }
 
+/// What several wait for makes them ready at once; one that cannot become valid is not the others' fault.
+#[test]
+fn a_path_that_lacks_something_fails_alone() {
+    let server = cache(40);
+    let nowhere = Published::new('0', b"", &[], Compression::None);
+    let below = Published::new('1', &noise(1, 100_000), &[], Compression::Zstd);
+    let lacks = Published::new('2', b"lacks something", &[&nowhere.path, &below.path], Compression::None);
+    let whole = Published::new('3', b"lacks nothing", &[&below.path], Compression::None);
+    [&lacks, &whole].into_iter().for_each(|published| published.on(&server));
+    below.on_with(&server, Reply::Gated(below.file.clone(), 50_000));
+    let lab = Lab::behind(&[&server]);
+    assert!(lab.streamed(&lacks.path).unwrap().unwrap() == lacks.nar);
+    std::thread::scope(|scope| {
+        let fetch = scope.spawn(|| lab.upstreams.fetch(&whole.path));
+        // Both wait for the one below.
+        let is_next = || [&below, &lacks, &whole].iter().all(|published| server.count(&published.nar_url()) == 1);
+        while !is_next() || lab.upstreams.counts() != (1, 0) {
+            assert!(!fetch.is_finished(), "nothing was waited for");
+            std::thread::yield_now();
+        }
+        server.open_gate();
+        fetch.join().unwrap().unwrap();
+    });
+    assert!(lab.stored(&whole.path).unwrap() == whole.nar);
+    assert!(lab.stored(&lacks.path).is_none());
+}
+
 #[test]
 fn the_better_priority_is_asked_and_no_is_remembered() {
     let (near, far) = (cache(30), cache(40));

@@ -6,11 +6,15 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use shoal_wire::nix::base64;
+
+/// Between two bytes of [`Reply::Dripping`].
+pub const DRIP_TIME: Duration = Duration::from_millis(100);
 
 /// What is done with a request.
 #[derive(Clone)]
@@ -19,6 +23,8 @@ pub enum Reply {
     /// The same, with these headers and `Content-Encoding` among them if need be.
     With(Vec<u8>, Vec<(&'static str, String)>),
     Status(u16),
+    /// A status with a body of so many bytes, which come one by one with a rest after each.
+    Dripping(u16, usize),
     Redirect(String),
     /// Says nothing until the server ends.
     Stall,
@@ -187,6 +193,14 @@ fn answer(reply: Reply, from: usize, out: &mut impl Write, shared: &Shared) -> s
             out.write_all(&body)?;
         }
         Reply::Status(status) => write!(out, "HTTP/1.1 {status} So\r\nContent-Length: 0\r\n\r\n")?,
+        Reply::Dripping(status, len) => {
+            write!(out, "HTTP/1.1 {status} So\r\nContent-Length: {len}\r\n\r\n")?;
+            for _ in 0..len {
+                out.write_all(b".")?;
+                out.flush()?;
+                std::thread::sleep(DRIP_TIME);
+            }
+        }
         Reply::Redirect(to) => write!(out, "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n")?,
         Reply::Stall => {
             let mut open = shared.gate.0.lock().unwrap();
