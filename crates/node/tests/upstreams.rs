@@ -6,9 +6,14 @@ mod faults;
 mod fetching;
 #[path = "upstreams/healing.rs"]
 mod healing;
+#[path = "http/lab.rs"]
+#[allow(dead_code)]
+mod http_lab;
 #[path = "upstreams/lab.rs"]
 mod lab;
 #[path = "upstreams/realisations.rs"]
 mod realisations;
 #[path = "upstreams/server.rs"]
 mod server;
+#[path = "upstreams/through.rs"]
+mod through;

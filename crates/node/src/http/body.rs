@@ -2,16 +2,15 @@
 
 use std::io::{self, Read};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::sync::mpsc;
+use tokio::sync::Semaphore;
 
 use super::metrics::InFlight;
 
-/// Pieces that wait between who makes a body and the connection that sends it.
-const PIECES_WAITING: usize = 2;
 /// Bytes that are read of a reader at a time.
 const PIECE_BYTES: u64 = 256 << 10;
 
@@ -38,14 +37,60 @@ pub trait Pieces: Send + 'static {
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>>;
 }
 
-/// Where a body that is made elsewhere is put; waits while the client takes nothing.
-pub type Sender = mpsc::Sender<io::Result<Bytes>>;
+/// Pieces that blocking code makes. It has a thread only while it makes one, so that a client that takes nothing holds
+/// none.
+struct Calls<F> {
+    turns: Option<Arc<Semaphore>>,
+    state: State<F>,
+}
 
-struct Channel(mpsc::Receiver<io::Result<Bytes>>);
+enum State<F> {
+    Idle(F),
+    Called(Call<F>),
+    Ended,
+}
 
-impl Pieces for Channel {
+/// The code comes back with its piece.
+type Call<F> = Pin<Box<dyn Future<Output = io::Result<(F, Option<Bytes>)>> + Send>>;
+
+impl<F: FnMut() -> io::Result<Option<Bytes>> + Send + 'static> Calls<F> {
+    fn call(&self, mut next: F) -> Call<F> {
+        let turns = self.turns.clone();
+        Box::pin(async move {
+            let turn = match turns {
+                Some(turns) => Some(turns.acquire_owned().await.map_err(io::Error::other)?),
+                None => None,
+            };
+            let called = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                let piece = next()?;
+                Ok((next, piece))
+            });
+            called.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)))
+        })
+    }
+}
+
+impl<F: FnMut() -> io::Result<Option<Bytes>> + Send + 'static> Pieces for Calls<F> {
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        self.0.poll_recv(context)
+        loop {
+            match std::mem::replace(&mut self.state, State::Ended) {
+                State::Idle(next) => self.state = State::Called(self.call(next)),
+                State::Called(mut call) => match call.as_mut().poll(context) {
+                    Poll::Pending => {
+                        self.state = State::Called(call);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok((next, Some(piece)))) => {
+                        self.state = State::Idle(next);
+                        return Poll::Ready(Some(Ok(piece)));
+                    }
+                    Poll::Ready(Ok((_, None))) => return Poll::Ready(None),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
+                },
+                State::Ended => return Poll::Ready(None),
+            }
+        }
     }
 }
 
@@ -64,34 +109,35 @@ impl Body {
         Body { kind: Kind::Pieces(Box::new(pieces)), left: len, in_flight: None }
     }
 
-    /// A body that another task or thread makes. One whose sender goes away early is cut off.
-    pub fn channel(len: u64) -> (Sender, Body) {
-        let (sender, receiver) = mpsc::channel(PIECES_WAITING);
-        (sender, Body::pieces(len, Channel(receiver)))
-    }
-
-    /// A body that blocking code makes on a thread of its own: `next` gives piece after piece.
-    pub fn blocking(len: u64, mut next: impl FnMut() -> io::Result<Option<Bytes>> + Send + 'static) -> Body {
-        let (sender, body) = Body::channel(len);
-        tokio::task::spawn_blocking(move || {
-            while let Some(piece) = next().transpose() {
-                let failed = piece.is_err();
-                // The client may have gone.
-                if sender.blocking_send(piece).is_err() || failed {
-                    return;
-                }
-            }
-        });
-        body
-    }
-
-    /// What a reader that may block gives, to its end.
+    /// What a reader that may block, but never for long, gives to its end.
     pub fn reading(len: u64, mut reader: impl Read + Send + 'static) -> Body {
-        Body::blocking(len, move || {
+        Body::calls(len, None, move || {
             let mut piece = Vec::with_capacity(len.min(PIECE_BYTES) as usize);
             reader.by_ref().take(PIECE_BYTES).read_to_end(&mut piece)?;
             Ok((!piece.is_empty()).then(|| Bytes::from(piece)))
         })
+    }
+
+    /// The same of a reader that waits for others: it needs a turn for each piece, which has what there is.
+    pub fn arriving(len: u64, mut reader: impl Read + Send + 'static, turns: Arc<Semaphore>) -> Body {
+        let mut buffer = vec![0; PIECE_BYTES as usize];
+        Body::calls(len, Some(turns), move || {
+            loop {
+                match reader.read(&mut buffer) {
+                    Ok(n) => return Ok((n > 0).then(|| Bytes::copy_from_slice(&buffer[..n]))),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        })
+    }
+
+    fn calls(
+        len: u64,
+        turns: Option<Arc<Semaphore>>,
+        next: impl FnMut() -> io::Result<Option<Bytes>> + Send + 'static,
+    ) -> Body {
+        Body::pieces(len, Calls { turns, state: State::Idle(next) })
     }
 
     /// The answer to HEAD where that to GET has `len` bytes.

@@ -10,11 +10,17 @@ use shoal_wire::nix::base32;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir, StorePath};
+use tokio::sync::Semaphore;
 
 use super::link::Offer;
 use super::metrics::Metrics;
 use super::put::Writer;
 use crate::upstream::{UpstreamStatus, Upstreams};
+
+/// Threads that wait for the next bytes of NARs on their way here, a piece at a time; a client that takes nothing needs
+/// none. With those for questions, fetches and uploads they are fewer than the 512 of the runtime, so that there is
+/// always one to read from the disk.
+const ARRIVALS_MAX: usize = 64;
 
 pub struct Cache {
     pub dir: StoreDir,
@@ -24,6 +30,8 @@ pub struct Cache {
     pub offer: Offer,
     /// Asked for what the store lacks.
     pub elsewhere: Option<Arc<dyn Elsewhere>>,
+    /// Threads that may wait for bytes from there.
+    pub arrivals: Arc<Semaphore>,
     /// Takes in what clients send; without it nothing can be written.
     pub writer: Option<Writer>,
     /// Whether reading takes a token too.
@@ -52,6 +60,9 @@ pub trait Elsewhere: Send + Sync + 'static {
     /// the middle takes back what came before.
     fn nar<'a>(&'a self, info: &'a PathInfo) -> Later<'a, Option<Box<dyn Read + Send>>>;
 
+    /// Makes a path that was found valid here, with all it refers to, and waits for that. What goes wrong is in the log.
+    fn fetch<'a>(&'a self, info: &'a PathInfo) -> Later<'a, ()>;
+
     /// Where an output came out, by somebody who is trusted here; in as much time as [`Elsewhere::find`].
     fn realisation<'a>(&'a self, id: &'a DrvOutput) -> Later<'a, Option<Realisation>>;
 
@@ -73,6 +84,7 @@ impl Cache {
             metrics: Arc::default(),
             offer: Offer::Auto,
             elsewhere: None,
+            arrivals: Arc::new(Semaphore::new(ARRIVALS_MAX)),
             writer: None,
             is_closed: false,
         }
@@ -96,6 +108,14 @@ impl Cache {
         }
         let Some(elsewhere) = &self.elsewhere else { return Ok(Found::Absent) };
         Ok(elsewhere.find(hash_part).await.map_or(Found::Absent, |info| Found::Elsewhere(Box::new(info))))
+    }
+
+    /// Has a path that was found elsewhere fetched, for what can only be answered of one that is here.
+    pub async fn fetched(&self, info: &PathInfo) -> Result<Found, shoal_store::Error> {
+        if let Some(elsewhere) = &self.elsewhere {
+            elsewhere.fetch(info).await;
+        }
+        Ok(self.here(info.path.hash_part())?.map_or(Found::Absent, |info| Found::Here(Box::new(info))))
     }
 
     fn here(&self, hash_part: &str) -> Result<Option<PathInfo>, shoal_store::Error> {

@@ -1,6 +1,5 @@
 //! `/api/v1/push` and `/api/v1/pull`: what `shoal push` and `shoal pull` ask. Formats: [`shoal_wire::mesh::transfer`].
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,10 +89,7 @@ async fn message(request: Request, limit: usize) -> Result<Vec<u8>, Response> {
 /// What a path is made of. One that a cache behind this node has is fetched first.
 pub async fn entry(cache: Arc<Cache>, request: Request) -> Response {
     let found = match cache.lookup(&request.capture).await {
-        Ok(Found::Elsewhere(info)) => {
-            fetch(&cache, &info).await;
-            cache.lookup(&request.capture).await
-        }
+        Ok(Found::Elsewhere(info)) => cache.fetched(&info).await,
         found => found,
     };
     let made_of = |info: PathInfo| Ok(cache.store.manifest(&info.path)?.map(|manifest| (info, manifest.chunks)));
@@ -103,16 +99,6 @@ pub async fn entry(cache: Arc<Cache>, request: Request) -> Response {
         }
         Ok(None) => response::not_found(),
         Err(error) => response::unreadable(&request.path, &error),
-    }
-}
-
-async fn fetch(cache: &Cache, info: &PathInfo) {
-    let Some(elsewhere) = &cache.elsewhere else { return };
-    let Some(mut nar) = elsewhere.nar(info).await else { return };
-    // What goes wrong shows as a path that is not here.
-    let fetched = tokio::task::spawn_blocking(move || io::copy(&mut nar, &mut io::sink()));
-    if let Ok(Err(error)) = fetched.await {
-        tracing::warn!("cannot fetch {} for a client that pulls it: {error}", info.path);
     }
 }
 

@@ -54,9 +54,9 @@ impl NarName {
 
 pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
     let Some(name) = NarName::parse(&request.capture) else { return put::held(&cache, &request) };
-    let found = match cache.lookup(&name.hash_part).await {
+    let found = match find(&cache, &name).await {
         Ok(Found::Here(info)) if info.nar_hash == name.nar_hash => stored(&cache, &request, &info, name.compression),
-        Ok(Found::Elsewhere(info)) if info.nar_hash == name.nar_hash && name.compression == Compression::None => {
+        Ok(Found::Elsewhere(info)) if info.nar_hash == name.nar_hash => {
             return passed_on(&cache, &request, &info).await;
         }
         Ok(_) => return response::not_found(),
@@ -69,19 +69,31 @@ pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
     begun.unwrap_or_else(|error| response::unreadable(&request.path, &error))
 }
 
+/// Where the NAR is. Its compressed form is made of frames, so a path that only others have is fetched for it first.
+async fn find(cache: &Cache, name: &NarName) -> Result<Found, shoal_store::Error> {
+    match cache.lookup(&name.hash_part).await? {
+        Found::Elsewhere(info) if name.compression != Compression::None && info.nar_hash == name.nar_hash => {
+            cache.fetched(&info).await
+        }
+        found => Ok(found),
+    }
+}
+
 /// A NAR that comes from elsewhere and goes on to the client meanwhile.
 async fn passed_on(cache: &Cache, request: &Request, info: &PathInfo) -> Response {
     if request.is_head() {
         return response::ok(NAR, response::IMMUTABLE, Body::untold(info.nar_size));
     }
     let Some(elsewhere) = &cache.elsewhere else { return response::not_found() };
-    match elsewhere.nar(info).await {
-        Some(nar) => response::ok(NAR, response::IMMUTABLE, Body::reading(info.nar_size, nar)),
-        None => response::not_found(),
-    }
+    let Some(nar) = elsewhere.nar(info).await else { return response::not_found() };
+    let body = Body::arriving(info.nar_size, nar, cache.arrivals.clone());
+    begun(response::ok(NAR, response::IMMUTABLE, body)).await.unwrap_or_else(|error| {
+        tracing::warn!(path = info.path.base_name(), %error, "a NAR that was offered does not come");
+        response::not_found()
+    })
 }
 
-/// Makes the first piece before anything is sent: damage found there is a clean 404.
+/// Makes the first piece before anything is sent: damage found there, or a NAR that is gone elsewhere, is a clean 404.
 async fn begun(response: Response) -> io::Result<Response> {
     let (head, body) = response.into_parts();
     Ok(Response::from_parts(head, body.begun().await?))

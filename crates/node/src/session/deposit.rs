@@ -12,6 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use shoal_store::{CommitError, Ingested};
 use shoal_wire::nix::derivation::Derivation;
 use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::StorePath;
 
 use super::ca_check::{CaHasher, CaHashes, FileReader};
 use super::fault::Fault;
@@ -152,6 +153,14 @@ impl Client {
         self.temp_roots.add(&info.path);
         let judged = self.services.admission.check_claim(info, !self.is_trusted());
         judged.map_err(|fault| Refusal::of_fault(403, fault))
+    }
+
+    /// Fetches what paths that come in refer to and only caches behind this node have. It tells of those as of its own,
+    /// so who uploads does not send them.
+    fn bring_references<'a>(&self, coming: impl Iterator<Item = &'a PathInfo> + Clone) {
+        let own: BTreeSet<&StorePath> = coming.clone().map(|info| &info.path).collect();
+        let references = coming.flat_map(|info| &info.references).filter(|path| !own.contains(path)).cloned();
+        self.bring(&references.collect());
     }
 
     /// Judges a path that was taken in, and completes what is known of it. `pending`: derivations that become valid

@@ -70,6 +70,23 @@ impl Client {
         self.fetch(&closure, audience)
     }
 
+    /// Fetches those of `paths` that are not here, and tells nobody meanwhile. What cannot be fetched stays missing; the
+    /// log says why.
+    pub(super) fn bring(&self, paths: &BTreeSet<StorePath>) {
+        if paths.is_empty() || !self.substitutes() {
+            return;
+        }
+        paths.iter().for_each(|path| self.temp_roots.add(path));
+        match self.upstreams().closure(paths, BUILD_BUDGET) {
+            Ok(closure) => {
+                closure.offers.keys().for_each(|path| self.temp_roots.add(path));
+                let fetch = self.upstreams().begin(&closure);
+                fetch.iter().flat_map(|fetch| &fetch.flights).for_each(|flight| drop(flight.wait()));
+            }
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot look for paths in caches"),
+        }
+    }
+
     /// Fetches what spares building `wanted`, and the derivations themselves where they are not here. What cannot be
     /// fetched stays missing.
     pub(super) fn substitute(&self, wanted: &[DerivedPath], audience: &mut impl Audience) -> Result<(), Fault> {

@@ -7,10 +7,16 @@ use std::time::Duration;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::store_path::StorePath;
+use tokio::time::timeout;
 
 use super::{CLIENT_BUDGET, UpstreamStatus, Upstreams};
 use crate::http::Elsewhere;
 use crate::http::cache::Later;
+
+/// From a turn to the answer: the question has its budget, and as long again to get a thread and to look into the store.
+const ASKED_PATIENCE: Duration = Duration::from_secs(2 * CLIENT_BUDGET.as_secs());
+/// How long who wants a path fetched waits for a turn.
+const FETCH_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Upstreams {
     /// Asks on a thread. Who gets no turn in the time for an answer has none; who goes away gives its place in the
@@ -22,12 +28,19 @@ impl Upstreams {
     {
         let upstreams = self.clone();
         let turn = self.0.as_ref()?.turns.clone().acquire_owned();
-        let turn = tokio::time::timeout(CLIENT_BUDGET, turn).await.ok()?.ok()?;
-        let asked = tokio::task::spawn_blocking(move || {
+        let turn = timeout(CLIENT_BUDGET, turn).await.ok()?.ok()?;
+        let mut asked = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             ask(&upstreams, CLIENT_BUDGET)
         });
-        asked.await.ok().flatten()
+        match timeout(ASKED_PATIENCE, &mut asked).await {
+            Ok(answered) => answered.ok().flatten(),
+            Err(_) => {
+                // One that has begun ends by its budget.
+                asked.abort();
+                None
+            }
+        }
     }
 }
 
@@ -49,6 +62,26 @@ impl Elsewhere for Upstreams {
             stream.filter(|stream| stream.nar_hash == info.nar_hash)
         });
         Box::pin(async move { stream.await.map(|stream| Box::new(stream) as Box<dyn Read + Send>) })
+    }
+
+    fn fetch<'a>(&'a self, info: &'a PathInfo) -> Later<'a, ()> {
+        let (upstreams, path) = (self.clone(), info.path.clone());
+        Box::pin(async move {
+            let Some(engine) = &upstreams.0 else { return };
+            let turn = timeout(FETCH_PATIENCE, engine.fetch_turns.clone().acquire_owned()).await;
+            let Ok(Ok(turn)) = turn else {
+                return tracing::warn!(path = path.base_name(), "too many paths are fetched for clients");
+            };
+            let name = path.clone();
+            let fetched = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                upstreams.fetch(&path)
+            });
+            if let Ok(Err(error)) = fetched.await {
+                let error = format!("{error:#}");
+                tracing::warn!(path = name.base_name(), error, "cannot fetch a path for a client");
+            }
+        })
     }
 
     fn realisation<'a>(&'a self, id: &'a DrvOutput) -> Later<'a, Option<Realisation>> {

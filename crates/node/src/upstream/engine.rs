@@ -29,6 +29,8 @@ use crate::session::uploads::intake::{Intake, Taken};
 const DOWNLOADS_MAX: usize = 8;
 /// Clients of the binary cache that wait for an upstream's answer, each on a thread. Nix asks for 25 paths at once.
 const TURNS_MAX: usize = 256;
+/// Clients of the binary cache that wait until a path is here with all it refers to, each on a thread.
+const FETCH_TURNS_MAX: usize = 32;
 /// To find another upstream after one failed.
 const RETRY_BUDGET: Duration = Duration::from_secs(10);
 
@@ -38,6 +40,8 @@ pub struct Engine {
     pub asks: Arc<Asks>,
     /// Turns of those who wait for an answer on a thread of the runtime.
     pub turns: Arc<Semaphore>,
+    /// The same of those who wait for a path.
+    pub fetch_turns: Arc<Semaphore>,
     pool: Pool,
     state: Mutex<State>,
     settled: Condvar,
@@ -62,8 +66,8 @@ impl Engine {
         let state = State { fetches: Fetches::new(DOWNLOADS_MAX), flights: HashMap::new(), held: HashMap::new() };
         // A thread that ends one download may be given the next before it is free itself.
         let pool = Pool::new("fetch", DOWNLOADS_MAX, 2 * DOWNLOADS_MAX);
-        let turns = Arc::new(Semaphore::new(TURNS_MAX));
-        Engine { store, dir, asks, turns, pool, state: Mutex::new(state), settled: Condvar::new() }
+        let [turns, fetch_turns] = [TURNS_MAX, FETCH_TURNS_MAX].map(|turns| Arc::new(Semaphore::new(turns)));
+        Engine { store, dir, asks, turns, fetch_turns, pool, state: Mutex::new(state), settled: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

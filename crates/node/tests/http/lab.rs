@@ -18,6 +18,7 @@ use shoal_node::session::SessionHost;
 use shoal_node::session::deposit::Deposits;
 use shoal_node::tokens::{self, Tokens};
 use shoal_node::trees::Trees;
+use shoal_node::upstream::Upstreams;
 use shoal_store::Store;
 use shoal_wire::nix::hash::sha256;
 use shoal_wire::nix::nar::write::NarWriter;
@@ -45,6 +46,10 @@ pub struct Wanted {
     pub takes_uploads: bool,
     /// Where its store lies; a temporary directory unless named.
     pub store: Option<PathBuf>,
+    /// Instead of a store of its own: one that is open, and the caches behind it.
+    pub behind: Option<(Store, Upstreams)>,
+    /// Threads of the runtime for what blocks.
+    pub blocking_threads: usize,
 }
 
 impl Default for Wanted {
@@ -57,6 +62,8 @@ impl Default for Wanted {
             http3: false,
             takes_uploads: false,
             store: None,
+            behind: None,
+            blocking_threads: 512,
         }
     }
 }
@@ -94,16 +101,19 @@ impl Lab {
     pub fn with(wanted: Wanted) -> Lab {
         let dir = tempfile::tempdir().unwrap();
         let place = wanted.store.unwrap_or_else(|| dir.path().join("store"));
-        let store = Store::open(&place, store_options()).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let mut cache = Cache::new(store.clone(), StoreDir::default());
+        let open = || (Store::open(&place, store_options()).unwrap(), Upstreams::default());
+        let (store, upstreams) = wanted.behind.unwrap_or_else(open);
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.worker_threads(2).max_blocking_threads(wanted.blocking_threads).enable_all();
+        let runtime = runtime.build().unwrap();
+        let mut cache = Cache::new(store.clone(), StoreDir::default()).behind(&upstreams);
         cache.offer = wanted.offer;
         let mut token = String::new();
         if wanted.takes_uploads {
             let file = tokens::file(dir.path());
             token = tokens::create(&file, "lab", Role::Admin, None).unwrap();
-            cache.writer =
-                Some(Writer::new(deposits(&store, dir.path(), TrustedKeys::default()), Arc::new(Tokens::open(file))));
+            let deposits = deposits(&store, dir.path(), TrustedKeys::default(), upstreams);
+            cache.writer = Some(Writer::new(deposits, Arc::new(Tokens::open(file))));
         }
         let listen = "127.0.0.1:0".parse().unwrap();
         let options = HttpOptions { listen, identity: wanted.identity, http3: wanted.http3, limits: wanted.limits };
@@ -188,7 +198,7 @@ fn store_options() -> shoal_store::Options {
 }
 
 /// What takes uploads in, of a node that builds nothing.
-pub fn deposits(store: &Store, dir: &Path, trusted: TrustedKeys) -> Arc<Deposits> {
+pub fn deposits(store: &Store, dir: &Path, trusted: TrustedKeys, upstreams: Upstreams) -> Arc<Deposits> {
     let defaults = Defaults {
         keep_going: false,
         keep_failed: false,
@@ -208,7 +218,7 @@ pub fn deposits(store: &Store, dir: &Path, trusted: TrustedKeys) -> Arc<Deposits
     };
     let trees = Trees::open(store.clone(), dir).unwrap();
     let builds = BuildService::start(store.clone(), StoreDir::default(), trees, config).unwrap();
-    let host = SessionHost::new(store.clone(), builds, trusted, true);
+    let host = SessionHost::new(store.clone(), builds, trusted, true).behind(upstreams);
     Arc::new(Deposits::new(host.services()))
 }
 

@@ -116,6 +116,25 @@ fn readers_that_fall_silent() {
     }
 }
 
+/// Who takes nothing holds no thread, of however few there are.
+#[test]
+fn readers_that_fall_silent_hold_no_thread() {
+    let lab = Lab::with(Wanted { blocking_threads: 4, ..Wanted::default() });
+    let nar = file_nar(&noise(16 << 20));
+    let info = lab.add("large", &nar);
+    let file = format!("/serve/{}", info.path.base_name());
+    let readers: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = lab.connect();
+            stream.write_all(format!("GET {file} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes()).unwrap();
+            stream.read_exact(&mut [0; 100]).unwrap();
+            stream
+        })
+        .collect();
+    assert!(lab.get(&file).body == noise(16 << 20));
+    drop(readers);
+}
+
 /// A few bytes are taken now and then, as slowly as the bound for silence allows.
 #[test]
 fn readers_that_dribble() {

@@ -9,6 +9,7 @@ use shoal_node::http::connection::Limits;
 use shoal_node::http::put::Writer;
 use shoal_node::http::{Cache, HttpOptions, HttpServer};
 use shoal_node::tokens::{self, Tokens};
+use shoal_node::upstream::Upstreams;
 use shoal_store::{Effort, Encoder, IngestError, NarCutter, Store};
 use shoal_wire::mesh::manifest::ChunkRef;
 use shoal_wire::mesh::transfer::{ChunkBatch, ChunkQuery, Commit, Entry, Lacking, Message};
@@ -35,7 +36,8 @@ impl Writable {
         let key = SecretKey::from_seed("lab-1", [7; 32]).unwrap();
         let mut cache = Cache::new(store.clone(), StoreDir::default());
         let tokens = Arc::new(Tokens::open(tokens::file(dir.path())));
-        cache.writer = Some(Writer::new(deposits(&store, dir.path(), TrustedKeys::from_iter([key.public()])), tokens));
+        let trusted = TrustedKeys::from_iter([key.public()]);
+        cache.writer = Some(Writer::new(deposits(&store, dir.path(), trusted, Upstreams::default()), tokens));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let options =
             HttpOptions { listen: "127.0.0.1:0".parse().unwrap(), identity: None, http3: false, limits: Limits::USUAL };

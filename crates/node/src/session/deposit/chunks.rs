@@ -145,6 +145,7 @@ impl Client {
     fn commit_entries(&self, hold: &mut ChunkHold, commit: Commit) -> Outcome {
         let mut pending = PendingDerivations::new();
         let mut batch = Vec::new();
+        self.bring_references(commit.0.iter().map(|entry| &entry.info));
         for Entry { mut info, chunks } in commit.0 {
             self.temp_roots.add(&info.path);
             if let Some(known) = self.store().path_info(&info.path)? {

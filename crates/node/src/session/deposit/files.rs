@@ -1,5 +1,6 @@
 //! The small files of a binary cache.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, Read};
 
 use shoal_wire::nix::base32;
@@ -83,6 +84,7 @@ impl Deposits {
     fn register(&self, grant: Grant, out_path: &StorePath, output: &RegisterDrvOutput) -> Outcome {
         let client = self.uploader(grant)?;
         client.temp_roots.add(out_path);
+        client.bring(&BTreeSet::from([out_path.clone()]));
         if !client.store().is_valid(out_path)? {
             let path = client.dir().print(out_path);
             return Err(Refusal::new(409, format!("'{path}' is not valid here; upload it before its realisation")));

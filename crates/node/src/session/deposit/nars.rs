@@ -95,6 +95,7 @@ impl Deposits {
             return Err(Refusal::bad(format!("'{url}' has the hash {hash} and {} bytes", nar.file_size)));
         }
         let ingested = nar.ingested.clone();
+        client.bring_references(std::iter::once(&info));
         client.judge_contents(&mut info, &ingested, &PendingDerivations::new())?;
         client.commit(vec![(info, ingested)])?;
         self.held.used(file, Instant::now());
