@@ -14,12 +14,14 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// All that one path publishes.
 struct Publication {
     record: PathRecord,
     packed_manifest: Vec<u8>,
     chunks: Vec<([u8; 32], Place)>,
+    pins: Arc<PinSet>,
 }
 
 /// Whether each path of a batch became valid by it; what was valid before published nothing.
@@ -36,18 +38,20 @@ enum Standing {
 impl Store {
     /// Makes paths valid, durably, all or none. Every reference must be valid or among `batch`.
     /// Paths that are valid already stay as they are; what was damaged is healed by what is committed under its name.
+    /// A path that relies on a chunk that was found damaged since it was taken in is refused:
+    /// [`CommitError::Damaged`]; its bytes have to be taken in again.
     /// Concurrent commits share the wait for the disk.
     pub fn commit(&self, batch: Vec<(PathInfo, Ingested)>) -> Result<(), CommitError> {
         let mut publications = Vec::with_capacity(batch.len());
-        let mut pins: Vec<PinSet> = Vec::with_capacity(batch.len());
+        let mut pins: Vec<Arc<PinSet>> = Vec::with_capacity(batch.len());
         for (info, ingested) in batch {
             if info.nar_hash != ingested.nar_hash || info.nar_size != ingested.nar_size {
                 return Err(CommitError::Contents { path: info.path });
             }
             let record = PathRecord { content_root: ingested.content_root, info };
-            let (packed_manifest, chunks) = (ingested.packed_manifest, ingested.pins.unpublished());
-            publications.push(Publication { record, packed_manifest, chunks });
-            pins.push(ingested.pins);
+            let (packed_manifest, set) = (ingested.packed_manifest, Arc::new(ingested.pins));
+            pins.push(set.clone());
+            publications.push(Publication { record, packed_manifest, chunks: set.unpublished(), pins: set });
         }
         let needs_sync = publications.iter().any(|publication| !publication.chunks.is_empty());
         let stored: Vec<[u8; 32]> = publications.iter().flat_map(Publication::names).copied().collect();
@@ -66,6 +70,13 @@ impl Publication {
     fn names(&self) -> impl Iterator<Item = &[u8; 32]> {
         self.chunks.iter().map(|(hash, _)| hash).chain(std::iter::once(&self.record.content_root))
     }
+
+    /// Whether something that was stored already when this was taken in is not relied on any more.
+    fn relies_on_damage(&self, txn: &WriteTransaction) -> Result<bool> {
+        let brought: HashSet<&[u8; 32]> = self.names().collect();
+        let is_old = |hash: &[u8; 32]| !brought.contains(hash);
+        Ok(self.pins.any_absent(&self.record.content_root) || damage::marks_any(txn, &self.pins, is_old)?)
+    }
 }
 
 impl Store {
@@ -73,6 +84,12 @@ impl Store {
     fn publish(&self, txn: &WriteTransaction, batch: &[Publication]) -> Result<Result<Published, CommitError>> {
         if let Some(error) = missing_reference(&txn.open_table(PATHS)?, batch)? {
             return Ok(Err(error));
+        }
+        for publication in batch {
+            let is_new = !matches!(self.standing(txn, &publication.record)?, Standing::Valid);
+            if is_new && publication.relies_on_damage(txn)? {
+                return Ok(Err(CommitError::Damaged { path: publication.record.info.path.clone() }));
+            }
         }
         let mut live = LiveChange::default();
         let mut published = Vec::with_capacity(batch.len());

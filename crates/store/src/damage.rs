@@ -10,8 +10,9 @@
 use crate::commit::LiveChange;
 use crate::error::{Damage, Error, Object, Result};
 use crate::frame::Decoder;
-use crate::index::tables::{CHUNKS, DAMAGED, MANIFESTS};
+use crate::index::tables::{CHUNKS, DAMAGED, MANIFESTS, SEGMENTS};
 use crate::manifests;
+use crate::pins::PinSet;
 use crate::place::{PLACE_LEN, Place};
 use crate::store::Store;
 use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
@@ -163,13 +164,19 @@ impl Store {
         })
     }
 
-    /// Trusts chunks again that read right at these places.
+    /// Trusts chunks again that read right at these places, unless their segment was deleted meanwhile.
     pub(crate) fn absolve(&self, chunks: Vec<(Hash, Place)>) -> Result<()> {
+        // So that no collection is about to delete a segment that it found empty.
+        let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         let hashes: Vec<Hash> = chunks.iter().map(|(hash, _)| *hash).collect();
         self.writer.write(false, move |txn| {
             let (mut table, mut damaged) = (txn.open_table(CHUNKS)?, txn.open_table(DAMAGED)?);
+            let segments = txn.open_table(SEGMENTS)?;
             let mut live = LiveChange::default();
             for (hash, place) in &chunks {
+                if segments.get(place.segment)?.is_none() {
+                    continue;
+                }
                 let same = damaged.get(hash)?.map(|mark| Mark::decode(mark.value())) == Some(Mark::Chunk(Some(*place)));
                 if same && table.get(hash)?.is_none() {
                     damaged.remove(hash)?;
@@ -177,7 +184,7 @@ impl Store {
                     live.gained(place);
                 }
             }
-            drop((table, damaged));
+            drop((table, damaged, segments));
             live.apply(txn)
         })?;
         self.follow_damage(&hashes)
@@ -261,10 +268,49 @@ pub fn unmark<'a>(txn: &WriteTransaction, hashes: impl Iterator<Item = &'a Hash>
     Ok(())
 }
 
+/// Whether a name of `pins` that `counts` has a mark. Goes over whichever are fewer.
+pub fn marks_any(txn: &WriteTransaction, pins: &PinSet, counts: impl Fn(&Hash) -> bool) -> Result<bool> {
+    let damaged = txn.open_table(DAMAGED)?;
+    if (pins.len() as u64) < damaged.len()? {
+        for hash in pins.names().filter(|hash| counts(hash)) {
+            if damaged.get(hash)?.is_some() {
+                return Ok(true);
+            }
+        }
+        return Ok(false);
+    }
+    for row in damaged.iter()? {
+        let (hash, _) = row?;
+        if pins.contains(hash.value()) && counts(hash.value()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// All names with a mark.
 pub fn marked(index: &crate::index::Index) -> Result<Vec<Hash>> {
     index.read(|txn| {
         let rows = txn.open_table(DAMAGED)?;
         rows.iter()?.map(|row| Ok(*row?.0.value())).collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Defect;
+    use crate::options::Options;
+
+    #[test]
+    fn what_lay_in_a_segment_that_is_gone_is_not_trusted_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Options::default()).unwrap();
+        let place = Place { segment: 7, offset: 16, frame_len: 9, hasty: false, chunk_len: 9, check: 0 };
+        let hash = [5; 32];
+        store.note_damage(&[Arc::new(Damage::chunk(hash, Some(place), Defect::Truncated))]);
+        store.absolve(vec![(hash, place)]).unwrap();
+        assert!(store.pins.is_damaged(&hash));
+        assert_eq!(store.places([hash].iter()).unwrap(), [None]);
+    }
 }

@@ -223,6 +223,8 @@ impl From<IngestError> for io::Error {
 pub enum CommitError {
     #[error("{path} refers to {reference}, which is not valid")]
     Reference { path: StorePath, reference: StorePath },
+    #[error("{path} was not stored: a part of it that was stored before was found damaged meanwhile; bring it again")]
+    Damaged { path: StorePath },
     #[error("{path} has other contents than announced: NAR hash or size differ")]
     Contents { path: StorePath },
     #[error(transparent)]

@@ -81,9 +81,16 @@ impl Store {
             chunks = chunks[frames].to_vec();
             frames = 0..chunks.len();
         }
-        let _gate = self.segments.holds.enter();
+        let gate = self.segments.holds.enter();
         let age = self.frame_lists.age(self.pins.damage_generation());
-        let places = self.right_places(&chunks)?;
+        let places = match self.right_places(&chunks) {
+            Ok(places) => places,
+            Err(error) => {
+                // Taking note waits for the appender, and who has that may wait for the gate.
+                drop(gate);
+                return Err(self.noting(error));
+            }
+        };
         let hold = SegmentHold::new(&self.segments, places[frames.clone()].iter().map(|place| place.segment));
         let list = Arc::new(FrameList { chunks, places });
         if is_kept {
@@ -105,7 +112,7 @@ impl Store {
                 }
                 place => Damage::chunk(chunk.hash, place, Defect::Unknown),
             };
-            return Err(self.noting(defect.into()));
+            return Err(defect.into());
         }
         Ok(places)
     }
@@ -239,5 +246,47 @@ impl StoredFrames {
             _ => return Error::Stopped("a frame belongs to other frames".into()),
         };
         in_path(&self.path)(self.store.noting(Damage::chunk(hash, Some(place), defect).into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::tables::{CHUNKS, DAMAGED};
+    use crate::options::Options;
+    use shoal_wire::nix::nar::write::NarWriter;
+    use shoal_wire::nix::path_info::PathInfo;
+    use std::thread;
+
+    /// Whoever deletes segments has the appender and waits for the gate; who takes note of damage waits for the appender.
+    #[test]
+    fn taking_note_of_damage_does_not_wait_at_the_gate() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Options::default()).unwrap();
+        let path = StorePath::from_base_name("00000000000000000000000000000000-p").unwrap();
+        let mut nar = NarWriter::new(Vec::new());
+        nar.regular(b"", false, 4).unwrap();
+        nar.contents(b"text").unwrap();
+        let mut ingest = store.ingest();
+        ingest.feed(&nar.finish().unwrap()).unwrap();
+        let ingested = ingest.finish().unwrap();
+        let info = PathInfo::new(path.clone(), ingested.nar_hash, ingested.nar_size);
+        store.commit(vec![(info, ingested)]).unwrap();
+        let hash = store.manifest(&path).unwrap().unwrap().chunks[0].hash;
+        let lost = move |txn: &redb::WriteTransaction| Ok(txn.open_table(CHUNKS)?.remove(&hash)?.is_some());
+        assert!(store.writer.write(false, lost).unwrap());
+        let appender = store.segments.appender();
+        thread::scope(|scope| {
+            let reading = scope.spawn(|| store.stored_frames(&path, 0..u64::MAX).map(|_| ()));
+            let is_marked = || store.index.read(|txn| Ok(txn.open_table(DAMAGED)?.get(&hash)?.is_some())).unwrap();
+            // The mark is in the index before the appender is asked for.
+            while !is_marked() && !reading.is_finished() {
+                thread::yield_now();
+            }
+            let is_open = store.segments.holds.is_free();
+            drop(appender);
+            assert!(matches!(reading.join().unwrap(), Err(Error::Damaged(_))));
+            assert!(is_open, "note is taken within the gate");
+        });
     }
 }

@@ -70,6 +70,14 @@ impl Store {
     }
 }
 
+impl Ingested {
+    /// Whether all of it is still here: something that was stored before may have been found damaged meanwhile, and
+    /// then this cannot be committed.
+    pub fn is_here(&self) -> bool {
+        !self.pins.any_absent(&self.content_root)
+    }
+}
+
 impl Ingest {
     /// Takes what of `bytes` belongs to the NAR and returns how much that is: all of it unless the
     /// NAR ended. After an error the ingest takes nothing any more.

@@ -125,11 +125,16 @@ impl Pins {
         self.state().dying.clear();
     }
 
-    /// Of each name whether its stored bytes are not its own: who brings it again stores it again.
+    /// Of each name whether its stored bytes are not its own: who brings it again stores it again. What has a mark has
+    /// no row, so who found one before the mark relies on it no longer.
     pub fn set_damaged(&self, marks: impl Iterator<Item = (Hash, bool)>) {
         let mut state = self.state();
         let mut changed = false;
         for (hash, damaged) in marks {
+            match state.pinned.get_mut(&hash) {
+                Some(pin) if damaged && pin.home == Home::Indexed => pin.home = Home::Absent,
+                _ => {}
+            }
             changed |= match damaged {
                 true => state.damaged.len() < DAMAGED_MAX && state.damaged.insert(hash),
                 false => state.damaged.remove(&hash),
@@ -267,6 +272,22 @@ impl PinSet {
         self.mine.iter().filter_map(written).collect()
     }
 
+    /// Names of this set.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &Hash> {
+        self.mine.iter()
+    }
+
+    pub fn contains(&self, hash: &Hash) -> bool {
+        self.mine.contains(hash)
+    }
+
+    /// Whether one that was here when it was claimed is not any more. Not asked of `manifest`, which a commit brings.
+    pub fn any_absent(&self, manifest: &Hash) -> bool {
+        let state = self.pins.state();
+        let is_absent = |hash: &Hash| state.pinned.get(hash).is_none_or(|pin| pin.home == Home::Absent);
+        self.mine.iter().any(|hash| hash != manifest && is_absent(hash))
+    }
+
     /// A commit has published what was to be published of this set.
     pub fn published(&self) {
         let mut state = self.pins.state();
@@ -310,4 +331,23 @@ impl Drop for PinSet {
 pub fn prefix(hash: &Hash) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *hash;
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between a chunk's row and its mark somebody may find the row.
+    #[test]
+    fn who_found_a_row_does_not_rely_on_it_once_it_is_marked() {
+        let (pins, chunk, manifest) = (Arc::new(Pins::default()), [1; 32], [2; 32]);
+        pins.distrust(&chunk, None);
+        let mut set = PinSet::new(pins.clone());
+        assert!(!set.claim(&chunk, || Ok(true)).unwrap());
+        set.hold(&manifest);
+        assert!(!set.any_absent(&manifest));
+        pins.set_damaged([(chunk, true), (manifest, true)].into_iter());
+        assert!(set.any_absent(&manifest));
+        assert!(PinSet::new(pins).claim(&chunk, || Ok(true)).unwrap(), "it is to be stored again");
+    }
 }

@@ -214,6 +214,8 @@ impl Client {
                 let (path, reference) = (self.dir().print(&path), self.dir().print(&reference));
                 Refusal::new(409, format!("cannot add '{path}': it refers to '{reference}', which is not valid here"))
             }
+            // It is known by now, so that it is lacking when it is asked for again.
+            CommitError::Damaged { .. } => Refusal::new(409, error.to_string()),
             CommitError::Contents { .. } => Refusal::bad(error.to_string()),
             CommitError::Store(error) => error.into(),
         })

@@ -24,6 +24,12 @@ impl Holds {
         self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether nobody is within the gate now.
+    #[cfg(test)]
+    pub fn is_free(&self) -> bool {
+        self.gate.try_write().is_ok()
+    }
+
     pub fn is_held(&self, id: SegmentId) -> bool {
         self.counts().contains_key(&id)
     }

@@ -89,6 +89,10 @@ impl HeldNars {
         }
     }
 
+    pub fn let_go_of(&self, file: &str) {
+        self.lock().remove(file);
+    }
+
     /// Lets go of those of which a path was made: their chunks are then the path's alone, and go with it.
     pub fn let_go_of_used(&self) {
         self.lock().drop_if(|entry| entry.used);

@@ -97,7 +97,13 @@ impl Deposits {
         let ingested = nar.ingested.clone();
         client.bring_references(std::iter::once(&info));
         client.judge_contents(&mut info, &ingested, &PendingDerivations::new())?;
-        client.commit(vec![(info, ingested)])?;
+        if let Err(refusal) = client.commit(vec![(info, ingested)]) {
+            if refusal.status == 409 && !nar.ingested.is_here() {
+                // Who tries again is to bring it, and looks first whether it is here.
+                self.held.let_go_of(file);
+            }
+            return Err(refusal);
+        }
         self.held.used(file, Instant::now());
         Ok(())
     }
