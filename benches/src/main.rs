@@ -13,8 +13,10 @@ use clap::{Parser, ValueEnum};
 
 mod closure;
 mod graphs;
+mod http;
 mod idle;
 mod limits;
+mod link;
 mod machine;
 mod noop;
 mod push;
@@ -56,6 +58,8 @@ enum Section {
     Push,
     /// The binary cache beside nginx on static files
     Serve,
+    /// nix copy over HTTP: from the cache, beside nginx, and to it
+    Http,
     /// NARs into the chunk store and out of it
     Store,
     /// A node that has nothing to do, and one that starts on a large store
@@ -132,6 +136,7 @@ impl Section {
             Section::Noop => "noop",
             Section::Push => "push",
             Section::Serve => "serve",
+            Section::Http => "http",
             Section::Store => "store",
             Section::Idle => "idle",
             Section::Sandbox => "sandbox",
@@ -144,6 +149,7 @@ impl Section {
             Section::Noop => noop::measure(plan, report),
             Section::Push => push::measure(plan, report),
             Section::Serve => serve::measure(plan, report),
+            Section::Http => http::measure(plan, report),
             Section::Store => store::measure(plan, report),
             Section::Idle => idle::measure(plan, report),
             Section::Sandbox => sandbox::measure(plan, report),

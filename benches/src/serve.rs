@@ -26,6 +26,8 @@ const SEGMENT_BYTES: u64 = 16 << 20;
 const GIB: f64 = (1u64 << 30) as f64;
 const MIB: f64 = (1u64 << 20) as f64;
 
+const HERE: &str = "127.0.0.1";
+
 const SHOAL: &str = "shoal";
 const NGINX: &str = "nginx";
 const LIMIT: &str = "zstd itself";
@@ -58,9 +60,9 @@ pub fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
     let nix = Nix::newest();
     let closure = Closure::get(&nix, plan)?;
     report.note(format!("{} paths, {:.0} MiB of NAR: {}", closure.paths, closure.nar_mib, closure.kind));
-    let node = filled(&nix, &closure)?;
+    let node = filled(&nix, &closure, &[])?;
     let (plain, zstd) = (statics(&nix, &closure, "none")?, statics(&nix, &closure, "zstd")?);
-    let (plain_web, zstd_web) = (Web::start_fast(plain.path()), Web::start_fast(zstd.path()));
+    let (plain_web, zstd_web) = (Web::start_fast(plain.path(), HERE), Web::start_fast(zstd.path(), HERE));
     let web = |web: &Web| Server { who: NGINX, url: web.url(), pid: web.pid() };
     let contenders = Contenders {
         wrk: Wrk::get(),
@@ -81,9 +83,9 @@ pub fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
 }
 
 /// A node that has the closure, and has had time to compress it.
-pub fn filled(nix: &Nix, closure: &Closure) -> Result<Node> {
+pub fn filled(nix: &Nix, closure: &Closure, flags: &[&str]) -> Result<Node> {
     let client = Machine::new(nix);
-    let mut node = Node::start(&[&client]);
+    let mut node = Node::start_with(&[&client], flags);
     let copy = client.near("nix", &node).env("NIX_CLIENT_ROOT", &closure.root);
     let copy = copy.args(["copy", "--no-check-sigs", "--stdin", "--to", &client.store(&node, Remote::SshNg)]);
     copy.stdin(closure.stdin()?).patience(COPY_PATIENCE).ok();

@@ -23,16 +23,17 @@ pub struct Web {
 
 impl Web {
     pub fn start(dir: &Path) -> Web {
-        Web::start_with(dir, "", "")
+        Web::start_with(dir, "127.0.0.1", "", "")
     }
 
     /// As one who wants it fast sets it up: a worker a core, files kept open, sent by the kernel.
-    pub fn start_fast(dir: &Path) -> Web {
+    /// `ip`: where it listens, besides others perhaps on 127.0.0.1.
+    pub fn start_fast(dir: &Path, ip: &str) -> Web {
         let http = "sendfile on; tcp_nopush on; keepalive_requests 1000000; open_file_cache max=10000;";
-        Web::start_with(dir, "worker_processes auto;", http)
+        Web::start_with(dir, ip, "worker_processes auto;", http)
     }
 
-    fn start_with(dir: &Path, main: &str, http: &str) -> Web {
+    fn start_with(dir: &Path, ip: &str, main: &str, http: &str) -> Web {
         let place = Place::new("w");
         // Free when this was asked, and asked for again at once.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -45,7 +46,8 @@ impl Web {
         let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
         let config = format!(
             "daemon off; {user} {main} pid {own}/pid; error_log {own}/error.log; events {{}} \
-             http {{ {http} access_log off; {temporary} server {{ listen {address}; root {}; }} }}",
+             http {{ {http} access_log off; {temporary} server {{ listen {ip}:{}; root {}; }} }}",
+            address.port(),
             dir.display()
         );
         let (file, log) = (place.join("nginx.conf"), place.join("error.log"));
