@@ -25,15 +25,22 @@ pub(crate) enum Appended {
 }
 
 impl Log {
-    /// An empty log, in the file that an earlier build left if there is one. Locked until it is closed.
+    /// An empty log, in the file that an earlier build had if there is one. Locked until it is closed.
     pub fn create(path: &Path, max: Option<u64>) -> io::Result<Log> {
         let mut options = OpenOptions::new();
         let file = options.read(true).append(true).create(true).mode(0o600).open(path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        if file.metadata()?.len() > 0 {
-            file.set_len(0)?;
-        }
+        empty(&file)?;
         Ok(Log { file, len: 0, max: max.unwrap_or(u64::MAX) })
+    }
+
+    /// Forgets a log that is not written any more.
+    pub fn clear(path: &Path) -> io::Result<()> {
+        match OpenOptions::new().write(true).open(path) {
+            Ok(file) => empty(&file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Nothing will be written any more.
@@ -76,4 +83,12 @@ impl Log {
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.file.read_at(buffer, offset)
     }
+}
+
+/// Truncating what is empty has a cost, too, on some file systems.
+fn empty(file: &File) -> io::Result<()> {
+    if file.metadata()?.len() > 0 {
+        file.set_len(0)?;
+    }
+    Ok(())
 }

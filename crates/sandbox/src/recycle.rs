@@ -14,6 +14,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, IFlags, RenameFlags, ioctl_getflags, renameat_with, statat};
 use rustix::io::Errno;
 
+use crate::log::Log;
 use crate::output::remove_xattrs;
 use crate::record;
 use crate::store::{BIND_MAX, open_dir};
@@ -33,6 +34,7 @@ pub fn recycle(scratch: &Scratch) -> io::Result<()> {
     // First, so that nobody who finds half of this done takes it for a build.
     record::clear(&scratch.note_file())?;
     record::clear(&scratch.exit())?;
+    Log::clear(&scratch.log())?;
     for entry in fs::read_dir(scratch.path())? {
         let entry = entry?;
         if !KEPT.iter().any(|kept| entry.file_name() == **kept) {

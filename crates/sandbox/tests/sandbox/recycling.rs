@@ -105,13 +105,14 @@ fn inputs_of_all_kinds_and_numbers_follow_each_other(world: &World) {
 }
 
 fn half_recycled_is_no_build(world: &World) {
-    let spec = world.script("exit 7");
+    let spec = world.script("echo of the first; exit 7");
     let scratch = Scratch::new(&spec.scratch);
     scratch.leave_note(b"who I am").unwrap();
     run(&spec);
     assert_eq!(scratch.note().unwrap().as_deref(), Some(&b"who I am"[..]));
     recycle(&scratch).unwrap();
     assert_eq!(scratch.note().unwrap(), None);
+    assert_eq!(fs::read(scratch.log()).unwrap(), b"");
     let error = shoal_sandbox::attach(&spec.scratch, 0).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
 }
