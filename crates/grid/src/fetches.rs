@@ -8,7 +8,11 @@
 //! - each path that was wanted is settled exactly once, and then forgotten;
 //! - one that nobody wants any more is dropped unless it was begun.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Dropped paths that may stand in the queue beyond as many as wait there: so sweeping it costs little a path.
+const DROPPED_MAX: usize = 1024;
 
 /// One path of a closure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,14 +57,16 @@ struct Fetch<K> {
 pub struct Fetches<K> {
     slots: usize,
     downloading: usize,
+    /// Some of these were dropped meanwhile.
     queue: VecDeque<K>,
+    queued: usize,
     fetches: BTreeMap<K, Fetch<K>>,
 }
 
 impl<K: Clone + Ord> Fetches<K> {
     /// `slots`: downloads at once, at least 1.
     pub fn new(slots: usize) -> Fetches<K> {
-        Fetches { slots: slots.max(1), downloading: 0, queue: VecDeque::new(), fetches: BTreeMap::new() }
+        Fetches { slots: slots.max(1), downloading: 0, queue: VecDeque::new(), queued: 0, fetches: BTreeMap::new() }
     }
 
     pub fn contains(&self, key: &K) -> bool {
@@ -69,7 +75,7 @@ impl<K: Clone + Ord> Fetches<K> {
 
     /// Paths that are being downloaded, and those that wait for it.
     pub fn counts(&self) -> (usize, usize) {
-        (self.downloading, self.queue.len())
+        (self.downloading, self.queued)
     }
 
     /// Wants all of these, each of which counts as wanted once more, and once settled or withdrawn no more.
@@ -77,6 +83,7 @@ impl<K: Clone + Ord> Fetches<K> {
         for Wanted { key, .. } in &closure {
             let fetch = self.fetches.entry(key.clone()).or_insert_with(|| {
                 self.queue.push_back(key.clone());
+                self.queued += 1;
                 Fetch {
                     stage: Stage::Queued,
                     waits_for: BTreeSet::new(),
@@ -103,20 +110,32 @@ impl<K: Clone + Ord> Fetches<K> {
 
     /// A request has lost its interest in a path.
     pub fn withdraw(&mut self, key: &K) {
-        let Some(fetch) = self.fetches.get_mut(key) else { return };
-        fetch.wanted = fetch.wanted.saturating_sub(1);
-        if fetch.wanted > 0 || fetch.stage != Stage::Queued || !fetch.needed_by.is_empty() {
-            return;
+        if let Some(fetch) = self.fetches.get_mut(key) {
+            fetch.wanted = fetch.wanted.saturating_sub(1);
+            self.drop_unwanted(vec![key.clone()]);
         }
-        let Some(fetch) = self.fetches.remove(key) else { return };
-        self.queue.retain(|queued| queued != key);
-        for below in fetch.waits_for {
-            if let Some(fetch) = self.fetches.get_mut(&below) {
-                fetch.needed_by.remove(key);
-                if fetch.wanted == 0 {
-                    self.withdraw(&below);
+    }
+
+    /// Drops those of `open` that nobody wants any more and that were not begun, and what only they needed.
+    fn drop_unwanted(&mut self, mut open: Vec<K>) {
+        while let Some(key) = open.pop() {
+            let Entry::Occupied(fetch) = self.fetches.entry(key) else { continue };
+            let is_free = fetch.get().wanted == 0 && fetch.get().needed_by.is_empty();
+            if !is_free || fetch.get().stage != Stage::Queued {
+                continue;
+            }
+            let (key, fetch) = fetch.remove_entry();
+            self.queued -= 1;
+            for below in fetch.waits_for {
+                if let Some(fetch) = self.fetches.get_mut(&below) {
+                    fetch.needed_by.remove(&key);
+                    open.push(below);
                 }
             }
+        }
+        if self.queue.len() > 2 * self.queued + DROPPED_MAX {
+            let fetches = &self.fetches;
+            self.queue.retain(|key| fetches.get(key).is_some_and(|fetch| fetch.stage == Stage::Queued));
         }
     }
 
@@ -165,8 +184,10 @@ impl<K: Clone + Ord> Fetches<K> {
     fn start(&mut self, actions: &mut Vec<Action<K>>) {
         while self.downloading < self.slots {
             let Some(key) = self.queue.pop_front() else { return };
-            if let Some(fetch) = self.fetches.get_mut(&key) {
+            // It may have been dropped, and wanted again behind others.
+            if let Some(fetch) = self.fetches.get_mut(&key).filter(|fetch| fetch.stage == Stage::Queued) {
                 fetch.stage = Stage::Downloading;
+                self.queued -= 1;
                 self.downloading += 1;
                 actions.push(Action::Download(key));
             }
@@ -193,12 +214,15 @@ impl<K: Clone + Ord> Fetches<K> {
                 continue;
             }
             let Some(fetch) = self.fetches.remove(&key) else { continue };
-            self.queue.retain(|queued| *queued != key);
+            if fetch.stage == Stage::Queued {
+                self.queued -= 1;
+            }
             for below in &fetch.waits_for {
                 if let Some(fetch) = self.fetches.get_mut(below) {
                     fetch.needed_by.remove(&key);
                 }
             }
+            self.drop_unwanted(fetch.waits_for.into_iter().collect());
             open.extend(fetch.needed_by);
             actions.push(Action::Settled { key, is_valid: false });
         }
