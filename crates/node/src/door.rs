@@ -3,8 +3,8 @@
 //! A door (ssh, unix socket) finds out who the client is and bridges its bytes to a blocking session by a
 //! [`pipe`]. It knows nothing of Nix: what a session does is behind [`Host`].
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 pub use authorized_keys::{AuthorizedKeys, Grant, Role};
@@ -51,20 +51,46 @@ pub trait Host: Send + Sync + 'static {
     fn refusal(&self, program: Program, text: &str) -> Vec<u8>;
 }
 
+/// One in so many sessions is kept free for others, however many somebody wants.
+const KEPT_FREE: usize = 4;
+
 /// Starts sessions on threads of their own, at most so many at once. Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
     host: Arc<dyn Host>,
-    running: Arc<AtomicUsize>,
+    running: Arc<Running>,
     max: usize,
 }
 
+/// Sessions that run now, by who their client is.
+#[derive(Default)]
+struct Running(Mutex<HashMap<String, usize>>);
+
 /// Counts a session for as long as it lives.
-struct Place(Arc<AtomicUsize>);
+struct Place {
+    running: Arc<Running>,
+    who: String,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        let mut running = self.running.lock();
+        if let Some(own) = running.get_mut(&self.who) {
+            *own -= 1;
+            if *own == 0 {
+                running.remove(&self.who);
+            }
+        }
+    }
+}
+
+impl Running {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) -> usize {
+        self.lock().values().sum()
     }
 }
 
@@ -75,21 +101,27 @@ impl Sessions {
 
     /// Sessions that run now.
     pub fn running(&self) -> usize {
-        self.running.load(Ordering::Acquire)
+        self.running.count()
     }
 
-    fn place(&self) -> Option<Place> {
-        let free = |n: usize| (n < self.max).then_some(n + 1);
-        self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).ok()?;
-        Some(Place(self.running.clone()))
+    fn place(&self, who: &str) -> Option<Place> {
+        let mut running = self.running.lock();
+        let others: usize = running.iter().filter(|(name, _)| *name != who).map(|(_, count)| count).sum();
+        let own = running.entry(who.to_owned()).or_default();
+        if *own + others >= self.max || *own >= self.max - self.max / KEPT_FREE {
+            return None;
+        }
+        *own += 1;
+        Some(Place { running: self.running.clone(), who: who.to_owned() })
     }
 
     /// Runs the session; where there is no room, tells the client so and ends it.
     pub fn start(&self, program: Program, peer: Peer, session: pipe::SessionEnd) {
         let pipe::SessionEnd { input, output, hangup, end } = session;
         let call = Call { program, peer, input, output, hangup };
-        let Some(place) = self.place() else {
-            return self.refuse(call, end, &format!("this node already serves {} sessions; try again later", self.max));
+        let Some(place) = self.place(&call.peer.grant.who) else {
+            let text = format!("this node already serves {} sessions; try again later", self.running());
+            return self.refuse(call, end, &text);
         };
         let host = self.host.clone();
         let name = call.peer.from.clone();

@@ -312,6 +312,23 @@ async fn one_session_too_many_is_refused_in_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_takes_all_the_room() {
+    let lab = Lab::new(4).await;
+    let mut greedy = Vec::new();
+    for _ in 0..3 {
+        let mut socket = lab.socket().await;
+        echoes(&mut socket).await;
+        greedy.push(socket);
+    }
+    let mut refused = lab.socket().await;
+    refused.write_all(b"e").await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(PATIENCE, refused.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&answer).contains("already serves 3 sessions"));
+    echoes_over_ssh(&lab.connection().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_nodes_socket_is_replaced_and_a_live_ones_is_not() {
     let lab = Lab::new(1).await;
     let error = UnixDoor::open(lab.unix.path(), lab.sessions.clone()).err().unwrap();

@@ -8,6 +8,7 @@ use crate::store::Store;
 use redb::{ReadableTable, WriteTransaction};
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -109,7 +110,7 @@ pub fn forget_stale_links(store: &Store) -> Result<()> {
         for row in txn.open_table(LINKS)?.iter()? {
             let link = row?.0.value().to_owned();
             let gone = std::fs::symlink_metadata(OsStr::from_bytes(&link))
-                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+                .is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory));
             if gone {
                 stale.push(link);
             }

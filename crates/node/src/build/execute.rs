@@ -90,6 +90,14 @@ pub(super) fn run(service: &BuildService, task: &Task, id: JobId, options: &Buil
     Ended { result, announced, _roots: roots, cancelled: kill.is_killed() }
 }
 
+/// How a job came out whose thread panicked. Whether clients were told of its start is not known; that one activity
+/// stays open is all that a wrong guess does.
+pub(super) fn panicked(service: &BuildService) -> Ended {
+    let text = "the node failed while it built this, which is a fault of shoal; its log says where";
+    let result = BuildResult::new(BuildStatus::TransientFailure, text);
+    Ended { result, announced: false, _roots: service.store.temp_roots(), cancelled: false }
+}
+
 struct Job<'a> {
     service: &'a BuildService,
     task: &'a Task,
@@ -326,7 +334,7 @@ fn tell_line(job: &Job<'_>, tail: &mut Tail, line: &[u8]) {
     let event = match parse_builder_line(line) {
         Some(BuilderMessage::SetPhase(phase)) => BuildEvent::Phase { job: job.id, phase },
         Some(BuilderMessage::Message { level, text }) if level <= Verbosity::Info.number() => {
-            BuildEvent::Message(text + "\n")
+            BuildEvent::Said(text + "\n")
         }
         Some(_) => return,
         None => {

@@ -1,7 +1,7 @@
 //! What one client hears of its builds while they run: a bounded queue from build threads to its session.
 //!
-//! Builds never wait for a client. When a client reads too slowly, log lines are dropped and counted; what changes a
-//! client's picture of the build (started, finished, phase, results) is always kept, and is bounded by the graph.
+//! Builds never wait for a client. When a client reads too slowly, what builders say is dropped and counted; what the
+//! node says (started, finished, results) is always kept, and is bounded by the graph.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,9 @@ use shoal_wire::nix::worker::BuildResult;
 
 /// Log bytes a slow client may be behind before lines are dropped: a few seconds of a talkative compiler.
 const UNREAD_LOG_BYTES_MAX: usize = 4 << 20;
+
+/// What a short event takes beside its text.
+const EVENT_BYTES: usize = 64;
 
 /// Names one execution of one derivation, unique while the node runs.
 pub type JobId = u64;
@@ -41,8 +44,22 @@ pub enum BuildEvent {
         running: u64,
         failed: u64,
     },
-    /// Text for people, one or more whole lines.
+    /// The node's own text for people, one or more whole lines.
     Message(String),
+    /// The same of a builder.
+    Said(String),
+}
+
+impl BuildEvent {
+    /// Bytes of what a builder may say without end.
+    fn said_bytes(&self) -> usize {
+        match self {
+            BuildEvent::Line { line: said, .. } => said.len() + EVENT_BYTES,
+            BuildEvent::Phase { phase: said, .. } | BuildEvent::Said(said) => said.len() + EVENT_BYTES,
+            BuildEvent::Started { .. } | BuildEvent::Finished { .. } => 0,
+            BuildEvent::Progress { .. } | BuildEvent::Message(_) => 0,
+        }
+    }
 }
 
 /// What [`Feed::next`] found.
@@ -85,18 +102,20 @@ impl Feed {
 
     pub fn push(&self, event: BuildEvent) {
         let mut state = self.lock();
-        if let BuildEvent::Line { job, line } = &event {
-            if state.log_bytes + line.len() > UNREAD_LOG_BYTES_MAX {
-                state.lines_dropped += 1;
-                return;
-            }
-            if state.lines_dropped > 0 {
-                let note =
-                    format!("[{} lines left out: the client reads too slowly; the log has them]", state.lines_dropped);
-                state.lines_dropped = 0;
-                state.events.push_back(BuildEvent::Line { job: *job, line: note.into_bytes() });
-            }
-            state.log_bytes += line.len();
+        let said_bytes = event.said_bytes();
+        if said_bytes > 0 && state.log_bytes + said_bytes > UNREAD_LOG_BYTES_MAX {
+            state.lines_dropped += 1;
+            return;
+        }
+        state.log_bytes += said_bytes;
+        if let BuildEvent::Line { job, .. } = &event
+            && state.lines_dropped > 0
+        {
+            let dropped = std::mem::take(&mut state.lines_dropped);
+            let note = format!("[{dropped} lines left out: the client reads too slowly; the log has them]");
+            let note = BuildEvent::Line { job: *job, line: note.into_bytes() };
+            state.log_bytes += note.said_bytes();
+            state.events.push_back(note);
         }
         state.events.push_back(event);
         drop(state);
@@ -133,9 +152,7 @@ impl Feed {
                 return Next::Woken;
             }
             if let Some(event) = state.events.pop_front() {
-                if let BuildEvent::Line { line, .. } = &event {
-                    state.log_bytes = state.log_bytes.saturating_sub(line.len());
-                }
+                state.log_bytes = state.log_bytes.saturating_sub(event.said_bytes());
                 return Next::Event(event);
             }
             if state.goals_open == 0 {
@@ -161,8 +178,9 @@ mod tests {
     #[test]
     fn lines_beyond_the_bound_are_counted_and_nothing_else_is_lost() {
         let feed = Feed::new(1);
-        feed.push(line(UNREAD_LOG_BYTES_MAX));
-        feed.push(line(1));
+        feed.push(line(UNREAD_LOG_BYTES_MAX - EVENT_BYTES));
+        feed.push(BuildEvent::Phase { job: 1, phase: "install".into() });
+        feed.push(BuildEvent::Said("of a builder".into()));
         feed.push(line(1));
         feed.push(BuildEvent::Finished { job: 1 });
         let wait = Duration::ZERO;
@@ -171,7 +189,7 @@ mod tests {
         assert!(matches!(feed.next(wait), Next::Idle));
         feed.push(line(1));
         let Next::Event(BuildEvent::Line { line, .. }) = feed.next(wait) else { panic!("no note") };
-        assert!(line.starts_with(b"[2 lines left out"));
+        assert!(line.starts_with(b"[3 lines left out"));
     }
 
     #[test]

@@ -292,7 +292,7 @@ fn hash_floating(
         _ => copy_contents(method, tree, rewriter)?,
     };
     let (Tap(modulo, _), _) = rewriter.finish().context("cannot hash an output")?;
-    let hashes = modulo.finish();
+    let hashes = modulo.finish().context("cannot hash an output that refers to itself millions of times")?;
     if hashes.occurrences > 0 && method != CaMethod::Nar {
         let text = "a content-addressed output that is hashed as a flat file cannot refer to itself";
         return Err(Failure::new(BuildStatus::OutputRejected, text).into());

@@ -4,6 +4,7 @@
 //! never held while something is built, read from disk or sent to a client.
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
@@ -97,6 +98,20 @@ struct State {
     clients: HashMap<RequestId, Client>,
     recent: Recent,
     draining: bool,
+}
+
+impl State {
+    /// A success makes no other job unwanted, so this is all there is to look at then: graphs are large.
+    fn forget_if_unwanted(&mut self, key: &StorePath) {
+        if self.jobs.get(key).is_some_and(|job| job.running.is_none()) && !self.schedule.wants(key) {
+            self.jobs.remove(key);
+        }
+    }
+
+    fn forget_unwanted(&mut self) {
+        let State { schedule, jobs, .. } = self;
+        jobs.retain(|key, job| job.running.is_some() || schedule.wants(key));
+    }
 }
 
 /// A job that the schedule has started.
@@ -259,6 +274,7 @@ impl BuildService {
             self.tell_what_runs(&mut state, request);
         }
         self.carry_out(&mut state, actions, None);
+        state.forget_unwanted();
         drop(state);
         let request = (!feed.is_done()).then_some(request);
         BuildHandle { service: self.clone(), request, feed, goals, _roots: roots }
@@ -293,8 +309,6 @@ impl BuildService {
                 Action::Answer { request, key, answer } => self.answer(state, request, key, answer, ended),
             }
         }
-        let State { schedule, jobs, .. } = state;
-        jobs.retain(|key, job| job.running.is_some() || schedule.wants(key));
     }
 
     fn start_job(&self, state: &mut State, key: StorePath) {
@@ -319,15 +333,17 @@ impl BuildService {
         let wanting: Vec<RequestId> = state.schedule.wanted_by(key).collect();
         for request in wanting {
             let Some(client) = state.clients.get_mut(&request) else { continue };
-            if ended.cancelled {
-                continue;
-            }
-            client.counts.running = client.counts.running.saturating_sub(if ended.announced { 1 } else { 0 });
-            let count = if ended.is_success() { &mut client.counts.done } else { &mut client.counts.failed };
-            *count += 1;
             if let (Some(job), true) = (told, ended.announced) {
+                client.counts.running = client.counts.running.saturating_sub(1);
                 client.feed.push(BuildEvent::Finished { job });
             }
+            // It begins anew for who still wants it.
+            if ended.cancelled {
+                client.tell_progress();
+                continue;
+            }
+            let count = if ended.is_success() { &mut client.counts.done } else { &mut client.counts.failed };
+            *count += 1;
             if !ended.is_success() && !client.goals.contains(key) {
                 client.feed.push(BuildEvent::Message(error_text(&ended.result.error_msg)));
             }
@@ -335,6 +351,11 @@ impl BuildService {
         }
         let actions = state.schedule.finished(key, ended.is_success());
         self.carry_out(&mut state, actions, Some(&ended));
+        if ended.is_success() {
+            state.forget_if_unwanted(key);
+        } else {
+            state.forget_unwanted();
+        }
         drop(state);
         self.ended.notify_all();
     }
@@ -392,6 +413,7 @@ impl BuildService {
         state.clients.remove(&request);
         let actions = state.schedule.cancel(request);
         self.carry_out(&mut state, actions, None);
+        state.forget_unwanted();
     }
 
     pub fn refusal(&self, task: &Task) -> Option<Failure> {
@@ -445,7 +467,9 @@ fn work_on(service: &Weak<BuildService>, started: &Mutex<mpsc::Receiver<Work>>) 
     loop {
         let next = started.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let (Ok(work), Some(service)) = (next, service.upgrade()) else { return };
-        let ended = execute::run(&service, &work.task, work.id, &work.options, &work.kill);
+        let run = || execute::run(&service, &work.task, work.id, &work.options, &work.kill);
+        // Its clients would wait for ever, and the place of the job would be lost.
+        let ended = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| execute::panicked(&service));
         service.job_ended(&work.task, ended);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-const SIZE_UNITS: [(&str, u64); 13] = [
+const SIZE_UNITS: [(&str, u64); 14] = [
     ("", 1),
     ("B", 1),
     ("K", 1 << 10),
@@ -18,6 +18,7 @@ const SIZE_UNITS: [(&str, u64); 13] = [
     ("GB", 1_000_000_000),
     ("T", 1 << 40),
     ("TiB", 1 << 40),
+    ("TB", 1_000_000_000_000),
 ];
 
 /// Units of a duration, in milliseconds; no unit means seconds.

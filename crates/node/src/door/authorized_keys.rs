@@ -180,6 +180,10 @@ fn parse(text: &str) -> (Keys, Vec<Complaint>) {
         }
         let mut complain = |text: String| complaints.push(Complaint { line: number + 1, text });
         match parse_line(line, &mut complain) {
+            // As in OpenSSH, the first line counts.
+            Ok(Some((key, _))) if keys.contains_key(&key) => {
+                complain("this key stands further up; line ignored".into())
+            }
             Ok(Some((key, grant))) => {
                 keys.insert(key, grant);
             }

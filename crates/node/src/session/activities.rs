@@ -113,7 +113,9 @@ impl<'a> Narrator<'a> {
                 self.progress = [done, expected, running, failed];
                 vec![(Weight::Droppable, self.counts())]
             }
-            BuildEvent::Message(text) => vec![(Weight::Kept, StderrMessage::Next(text.into_bytes()))],
+            BuildEvent::Message(text) | BuildEvent::Said(text) => {
+                vec![(Weight::Kept, StderrMessage::Next(text.into_bytes()))]
+            }
         }
     }
 

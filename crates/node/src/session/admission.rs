@@ -62,7 +62,7 @@ impl Admission {
                 false => Err(Fault::refused(format!("path '{}' claims to be content-addressed but isn't", full()))),
             };
         }
-        if must_be_signed && self.require_sigs && info.count_valid_signatures(&self.dir, &self.trusted_keys) == 0 {
+        if must_be_signed && self.require_sigs && !info.is_signed(&self.dir, &self.trusted_keys) {
             let text = format!("cannot add path '{}' because it lacks a signature by a trusted key", full());
             return Err(Fault::refused(text));
         }
@@ -115,7 +115,7 @@ impl Admission {
 
     /// Signs what a trusted client answers for. Content-addressed paths need no signature.
     pub fn vouch(&self, info: &mut PathInfo) {
-        if info.ca.is_none() && info.count_valid_signatures(&self.dir, &self.trusted_keys) == 0 {
+        if info.ca.is_none() && !info.is_signed(&self.dir, &self.trusted_keys) {
             for key in &self.signing_keys {
                 // Fails only for a path of unknown size, and this one was just measured.
                 let _ = info.sign(&self.dir, key);

@@ -51,7 +51,10 @@ impl Client {
         if mode == BuildMode::Normal {
             self.substitute(wanted, audience)?;
         }
-        if !self.may(Role::Build) && !self.services.builds.missing(wanted)?.will_build.is_empty() {
+        // Other modes run builders for what is there, too.
+        let runs_anyway =
+            mode != BuildMode::Normal && wanted.iter().any(|one| matches!(one, DerivedPath::Built { .. }));
+        if runs_anyway || !self.services.builds.missing(wanted)?.will_build.is_empty() {
             self.require(Role::Build, "build on this node")?;
         }
         let request = BuildRequest { wanted: wanted.to_vec(), mode, options };
@@ -131,7 +134,10 @@ impl Client {
             }
             match progress {
                 Progress::Event(event) => audience.tell(event)?,
-                Progress::Done(results) => return Ok(results),
+                Progress::Done(results) => {
+                    audience.flush()?;
+                    return Ok(results);
+                }
                 Progress::Idle => audience.still_alive()?,
                 Progress::Woken if self.hangup.is_gone() => return Err(Fault::Gone),
                 Progress::Woken => {}

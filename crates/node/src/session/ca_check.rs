@@ -88,13 +88,14 @@ impl CaHasher {
         }
     }
 
-    /// `None` where the tree has no such address: a directory has no flat hash.
+    /// `None` where the tree has no such address: a directory has no flat hash, and nothing refers to itself millions of
+    /// times.
     pub fn finish(self, nar_hash: [u8; 32]) -> Option<CaHashes> {
         match self {
             CaHasher::NarHash => Some(CaHashes::One(Hash::sha256(nar_hash))),
             CaHasher::Nar(hasher) => Some(CaHashes::One(hasher.finish())),
             CaHasher::Itself(modulo) => {
-                let hashes = modulo.finish();
+                let hashes = modulo.finish()?;
                 let (with_offsets, without_offsets) = (hashes.with_offsets, hashes.without_offsets);
                 Some(CaHashes::Eras { with_offsets, without_offsets })
             }

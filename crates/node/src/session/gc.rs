@@ -73,6 +73,10 @@ impl Client {
         if !link.is_absolute() {
             return Err(Fault::refused(format!("not an absolute path: '{}'", link.display())));
         }
+        // No such file can be, so the root would never be looked up, nor go.
+        if link.as_os_str().len() >= libc::PATH_MAX as usize {
+            return Err(Fault::refused(format!("a path of {} bytes is too long for a root", link.as_os_str().len())));
+        }
         Ok(self.store().add_link_root(link)?)
     }
 

@@ -100,7 +100,7 @@ impl Server {
         if request.lock && self.write {
             request.paths.iter().for_each(|path| self.client.temp_roots.add(path));
         }
-        if request.substitute {
+        if request.substitute && self.write {
             self.client.substitute_paths(&request.paths, &mut self.terminal)?;
         }
         self.client.valid_of(&request.paths)
@@ -194,7 +194,8 @@ impl Server {
             keep_failed: Some(options.keep_failed),
             timeout: settings::seconds(options.build_timeout),
             max_silent: settings::seconds(options.max_silent_time),
-            max_log_bytes: Some(options.max_log_size).filter(|&bytes| bytes > 0),
+            // As with op 19, only trusted clients set it.
+            max_log_bytes: Some(options.max_log_size).filter(|&bytes| bytes > 0 && self.client.is_trusted()),
             ..self.client.options.clone()
         })
     }
@@ -216,7 +217,7 @@ impl Audience for Terminal {
                 line.push(b'\n');
                 self.0.write_all(&line).map_err(gone)
             }
-            BuildEvent::Message(text) => self.0.write_all(text.as_bytes()).map_err(gone),
+            BuildEvent::Message(text) | BuildEvent::Said(text) => self.0.write_all(text.as_bytes()).map_err(gone),
             _ => Ok(()),
         }
     }

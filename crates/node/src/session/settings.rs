@@ -65,9 +65,12 @@ fn apply_one(options: &mut BuildOptions, name: &str, value: &str) -> Result<(), 
     Ok(())
 }
 
+/// Ten years: longer than any build, and clocks can count it.
+const SECONDS_MAX: u64 = 10 * 366 * 24 * 3600;
+
 /// 0 is no limit of the client's own.
 pub fn seconds(value: u64) -> Option<Duration> {
-    (value > 0).then(|| Duration::from_secs(value))
+    (value > 0).then(|| Duration::from_secs(value.min(SECONDS_MAX)))
 }
 
 #[cfg(test)]

@@ -160,6 +160,22 @@ fn a_build_that_fails_is_a_status_for_one_operation_and_an_error_for_the_other()
 }
 
 #[test]
+fn a_reader_has_nothing_built_again() {
+    let lab = Lab::new();
+    let (drv, nar, derivation) = derivation("d", |_| ());
+    add(&mut lab.client(Role::Push), &(drv.clone(), nar));
+    let (info, out_nar) = unsigned("any", b"out");
+    let path = derivation.output_path(&Default::default(), "out").unwrap();
+    add(&mut lab.client(Role::Admin), &(PathInfo { path, ..info }, out_nar));
+    let mut reader = lab.client(Role::Read);
+    let paths = vec![outputs_of(&drv)];
+    let valid = BuildPathsWithResults { paths: paths.clone(), mode: BuildMode::Normal };
+    assert_eq!(reader.call(&valid, silent).unwrap()[0].result.status, BuildStatus::AlreadyValid);
+    let again = BuildPathsWithResults { paths, mode: BuildMode::Check };
+    assert!(refusal(reader.call(&again, silent)).contains("it takes the role 'build'"));
+}
+
+#[test]
 fn an_untrusted_client_cannot_plant_an_output() {
     let lab = Lab::new();
     let (info, _, drv) = derivation("d", |_| ());

@@ -147,7 +147,7 @@ fn self_references_of_both_eras_are_accepted() {
         let blank = file_nar(&[&[0; 32][..], b" is me"].concat());
         let mut hash = HashModulo::new(HashAlgo::Sha256, [0; 32]);
         hash.update(&blank);
-        let hashes = hash.finish();
+        let hashes = hash.finish().unwrap();
         let hash = if era == 0 { hashes.with_offsets } else { hashes.without_offsets };
         let ca = ContentAddress { method: CaMethod::Nar, hash };
         let itself = CaReferences { others: BTreeSet::new(), itself: true };

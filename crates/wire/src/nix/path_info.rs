@@ -74,6 +74,11 @@ impl PathInfo {
         Ok(())
     }
 
+    /// Whether a trusted key signed this. Never when the size is unknown.
+    pub fn is_signed(&self, dir: &StoreDir, keys: &TrustedKeys) -> bool {
+        self.fingerprint(dir).is_ok_and(|fingerprint| keys.any_valid(fingerprint.as_bytes(), &self.signatures))
+    }
+
     /// How many signatures are good ones by trusted keys. 0 when the size is unknown.
     pub fn count_valid_signatures(&self, dir: &StoreDir, keys: &TrustedKeys) -> usize {
         match self.fingerprint(dir) {

@@ -259,6 +259,11 @@ impl TrustedKeys {
         self.0.get(&signature.key_name).into_iter().flatten().any(|key| key.verify(data, signature))
     }
 
+    /// Whether one of `signatures` is a good one over `data`.
+    pub fn any_valid<'a>(&self, data: &[u8], signatures: impl IntoIterator<Item = &'a Signature>) -> bool {
+        signatures.into_iter().any(|signature| self.verify(data, signature))
+    }
+
     /// How many of `signatures` are good ones over `data`.
     pub fn count_valid<'a>(&self, data: &[u8], signatures: impl IntoIterator<Item = &'a Signature>) -> usize {
         signatures.into_iter().filter(|signature| self.verify(data, signature)).count()

@@ -107,7 +107,7 @@ proptest! {
         let own = parts[0];
         let mut modulo = HashModulo::new(HashAlgo::Sha256, own);
         pieces(&bytes, &cuts).for_each(|piece| modulo.update(piece));
-        let hashes = modulo.finish();
+        let hashes = modulo.finish().unwrap();
         let (mut zeroed, offsets) = naive_rewrite(&bytes, &BTreeMap::from([(own, [0; 32])]));
         prop_assert_eq!(hashes.without_offsets, Hash::of(HashAlgo::Sha256, &zeroed));
         offsets.iter().for_each(|offset| zeroed.extend(format!("|{offset}").into_bytes()));
@@ -142,4 +142,16 @@ fn no_candidates_is_no_reference() {
     let mut scanner = Scanner::new([]);
     scanner.update(&[b'0'; 100]);
     assert!(scanner.finish().is_empty());
+}
+
+#[test]
+fn references_without_end_are_refused() {
+    let own: HashPart = [b'a'; 32];
+    let mut modulo = HashModulo::new(HashAlgo::Sha256, own);
+    let block = own.repeat(1 << 12);
+    (0..1 << 10).for_each(|_| modulo.update(&block));
+    assert!(modulo.finish().is_some());
+    let mut modulo = HashModulo::new(HashAlgo::Sha256, own);
+    (0..=1 << 10).for_each(|_| modulo.update(&block));
+    assert_eq!(modulo.finish(), None);
 }

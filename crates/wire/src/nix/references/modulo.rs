@@ -9,6 +9,7 @@ use std::io::{self, Write};
 /// Hashes a NAR with every occurrence of one hash part replaced by NULs.
 pub struct HashModulo {
     rewriter: Rewriter<HashSink>,
+    has_failed: bool,
 }
 
 /// Both digests that Nix releases give the same self-referring NAR; equal when it does not refer
@@ -29,22 +30,26 @@ impl HashModulo {
     pub fn new(algo: HashAlgo, own: HashPart) -> Self {
         let nothing = [0; super::HASH_PART_LEN];
         let rewrites = BTreeMap::from([(own, nothing)]);
-        HashModulo { rewriter: Rewriter::new(HashSink(Hasher::new(algo)), rewrites) }
+        HashModulo { rewriter: Rewriter::new(HashSink(Hasher::new(algo)), rewrites), has_failed: false }
     }
 
     pub fn update(&mut self, bytes: &[u8]) {
-        // A hasher accepts every write.
-        let _ = self.rewriter.write_all(bytes);
+        self.has_failed = self.has_failed || self.rewriter.write_all(bytes).is_err();
     }
 
-    pub fn finish(self) -> SelfHashes {
+    /// `None` for a NAR that refers to itself more often than a [`Rewriter`] takes.
+    pub fn finish(self) -> Option<SelfHashes> {
+        if self.has_failed {
+            return None;
+        }
         let (HashSink(mut hasher), pending, offsets) = self.rewriter.into_parts();
         hasher.update(&pending);
         let mut suffixed = hasher.clone();
         for offset in &offsets {
             suffixed.update(format!("|{offset}").as_bytes());
         }
-        SelfHashes { with_offsets: suffixed.finish(), without_offsets: hasher.finish(), occurrences: offsets.len() }
+        let (with_offsets, without_offsets) = (suffixed.finish(), hasher.finish());
+        Some(SelfHashes { with_offsets, without_offsets, occurrences: offsets.len() })
     }
 }
 

@@ -6,11 +6,14 @@ use super::{HASH_PART_LEN, HashPart};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+/// References of which the offsets are kept, 8 bytes each; the most in a real tree are some thousands.
+const OCCURRENCES_MAX: usize = 4 << 20;
+
 /// Bytes looked at together: the buffer stays in L2.
 const BLOCK_LEN: usize = 64 * 1024;
 
 /// Copies what is written to it to `W`, every hash part of a map replaced by another. Occurrences
-/// are taken from left to right and do not overlap.
+/// are taken from left to right and do not overlap; more than four million are an error.
 #[derive(Debug)]
 pub struct Rewriter<W: Write> {
     writer: W,
@@ -56,6 +59,9 @@ impl<W: Write> Rewriter<W> {
         while let Some((at, part)) = self.finder.find(&self.pending, from) {
             from = at + HASH_PART_LEN;
             self.pending[at..from].copy_from_slice(&self.replacements[part]);
+            if self.occurrences.len() >= OCCURRENCES_MAX {
+                return Err(io::Error::other(format!("more than {OCCURRENCES_MAX} references to replace")));
+            }
             self.occurrences.push(self.offset + at as u64);
         }
         // An occurrence can still begin in the last bytes, unless they were just replaced.
