@@ -8,6 +8,7 @@
 
 pub mod body;
 pub mod browse;
+pub mod budget;
 pub mod buffers;
 pub mod cache;
 pub mod cache_info;

@@ -18,7 +18,7 @@ use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisa
 use shoal_wire::nix::signature::TrustedKeys;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
-pub use cache::Location;
+pub use cache::{LOG_LEN_MAX, Location};
 pub use closure::Closure;
 pub use engine::Fetch;
 pub use flight::Flight;

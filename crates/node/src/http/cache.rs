@@ -12,6 +12,7 @@ use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisa
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir, StorePath};
 use tokio::sync::Semaphore;
 
+use super::budget::Budget;
 use super::link::Offer;
 use super::metrics::Metrics;
 use super::put::Writer;
@@ -36,6 +37,8 @@ pub struct Cache {
     pub writer: Option<Writer>,
     /// Whether reading takes a token too.
     pub is_closed: bool,
+    /// For answers that are whole in memory.
+    pub answers: Budget,
 }
 
 /// Where the path with some hash part is.
@@ -87,6 +90,7 @@ impl Cache {
             arrivals: Arc::new(Semaphore::new(ARRIVALS_MAX)),
             writer: None,
             is_closed: false,
+            answers: Budget::default(),
         }
     }
 

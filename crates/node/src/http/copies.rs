@@ -94,9 +94,10 @@ pub async fn entry(cache: Arc<Cache>, request: Request) -> Response {
     };
     let made_of = |info: PathInfo| Ok(cache.store.manifest(&info.path)?.map(|manifest| (info, manifest.chunks)));
     match found.and_then(|found| if let Found::Here(info) = found { made_of(*info) } else { Ok(None) }) {
-        Ok(Some((info, chunks))) => {
-            response::ok(BINARY, response::NO_STORE, Body::whole(Entry { info, chunks }.encode()))
-        }
+        Ok(Some((info, chunks))) => match cache.answers.body(Entry { info, chunks }.encode()) {
+            Some(body) => response::ok(BINARY, response::NO_STORE, body),
+            None => response::later(),
+        },
         Ok(None) => response::not_found(),
         Err(error) => response::unreadable(&request.path, &error),
     }
@@ -106,7 +107,7 @@ pub async fn entry(cache: Arc<Cache>, request: Request) -> Response {
 /// rest.
 pub async fn chunks(cache: Arc<Cache>, request: Request) -> Response {
     let (hash_part, path) = (request.capture.clone(), request.path.clone());
-    let wanted = match message(request, MESSAGE_LEN_MAX).await {
+    let wanted = match message(request, ChunkRequest::LEN_MAX).await {
         Ok(body) => ChunkRequest::decode(&body),
         Err(response) => return response,
     };
@@ -114,11 +115,12 @@ pub async fn chunks(cache: Arc<Cache>, request: Request) -> Response {
         Ok(wanted) => wanted,
         Err(error) => return response::status(StatusCode::BAD_REQUEST, &error.to_string()),
     };
+    let Some(room) = cache.answers.room(BATCH_LEN_MAX).await else { return response::later() };
     let store = cache.store.clone();
-    match tokio::task::spawn_blocking(move || batch(&store, &hash_part, &wanted)).await {
-        Ok(Ok(Some(batch))) => response::ok(BINARY, response::NO_STORE, Body::whole(batch.encode())),
-        Ok(Ok(None)) => response::not_found(),
-        Ok(Err(error)) => response::unreadable(&path, &error),
+    match tokio::task::spawn_blocking(move || Ok((batch(&store, &hash_part, &wanted)?, room))).await {
+        Ok(Ok((Some(batch), room))) => response::ok(BINARY, response::NO_STORE, room.body(batch.encode())),
+        Ok(Ok((None, _))) => response::not_found(),
+        Ok(Err::<_, shoal_store::Error>(error)) => response::unreadable(&path, &error),
         Err(error) => response::unreadable(&path, &error),
     }
 }

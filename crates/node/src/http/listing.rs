@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Body, Cache, Found, Request, Response, response};
+use super::{Cache, Found, Request, Response, response};
 
 pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
     let info = match cache.lookup(&request.capture).await {
@@ -13,7 +13,10 @@ pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
     };
     match cache.store.index(&info.path) {
         Ok(Some(index)) => match index.listing() {
-            Ok(listing) => response::ok(response::JSON, response::AN_HOUR, Body::whole(listing)),
+            Ok(listing) => match cache.answers.body(listing.into()) {
+                Some(body) => response::ok(response::JSON, response::AN_HOUR, body),
+                None => response::later(),
+            },
             // JSON cannot hold the names of this path. Listings are optional.
             Err(_) => response::not_found(),
         },

@@ -7,9 +7,11 @@ use shoal_store::Store;
 use shoal_wire::nix::store_path::StorePath;
 
 use super::{Body, Cache, Request, Response, response};
+use crate::upstream::LOG_LEN_MAX;
 
-/// A log of up to this many bytes is read once; the length of a longer one is found by reading it before.
-const SHORT_BYTES: u64 = 1 << 20;
+/// A log of up to this many bytes, which is a piece of a longer one, is read once; the length of a longer one is found
+/// by reading it before.
+const SHORT_BYTES: u64 = 256 << 10;
 
 pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
     let Ok(derivation) = StorePath::from_base_name(&request.capture) else { return response::not_found() };
@@ -20,7 +22,10 @@ pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
         Err(error) => return response::unreadable(&request.path, &error),
     };
     let found = match (here, &cache.elsewhere) {
-        (None, Some(elsewhere)) => elsewhere.log(&derivation).await.map(|log| Body::whole(Arc::unwrap_or_clone(log))),
+        (None, Some(elsewhere)) => {
+            let Some(room) = cache.answers.room(LOG_LEN_MAX).await else { return response::later() };
+            elsewhere.log(&derivation).await.map(|log| room.body(Arc::unwrap_or_clone(log)))
+        }
         (here, _) => here,
     };
     match found {

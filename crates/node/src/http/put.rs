@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::request::RequestBody;
+use super::response::RETRY_SECONDS;
 use super::{Body, Cache, Request, Response, response};
 use crate::door::Grant;
 use crate::session::deposit::{Deposits, Refusal};
@@ -28,8 +29,6 @@ const UPLOADS_MAX: usize = 64;
 const MESSAGES_MAX: usize = 16;
 /// How long one more waits for its turn.
 const TURN_PATIENCE: Duration = Duration::from_secs(30);
-/// When a client should come back that got no turn.
-const RETRY_SECONDS: &str = "5";
 /// Pieces between the connection and who takes them in.
 const PIECES_WAITING: usize = 4;
 /// Of the body of a refused upload this much is still read: closing a connection on unread bytes can lose the answer.

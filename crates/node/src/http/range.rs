@@ -57,6 +57,10 @@ impl Ranged {
         if request.header(IF_RANGE).is_some_and(|tag| tag != self.etag) {
             return Wanted::Whole;
         }
+        // Ranges are defined for GET alone: section 14.2.
+        if request.is_head() {
+            return Wanted::Whole;
+        }
         request.header(RANGE).map_or(Wanted::Whole, |range| parse(range, self.len))
     }
 

@@ -1,9 +1,12 @@
 //! What is answered.
 
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 
 use super::Body;
+
+/// When a client should come back that got no turn.
+pub const RETRY_SECONDS: &str = "5";
 
 pub type Response = http::Response<Body>;
 
@@ -39,6 +42,23 @@ pub fn status(status: StatusCode, text: &str) -> Response {
 
 pub fn not_found() -> Response {
     with_status(StatusCode::NOT_FOUND, TEXT, NO_STORE, Body::whole("404 not found\n"))
+}
+
+/// For what fits as soon as others have gone.
+pub fn later() -> Response {
+    let text = "too many answers are waiting for their clients; try again later";
+    let mut response = status(StatusCode::SERVICE_UNAVAILABLE, text);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS));
+    response
+}
+
+/// For whom showing a token is what opens the cache: no cache that others use may keep the answer.
+pub fn keep_private(response: &mut Response) {
+    let caching = response.headers().get(CACHE_CONTROL).and_then(|caching| caching.to_str().ok());
+    let private = caching.and_then(|caching| caching.strip_prefix("public")).map(|rest| format!("private{rest}"));
+    if let Some(Ok(private)) = private.map(HeaderValue::try_from) {
+        response.headers_mut().insert(CACHE_CONTROL, private);
+    }
 }
 
 /// `allowed`: the methods that the path knows.

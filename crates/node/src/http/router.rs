@@ -77,7 +77,12 @@ pub async fn answer(cache: Arc<Cache>, mut request: Request) -> Response {
         }
         // Not text: who reads names as bytes takes them from the path.
         request.capture = percent::decode_text(capture).unwrap_or_default();
-        return (route.handler)(cache, request).await;
+        let is_closed = cache.is_closed;
+        let mut response = (route.handler)(cache, request).await;
+        if is_closed {
+            response::keep_private(&mut response);
+        }
+        return response;
     }
     if allowed.is_empty() {
         return response::not_found();

@@ -17,7 +17,7 @@ use super::web::{Authorities, Patience, Refusal, Web};
 /// Bytes of `nix-cache-info` that are read.
 const CACHE_INFO_LEN_MAX: usize = 64 << 10;
 /// Longest log that is passed on: it is in memory meanwhile, and few have a hundredth of this.
-const LOG_LEN_MAX: usize = 16 << 20;
+pub const LOG_LEN_MAX: usize = 16 << 20;
 /// How long it holds that a cache said nothing of itself.
 const REFUSED_HOLD: Duration = Duration::from_secs(1);
 

@@ -159,6 +159,7 @@ fn too_much_or_no_message_is_refused() {
     assert_eq!(node.status(&admin, "push/..%2f/lacking", &none), 400);
     assert_eq!(node.status("", "pull/0000000000000000000000000000000u/chunks", &ChunkRequest(vec![0]).encode()), 404);
     assert_eq!(node.status("", "pull/x/chunks", &noise(100)), 400);
+    assert_eq!(node.status("", "pull/x/chunks", &vec![1; ChunkRequest::LEN_MAX + 1]), 413);
 }
 
 #[test]

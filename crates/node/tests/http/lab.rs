@@ -44,6 +44,8 @@ pub struct Wanted {
     pub identity: Option<Arc<Identity>>,
     pub http3: bool,
     pub takes_uploads: bool,
+    /// Whether reading takes a token.
+    pub is_closed: bool,
     /// Where its store lies; a temporary directory unless named.
     pub store: Option<PathBuf>,
     /// Instead of a store of its own: one that is open, and the caches behind it.
@@ -61,6 +63,7 @@ impl Default for Wanted {
             identity: None,
             http3: false,
             takes_uploads: false,
+            is_closed: false,
             store: None,
             behind: None,
             blocking_threads: 512,
@@ -108,6 +111,7 @@ impl Lab {
         let runtime = runtime.build().unwrap();
         let mut cache = Cache::new(store.clone(), StoreDir::default()).behind(&upstreams);
         cache.offer = wanted.offer;
+        cache.is_closed = wanted.is_closed;
         let mut token = String::new();
         if wanted.takes_uploads {
             let file = tokens::file(dir.path());

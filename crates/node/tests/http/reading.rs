@@ -5,7 +5,7 @@ use shoal_node::http::link::Offer;
 use shoal_wire::nix::narinfo::{Compression, NarInfo};
 use shoal_wire::nix::store_path::StoreDir;
 
-use crate::lab::{Lab, file_nar, nar_url, noise, tree_nar, words};
+use crate::lab::{Lab, Wanted, file_nar, nar_url, noise, tree_nar, words};
 
 #[test]
 fn a_cache_says_what_it_is() {
@@ -94,6 +94,8 @@ fn parts_of_a_nar_are_parts_of_the_whole() {
         let head = lab.ask("HEAD", &url, "");
         assert_eq!(head.header("content-length"), Some(len.to_string().as_str()));
         assert!(head.header("cache-control").unwrap().contains("immutable"));
+        let head = lab.ask("HEAD", &url, "Range: bytes=0-9\r\n");
+        assert_eq!((head.status, head.header("content-length")), (200, Some(len.to_string().as_str())));
     }
 }
 
@@ -126,4 +128,21 @@ fn files_of_a_path_can_be_looked_at() {
         serde_json::from_slice(&lab.get(&format!("/{}.ls", info.path.hash_part())).body).unwrap();
     assert_eq!(listing["root"]["entries"]["a<b>.txt"]["size"], 10);
     assert!(listing["root"]["entries"]["a<b>.txt"]["narOffset"].as_u64() > Some(0));
+}
+
+#[test]
+fn what_takes_a_token_is_kept_by_no_cache_that_others_use() {
+    let lab = Lab::with(Wanted { takes_uploads: true, is_closed: true, ..Wanted::default() });
+    let info = lab.add("p", &file_nar(b"p"));
+    let token = format!("Authorization: Bearer {}\r\n", lab.token);
+    let narinfo = format!("/{}.narinfo", info.path.hash_part());
+    let nar = lab.ask("GET", &narinfo, &token).text();
+    let nar = format!("/{}", nar.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap());
+    for url in [narinfo.as_str(), nar.as_str(), "/nix-cache-info"] {
+        assert_eq!(lab.get(url).status, 401);
+        let answer = lab.ask("GET", url, &token);
+        assert_eq!(answer.status, 200);
+        let caching = answer.header("cache-control").unwrap();
+        assert!(caching.starts_with("private, max-age="), "{url}: {caching}");
+    }
 }

@@ -1,5 +1,7 @@
 //! What is put: refused cleanly where there is no room, and never at the cost of what is there.
 
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use shoal_store::{GcAction, GcRequest};
@@ -176,4 +178,22 @@ fn uploads_are_counted() {
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} in\n{metrics}");
     }
+}
+
+/// What a NAR that waits relies on may be found damaged: no narinfo is acknowledged then, and the next attempt heals it.
+#[test]
+fn a_nar_that_relies_on_damage_is_to_be_sent_again() {
+    let lab = Lab::with(Wanted { takes_uploads: true, ..Wanted::default() });
+    let upload = Upload::new(1, 200_000);
+    let known = lab.add("known", &upload.nar);
+    assert_eq!(lab.put(&upload.file(), &upload.nar).status, 200);
+    let segment = fs::read_dir(lab.store.dir().join("segments")).unwrap().next().unwrap().unwrap().path();
+    let segment = OpenOptions::new().write(true).open(segment).unwrap();
+    segment.write_all_at(b"damage", 5_000).unwrap();
+    assert_eq!(lab.store.verify(true).unwrap().damage.len(), 1);
+    let refused = lab.put(&upload.place(), upload.narinfo().as_bytes());
+    assert_eq!((refused.status, refused.text().contains("bring it again")), (409, true), "{}", refused.text());
+    assert_eq!(lab.ask("HEAD", &upload.file(), "").status, 404, "who looks whether it is here does not send it");
+    assert_eq!(upload.put(&lab).status, 200);
+    assert!(upload.is_there(&lab) && lab.store.is_valid(&known.path).unwrap());
 }

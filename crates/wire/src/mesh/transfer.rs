@@ -28,6 +28,9 @@ pub const FRAME_LEN_MAX: usize = CHUNK_LEN_MAX as usize + (CHUNK_LEN_MAX as usiz
 pub const ENTRIES_MAX: usize = 1024;
 
 const HEAD_LEN: usize = 2;
+/// postcard's for a count, and for a number of 32 bits: 7 bits a byte.
+const COUNT_LEN_MAX: usize = 10;
+const NUMBER_LEN_MAX: usize = 5;
 const FRAME_HEAD_LEN: usize = 32 + 4 + 4;
 
 /// Why bytes are not the message that was expected.
@@ -60,6 +63,8 @@ pub enum TransferError {
 /// A message with one value in postcard.
 pub trait Message: Serialize + DeserializeOwned {
     const KIND: u8;
+    /// Longest message that is decoded: what has more cannot keep the limits, and would take memory before that is seen.
+    const LEN_MAX: usize = MESSAGE_LEN_MAX;
 
     /// Whether the limits are kept.
     fn check(&self) -> Result<(), TransferError>;
@@ -70,7 +75,7 @@ pub trait Message: Serialize + DeserializeOwned {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, TransferError> {
-        let rest = open(bytes, Self::KIND, MESSAGE_LEN_MAX)?;
+        let rest = open(bytes, Self::KIND, Self::LEN_MAX)?;
         let (message, rest) = postcard::take_from_bytes::<Self>(rest)?;
         if !rest.is_empty() {
             return Err(TransferError::Trailing(rest.len()));
@@ -127,6 +132,7 @@ pub struct ChunkRequest(pub Vec<u32>);
 
 impl Message for ChunkRequest {
     const KIND: u8 = 7;
+    const LEN_MAX: usize = HEAD_LEN + COUNT_LEN_MAX + HASHES_MAX * NUMBER_LEN_MAX;
 
     fn check(&self) -> Result<(), TransferError> {
         at_most("chunks", self.0.len(), HASHES_MAX)?;

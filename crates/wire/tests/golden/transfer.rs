@@ -125,3 +125,13 @@ fn a_batch_with_room_stays_within_its_limit() {
     }
     assert_eq!(ChunkBatch::decode(&batch.encode()).unwrap().len(), FRAMES_MAX);
 }
+
+#[test]
+fn the_longest_request_for_chunks_is_taken_and_nothing_longer() {
+    let longest = ChunkRequest((u32::MAX - HASHES_MAX as u32 + 1..=u32::MAX).collect());
+    let mut bytes = longest.encode();
+    assert!(bytes.len() <= ChunkRequest::LEN_MAX);
+    assert_eq!(ChunkRequest::decode(&bytes), Ok(longest));
+    bytes.resize(ChunkRequest::LEN_MAX + 1, 0);
+    assert_eq!(ChunkRequest::decode(&bytes), Err(TransferError::TooLong(bytes.len())));
+}
