@@ -86,6 +86,11 @@ impl ChunkHold {
         self.store.chunk_source(chunks)
     }
 
+    /// How many of these it does not hold yet; one that is named twice counts twice.
+    pub fn count_new<'a>(&self, hashes: impl IntoIterator<Item = &'a [u8; 32]>) -> usize {
+        hashes.into_iter().filter(|hash| !self.pins.contains(hash)).count()
+    }
+
     /// Chunks that were named or brought, which is what a hold takes of memory: some 200 bytes each.
     pub fn len(&self) -> usize {
         self.pins.len()

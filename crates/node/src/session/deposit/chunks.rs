@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use shoal_store::{ChunkError, ChunkHold};
+use shoal_store::{ChunkError, ChunkHold, Store};
 use shoal_wire::mesh::transfer::{ChunkBatch, ChunkQuery, Commit, Entry, Lacking, PathQuery, TransferError};
 
 use super::{Deposits, Outcome, Refusal};
@@ -20,8 +20,14 @@ use crate::session::Client;
 pub const HOLD_TIME: Duration = Duration::from_secs(60 * 60);
 /// Uploads that are not committed.
 const UPLOADS_MAX: usize = 256;
+/// Those of one token's name, so that it does not keep everybody else out: `shoal push` has two at a time.
+const UPLOADS_EACH_MAX: usize = 64;
 /// Chunks held for all of them, at some 200 bytes of memory each: those of 128 GiB.
 const HELD_CHUNKS_MAX: usize = 2 << 20;
+/// Of one token's name: those of a path of 96 GiB, and a quarter is left for the others.
+const HELD_CHUNKS_EACH_MAX: usize = 3 << 19;
+/// What the client may do.
+const LATER: &str = "commit them or try again later";
 /// Longest name of an upload; a hash has 64 digits.
 const NAME_LEN_MAX: usize = 64;
 
@@ -52,29 +58,60 @@ impl Uploads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `act` on the hold of an upload, which begins with it. `chunks`: how many more it may hold afterwards.
-    fn with<T>(&self, name: Name, chunks: usize, act: impl FnOnce(&mut ChunkHold) -> T, client: &Client) -> Outcome<T> {
-        let hold = {
-            let mut all = self.all();
-            let held: usize = all.values().map(|kept| kept.chunks).sum();
-            if held + chunks > HELD_CHUNKS_MAX || (!all.contains_key(&name) && all.len() >= UPLOADS_MAX) {
-                return Err(Refusal::busy("too much was uploaded that no path is made of yet; try again later"));
-            }
-            let new = || Kept {
-                hold: Arc::new(Mutex::new(client.store().hold_chunks())),
-                chunks: 0,
-                heard_of: Instant::now(),
-            };
-            all.entry(name.clone()).or_insert_with(new).hold.clone()
-        };
-        let (done, held) = {
-            let mut hold = hold.lock().unwrap_or_else(PoisonError::into_inner);
-            (act(&mut hold), hold.len())
-        };
+    /// Runs `act` on the hold of an upload, which begins with it. `new`: how many more chunks it may hold afterwards.
+    fn with<T>(
+        &self,
+        name: Name,
+        store: &Store,
+        new: impl FnOnce(&ChunkHold) -> usize,
+        act: impl FnOnce(&mut ChunkHold) -> T,
+    ) -> Outcome<T> {
+        let hold = self.hold(&name, store)?;
+        let mut held = hold.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reserve(&name, held.len() + new(&held))?;
+        let done = act(&mut held);
+        let chunks = held.len();
+        drop(held);
         if let Some(kept) = self.all().get_mut(&name).filter(|kept| Arc::ptr_eq(&kept.hold, &hold)) {
-            (kept.chunks, kept.heard_of) = (held, Instant::now());
+            (kept.chunks, kept.heard_of) = (chunks, Instant::now());
         }
         Ok(done)
+    }
+
+    fn hold(&self, name: &Name, store: &Store) -> Outcome<Arc<Mutex<ChunkHold>>> {
+        let mut all = self.all();
+        if let Some(kept) = all.get(name) {
+            return Ok(kept.hold.clone());
+        }
+        let own = all.keys().filter(|(who, _)| *who == name.0).count();
+        if own >= UPLOADS_EACH_MAX {
+            return Err(Refusal::busy(format!("'{}' has {own} uploads that it did not commit; {LATER}", name.0)));
+        }
+        if all.len() >= UPLOADS_MAX {
+            return Err(Refusal::busy(format!("there are {UPLOADS_MAX} uploads that nobody committed; {LATER}")));
+        }
+        let hold = Arc::new(Mutex::new(store.hold_chunks()));
+        all.insert(name.clone(), Kept { hold: hold.clone(), chunks: 0, heard_of: Instant::now() });
+        Ok(hold)
+    }
+
+    /// Makes room for an upload to hold `chunks`. What it takes less of is given back when it is known.
+    fn reserve(&self, name: &Name, chunks: usize) -> Outcome {
+        let mut all = self.all();
+        let others = all.iter().filter(|(other, _)| *other != name);
+        let (own, held) = others.fold((0, 0), |(own, held), ((who, _), kept)| {
+            (own + if *who == name.0 { kept.chunks } else { 0 }, held + kept.chunks)
+        });
+        if own + chunks > HELD_CHUNKS_EACH_MAX {
+            return Err(Refusal::busy(format!("'{}' uploaded too much that no path is made of yet; {LATER}", name.0)));
+        }
+        if held + chunks > HELD_CHUNKS_MAX {
+            return Err(Refusal::busy(format!("too much was uploaded that no path is made of yet; {LATER}")));
+        }
+        if let Some(kept) = all.get_mut(name) {
+            kept.chunks = chunks;
+        }
+        Ok(())
     }
 
     fn end(&self, name: &Name) {
@@ -117,7 +154,8 @@ impl Deposits {
     pub fn lacking_chunks(&self, grant: Grant, upload: &str, query: &ChunkQuery) -> Outcome<Lacking> {
         let client = self.uploader(grant)?;
         let name = name(&client, upload)?;
-        Ok(Lacking(self.uploads.with(name, query.0.len(), |hold| hold.lacks(&query.0), &client)??))
+        let new = |hold: &ChunkHold| hold.count_new(&query.0);
+        Ok(Lacking(self.uploads.with(name, client.store(), new, |hold| hold.lacks(&query.0))??))
     }
 
     /// Takes in a batch of chunks and holds them.
@@ -125,7 +163,9 @@ impl Deposits {
         let client = self.uploader(grant)?;
         let name = name(&client, upload)?;
         let chunks = ChunkBatch::decode(batch)?;
-        Ok(self.uploads.with(name, chunks.len(), |hold| hold.bring(chunks), &client)??)
+        let hashes: Vec<[u8; 32]> = chunks.iter().map(|(chunk, _)| chunk.hash).collect();
+        let new = |hold: &ChunkHold| hold.count_new(&hashes);
+        Ok(self.uploads.with(name, client.store(), new, |hold| hold.bring(chunks))??)
     }
 
     /// Makes paths of chunks that are here, all or none, and lets go of what was held for the upload. Whether they are
@@ -134,8 +174,9 @@ impl Deposits {
     pub fn commit_chunks(&self, grant: Grant, upload: &str, commit: Commit) -> Outcome {
         let client = self.uploader(grant)?;
         let name = name(&client, upload)?;
-        let chunks = commit.0.iter().map(|entry| entry.chunks.len()).sum();
-        self.uploads.with(name.clone(), chunks, |hold| client.commit_entries(hold, commit), &client)??;
+        let hashes: Vec<[u8; 32]> = commit.0.iter().flat_map(|entry| &entry.chunks).map(|chunk| chunk.hash).collect();
+        let new = |hold: &ChunkHold| hold.count_new(&hashes);
+        self.uploads.with(name.clone(), client.store(), new, |hold| client.commit_entries(hold, commit))??;
         self.uploads.end(&name);
         Ok(())
     }
@@ -186,7 +227,7 @@ fn unlike(path: &str, error: &io::Error) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shoal_store::{Options, Store};
+    use shoal_store::Options;
 
     #[test]
     fn what_is_silent_is_forgotten_unless_it_is_at_work() {
@@ -204,5 +245,34 @@ mod tests {
         assert_eq!(uploads.all().len(), 2);
         uploads.tidy(now + HOLD_TIME);
         assert_eq!(uploads.all().keys().collect::<Vec<_>>(), [&name("busy")]);
+    }
+
+    /// Whoever names what does not exist keeps nobody but himself waiting, and what is held counts once.
+    #[test]
+    fn one_who_holds_too_much_leaves_room_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), Options::default()).unwrap();
+        let uploads = Uploads::default();
+        let hashes: Vec<[u8; 32]> = (0..20).map(|number| [number; 32]).collect();
+        let ask = |who: &str, upload: &str| {
+            let new = |hold: &ChunkHold| hold.count_new(&hashes);
+            uploads.with((who.into(), upload.into()), &store, new, |hold| hold.lacks(&hashes).unwrap().len())
+        };
+        assert_eq!(ask("greedy", "a"), Ok(20));
+        let held = |who: &str, chunks| {
+            let hold = Arc::new(Mutex::new(store.hold_chunks()));
+            uploads.all().insert((who.into(), "held".into()), Kept { hold, chunks, heard_of: Instant::now() });
+        };
+        held("greedy", HELD_CHUNKS_EACH_MAX - 20);
+        assert_eq!(ask("greedy", "a"), Ok(20), "what is held already is new");
+        assert_eq!(ask("greedy", "b").unwrap_err().status, 503);
+        assert_eq!(ask("modest", "a"), Ok(20));
+        held("another", HELD_CHUNKS_MAX - HELD_CHUNKS_EACH_MAX);
+        assert_eq!(ask("modest", "b").unwrap_err().status, 503);
+        for number in 0..UPLOADS_EACH_MAX {
+            assert!(uploads.hold(&("many".into(), number.to_string()), &store).is_ok());
+        }
+        assert!(uploads.hold(&("many".into(), "more".into()), &store).is_err());
+        assert!(uploads.hold(&("modest".into(), "c".into()), &store).is_ok());
     }
 }
