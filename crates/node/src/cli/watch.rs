@@ -12,7 +12,7 @@ use super::copy::{Ends, Shown, with_exit};
 use super::{Global, Outcome};
 use crate::config::ConfigFlags;
 use crate::config::units::{parse_duration, show_duration};
-use crate::copy::queue::Queue;
+use crate::copy::queue::{Queue, dir_name};
 use crate::copy::watch::{Events, Watch};
 use crate::copy::{Progress, Report};
 
@@ -27,7 +27,7 @@ pub struct WatchStore {
     /// Ask the store every so often, whatever its directory tells
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     interval: Duration,
-    /// Keep the queue in this directory; one for each store and node [default: watch-store in --data-dir]
+    /// Keep the queue in this directory; one for each store and node [default: such a one in watch-store in --data-dir]
     #[arg(long, value_name = "DIR")]
     queue: Option<PathBuf>,
     #[command(flatten)]
@@ -42,7 +42,10 @@ impl WatchStore {
         let (local, remote) = (self.ends.local(), self.ends.remote(global)?);
         let dir = match &self.queue {
             Some(dir) => dir.clone(),
-            None => global.load(ConfigFlags::default())?.config.data_dir.join("watch-store"),
+            None => {
+                let queues = global.load(ConfigFlags::default())?.config.data_dir.join("watch-store");
+                queues.join(dir_name(&local.real_dir(), remote.url()))
+            }
         };
         let existing = || if self.existing { Ok(BTreeSet::new()) } else { local.connect()?.paths() };
         let queue = Queue::open(&dir, existing)?;

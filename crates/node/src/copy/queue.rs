@@ -12,12 +12,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
+use shoal_wire::nix::base64::encode_hex;
+use shoal_wire::nix::hash::sha256;
 use shoal_wire::nix::store_path::StorePath;
 
 use crate::files;
 
 const LOG: &str = "queue";
 const LOCK: &str = "lock";
+/// Of a node's address, in the name of a directory.
+const READABLE_LEN_MAX: usize = 64;
 
 pub struct Queue {
     log: File,
@@ -26,6 +30,15 @@ pub struct Queue {
     known: BTreeMap<StorePath, Option<u64>>,
     next: u64,
     _lock: File,
+}
+
+/// The name of the directory for what goes from the store in `store` to the node at `url`: readable, and its own.
+pub fn dir_name(store: &Path, url: &str) -> String {
+    let pair = format!("{}\n{url}", store.display());
+    let digest = encode_hex(&sha256(pair.as_bytes())[..8]);
+    let readable = url.split_once("://").map_or(url, |(_, rest)| rest).rsplit('@').next().unwrap_or_default();
+    let readable = readable.chars().map(|c| if c.is_ascii_alphanumeric() || ".-".contains(c) { c } else { '_' });
+    format!("{}-{digest}", readable.take(READABLE_LEN_MAX).collect::<String>().trim_start_matches('.'))
 }
 
 impl Queue {
@@ -176,6 +189,17 @@ mod tests {
         assert_eq!(queued(&queue), "ca");
         assert_eq!(queue.note(&paths("abz")).unwrap(), 0);
         assert_eq!(queued(&open_again(queue, dir.path())), "a", "what is gone cannot be pushed");
+    }
+
+    #[test]
+    fn every_pair_of_store_and_node_has_a_queue_of_its_own() {
+        let name = |store: &str, url| dir_name(Path::new(store), url);
+        let names = ["http://a:1", "https://a:1", "http://a:2", "http://a_1", "http://a:1/x", "http://../.."];
+        let mut all: BTreeSet<String> = names.iter().map(|url| name("/nix/store", url)).collect();
+        all.insert(name("/other/store", names[0]));
+        assert_eq!(all.len(), names.len() + 1);
+        assert!(all.iter().all(|name| !name.contains('/') && !name.starts_with('.')), "{all:?}");
+        assert!(name("/nix/store", "http://u:secret@node.lan:8080").starts_with("node.lan_8080-"));
     }
 
     fn open_again(queue: Queue, dir: &Path) -> Queue {

@@ -37,6 +37,9 @@ pub enum RemoteError {
     /// Who asks is not known, or may not.
     #[error("{url} refuses ({status}): {text}{hint}", hint = token_hint(*.status))]
     Refused { url: String, status: u16, text: String },
+    /// Who asks may not do that here, whatever it is about: what a token is good for can be changed.
+    #[error("{url} refuses (403): {text}")]
+    Forbidden { url: String, text: String },
     /// Something that should be there is not, or not any more.
     #[error("{url}: {text}")]
     Conflict { url: String, text: String },
@@ -58,6 +61,14 @@ fn token_hint(status: u16) -> &'static str {
     match status {
         401 => "; name a file with a token by --token-file",
         _ => "",
+    }
+}
+
+/// Where nothing is claimed of a path, a refusal cannot be about one.
+fn of_nobody(error: RemoteError) -> RemoteError {
+    match error {
+        RemoteError::Refused { url, status: 403, text } => RemoteError::Forbidden { url, text },
+        error => error,
     }
 }
 
@@ -107,7 +118,7 @@ impl Remote {
     }
 
     fn lacking(&self, at: &str, query: &impl Message, count: usize) -> Answer<Vec<bool>> {
-        let answer = self.post(at, &query.encode())?;
+        let answer = self.post(at, &query.encode()).map_err(of_nobody)?;
         match Lacking::decode(&answer) {
             Ok(Lacking(lacking)) if lacking.len() == count => Ok(lacking),
             Ok(Lacking(lacking)) => Err(self.alien(at, format!("{} answers to {count} questions", lacking.len()))),
@@ -116,7 +127,7 @@ impl Remote {
     }
 
     pub fn put_chunks(&self, upload: &str, batch: ChunkBatch) -> Answer<()> {
-        self.post(&format!("api/v1/push/{upload}/chunks"), &batch.encode()).map(|_| ())
+        self.post(&format!("api/v1/push/{upload}/chunks"), &batch.encode()).map(|_| ()).map_err(of_nobody)
     }
 
     /// Makes paths valid there. [`RemoteError::Conflict`]: chunks have to be asked about and brought again.
@@ -277,6 +288,8 @@ mod tests {
         let ask = |answers| remote(answers).lacks_chunks("u", vec![[0; 32]]);
         assert_eq!(ask(vec![(503, Vec::new()), (500, Vec::new()), (200, ok.clone())]).unwrap(), [true]);
         let refused = ask(vec![(403, b"no".to_vec()), (200, ok.clone())]);
+        assert!(matches!(refused, Err(RemoteError::Forbidden { .. })));
+        let refused = remote(vec![(403, b"unsigned".to_vec())]).commit("u", &Commit(Vec::new()));
         assert!(matches!(refused, Err(RemoteError::Refused { status: 403, .. })));
         let full = ask(vec![(507, b"full".to_vec()), (200, ok)]);
         assert!(matches!(full, Err(RemoteError::Failed { status: 507, .. })));

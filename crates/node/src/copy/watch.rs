@@ -118,7 +118,7 @@ fn concern(error: &anyhow::Error) -> Concern {
         None if error.chain().any(is_local_trouble) => Concern::Moment,
         None => Concern::Paths,
         Some(RemoteError::Unreachable { .. }) => Concern::Moment,
-        Some(RemoteError::Failed { .. }) => Concern::Moment,
+        Some(RemoteError::Failed { .. } | RemoteError::Forbidden { .. }) => Concern::Moment,
         Some(RemoteError::Refused { status: 401, .. } | RemoteError::Alien { .. }) => Concern::Node,
         Some(RemoteError::Refused { .. } | RemoteError::Conflict { .. }) => Concern::Paths,
     }
@@ -173,6 +173,8 @@ mod tests {
         let refused = |status| RemoteError::Refused { url: url(), status, text: String::new() };
         assert_eq!(of(refused(403)), Concern::Paths);
         assert_eq!(of(refused(401)), Concern::Node);
+        // A token of another role, or a node that takes nothing for now: the paths may go later.
+        assert_eq!(of(RemoteError::Forbidden { url: url(), text: String::new() }), Concern::Moment);
         assert_eq!(of(RemoteError::Unreachable { url: url(), text: String::new() }), Concern::Moment);
         assert_eq!(of(RemoteError::Failed { url: url(), status: 503, text: String::new() }), Concern::Moment);
         assert_eq!(concern(&anyhow::anyhow!("a file is gone")), Concern::Paths);
