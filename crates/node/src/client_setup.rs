@@ -194,7 +194,7 @@ fn write_part(path: &Path, alias: &str, part: &str, mode: u32) -> io::Result<boo
     }
     // A link (many people keep such files elsewhere) stays one.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    files::replace(&target, mode, new.as_bytes())?;
+    files::replace_keeping(&target, mode, new.as_bytes())?;
     Ok(true)
 }
 
@@ -216,6 +216,7 @@ fn with_part(text: &str, alias: &str, part: &str) -> String {
 mod tests {
     use super::*;
     use expect_test::expect;
+    use std::os::unix::fs::PermissionsExt;
 
     fn setup() -> Setup {
         Setup {
@@ -286,12 +287,15 @@ mod tests {
         };
         fs::create_dir_all(dir.path().join("sub")).unwrap();
         fs::write(&files.nix_conf, "max-jobs = 2").unwrap();
+        // It may hold what others must not read: access tokens.
+        fs::set_permissions(&files.nix_conf, fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(setup().write(&files).unwrap().len(), 4);
         assert_eq!(setup().write(&files).unwrap(), Vec::<PathBuf>::new());
         let moved = Setup { port: 1, ..setup() };
         assert_eq!(moved.write(&files).unwrap(), std::slice::from_ref(&files.ssh_config));
         let conf = fs::read_to_string(&files.nix_conf).unwrap();
         assert!(conf.starts_with("max-jobs = 2\n# shoal-n: begin"), "{conf}");
+        assert_eq!(fs::metadata(&files.nix_conf).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(conf.contains(&format!("builders = @{}\n", files.machines.display())), "{conf}");
         let ssh = fs::read_to_string(&files.ssh_config).unwrap();
         assert_eq!((ssh.matches("Host shoal-n").count(), ssh.matches("Port 1\n").count()), (1, 1));

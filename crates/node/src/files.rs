@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,6 +14,27 @@ pub const PUBLIC: u32 = 0o644;
 pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let temporary = beside(path)?;
     let written = write_new(&temporary, mode, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_directory(path)
+}
+
+/// As [`replace`], for a file of somebody else: one that is there keeps its mode, its owner and its group. An error, and
+/// the old file stays, where they cannot be kept.
+pub fn replace_keeping(path: &Path, mode_of_new: u32, bytes: &[u8]) -> io::Result<()> {
+    let old = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return replace(path, mode_of_new, bytes),
+        other => other?,
+    };
+    let temporary = beside(path)?;
+    // Nobody else reads it before it is known who may.
+    let written = write_new(&temporary, SECRET, bytes)
+        .and_then(|()| chown(&temporary, Some(old.uid()), Some(old.gid())))
+        .and_then(|()| fs::set_permissions(&temporary, old.permissions()))
+        .and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // The first error is the one to tell.
         let _ = fs::remove_file(&temporary);
@@ -83,6 +104,25 @@ mod tests {
         replace(&path, SECRET, b"short").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"short");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, SECRET);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_keeps_its_mode_and_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nix.conf");
+        replace_keeping(&path, PUBLIC, b"new").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, PUBLIC);
+        for mode in [0o600, 0o640, 0o666] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            // Only root may give a file away.
+            let _ = chown(&path, Some(4321), Some(4322));
+            let before = fs::metadata(&path).unwrap();
+            replace_keeping(&path, PUBLIC, format!("{mode:o}").as_bytes()).unwrap();
+            let after = fs::metadata(&path).unwrap();
+            assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{mode:o}"));
+        }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }
