@@ -4,14 +4,16 @@
 //! a token: digest, role, end (Unix seconds or `-`), name. With that much randomness a plain digest gives nothing away.
 //! The file is read again when it changes; a token that is no longer in it, or whose time is over, opens nothing.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_lc_rs::{constant_time, digest, rand};
+use rustix::fs::{FlockOperation, flock};
 use shoal_wire::nix::base32;
 use shoal_wire::nix::base64::{decode_hex_into, encode_hex};
 
@@ -82,6 +84,7 @@ pub fn list(path: &Path) -> Result<Vec<Token>> {
 pub fn create(path: &Path, name: &str, role: Role, ttl: Option<Duration>) -> Result<String> {
     let fits = !name.is_empty() && name.len() <= NAME_LEN_MAX && name.chars().all(|c| c.is_ascii_graphic());
     ensure!(fits, "'{name}' is no name for a token: up to {NAME_LEN_MAX} visible ASCII characters");
+    let _lock = lock(path)?;
     let mut tokens = list(path)?;
     tokens.retain(|token| !token.is_over());
     ensure!(tokens.iter().all(|token| token.name != name), "there is a token '{name}'; remove it first");
@@ -97,6 +100,7 @@ pub fn create(path: &Path, name: &str, role: Role, ttl: Option<Duration>) -> Res
 
 /// Removes the token with this name, or the token itself.
 pub fn remove(path: &Path, what: &str) -> Result<()> {
+    let _lock = lock(path)?;
     let mut tokens = list(path)?;
     let before = tokens.len();
     let digest = digest_of(what);
@@ -105,6 +109,18 @@ pub fn remove(path: &Path, what: &str) -> Result<()> {
         bail!("{} has no such token; `shoal token list` shows what it has", path.display());
     }
     write(path, &tokens)
+}
+
+/// Keeps others from changing the tokens until it is dropped. The file itself is replaced, so another one is locked.
+fn lock(path: &Path) -> Result<File> {
+    let path = path.with_extension("lock");
+    let lock = || {
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(files::SECRET).open(&path)?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        io::Result::Ok(file)
+    };
+    lock().with_context(|| format!("cannot lock {}", path.display()))
 }
 
 fn write(path: &Path, tokens: &[Token]) -> Result<()> {
@@ -213,6 +229,28 @@ mod tests {
         remove(&path, &other).unwrap();
         assert_eq!(live.grant(&other), None);
         assert!(remove(&path, "ci").is_err());
+    }
+
+    #[test]
+    fn changes_at_once_are_all_kept() {
+        const EACH: usize = 16;
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path());
+        std::thread::scope(|scope| {
+            for who in 0..6 {
+                let path = &path;
+                scope.spawn(move || {
+                    for number in 0..EACH {
+                        create(path, &format!("gone-{who}-{number}"), Role::Push, None).unwrap();
+                        create(path, &format!("kept-{who}-{number}"), Role::Push, None).unwrap();
+                        remove(path, &format!("gone-{who}-{number}")).unwrap();
+                    }
+                });
+            }
+        });
+        let names: Vec<String> = list(&path).unwrap().into_iter().map(|token| token.name).collect();
+        assert_eq!(names.len(), 6 * EACH, "{names:?}");
+        assert!(names.iter().all(|name| name.starts_with("kept-")), "{names:?}");
     }
 
     #[test]
