@@ -21,8 +21,6 @@ const SECONDS: f64 = 3.0;
 /// NARs that are asked for as small ones.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
 const MISSES: usize = 1000;
-/// So that next to nothing stays in a segment that is open, which is not compressed anew.
-const SEGMENT_BYTES: u64 = 16 << 20;
 const GIB: f64 = (1u64 << 30) as f64;
 const MIB: f64 = (1u64 << 20) as f64;
 
@@ -90,8 +88,8 @@ pub fn filled(nix: &Nix, closure: &Closure, flags: &[&str]) -> Result<Node> {
     let copy = copy.args(["copy", "--no-check-sigs", "--stdin", "--to", &client.store(&node, Remote::SshNg)]);
     copy.stdin(closure.stdin()?).patience(COPY_PATIENCE).ok();
     node.stop();
-    let options = Options { segment_bytes: SEGMENT_BYTES, ..Options::default() };
-    let store = Store::open(&node.data_dir().join("store"), options)?;
+    let store = Store::open(&node.data_dir().join("store"), Options::default())?;
+    // What an idle node does within a quarter of a minute.
     store.recompress(u64::MAX, &|| true)?;
     drop(store);
     node.start_again();

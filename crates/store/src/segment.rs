@@ -282,6 +282,14 @@ impl Appender<'_> {
         self.tail.writing.last().filter(|_| self.tail.open).map(|w| w.id)
     }
 
+    /// Appends no more to the segment that is open: the next bytes begin another.
+    pub fn close(&mut self) {
+        let open = std::mem::replace(&mut self.tail.open, false);
+        if open && self.tail.writing.last().is_some_and(|w| w.committed == w.end) {
+            self.tail.writing.pop();
+        }
+    }
+
     /// Does nothing more for the durability of a closed segment of which nothing is live.
     pub fn forget(&mut self, id: SegmentId) {
         self.tail.writing.retain(|w| w.id != id);
@@ -296,10 +304,8 @@ impl Appender<'_> {
         let begun = file.write_all_at(&PREAMBLE, 0).and_then(|()| self.segments.dir_file.sync_all());
         begun.map_err(Error::io("begin", &path))?;
         let end = PREAMBLE.len() as u64;
-        let open = std::mem::replace(&mut self.tail.open, true);
-        if open && self.tail.writing.last().is_some_and(|w| w.committed == w.end) {
-            self.tail.writing.pop();
-        }
+        self.close();
+        self.tail.open = true;
         let writing = Writing { id, file: Arc::new(file), end, synced: 0, committed: 0, written_back: 0 };
         self.tail.writing.push(writing);
         Ok(())

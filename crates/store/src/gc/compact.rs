@@ -31,6 +31,9 @@ const CHUNKS_AT_ONCE: u64 = 250_000;
 /// A segment is compressed anew if that concerns this share of what is live in it.
 const HASTY_PERCENT_MIN: u64 = 10;
 
+/// The open segment is closed to be compressed anew if that concerns as many bytes: segments are no smaller for it.
+const HASTY_OPEN_BYTES_MIN: u64 = 4 << 20;
+
 /// Why a segment is rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compaction {
@@ -55,8 +58,28 @@ impl Store {
     /// every few MiB whether to go on.
     pub fn recompress(&self, bytes_max: u64, more: &dyn Fn() -> bool) -> Result<Compacted> {
         let _one = self.collecting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.close_hasty()?;
         compact(self, Compaction::Hasty { bytes_max }, more)
     }
+
+    /// Closes the open segment if it is worth being compressed anew. A store may be small for ever and fill no segment.
+    fn close_hasty(&self) -> Result<()> {
+        let Some(open) = self.segments.appender().open_id() else { return Ok(()) };
+        let row = self.index.read(|txn| {
+            let segments = txn.open_table(SEGMENTS)?;
+            Ok(segments.get(open)?.map(|row| SegmentRow::decode(row.value())))
+        })?;
+        let is_worth_it = |row: SegmentRow| row.hasty_bytes >= HASTY_OPEN_BYTES_MIN && is_hasty(&row);
+        let mut appender = self.segments.appender();
+        if row.is_some_and(is_worth_it) && appender.open_id() == Some(open) {
+            appender.close();
+        }
+        Ok(())
+    }
+}
+
+fn is_hasty(row: &SegmentRow) -> bool {
+    row.hasty_bytes > row.live_bytes / 100 * HASTY_PERCENT_MIN
 }
 
 /// Rewrites what `why` chooses, least live bytes first. The caller holds the lock of collections.
@@ -92,7 +115,7 @@ fn chosen(store: &Store, why: Compaction) -> Result<Vec<BTreeSet<SegmentId>>> {
     rows.retain(|(id, row)| Some(*id) != open && !unpublished.contains(id) && row.live_records > 0);
     rows.retain(|(_, row)| match why {
         Compaction::LiveBelow(percent) => row.live_bytes < row.committed / 100 * percent,
-        Compaction::Hasty { .. } => row.hasty_bytes > row.live_bytes / 100 * HASTY_PERCENT_MIN,
+        Compaction::Hasty { .. } => is_hasty(row),
     });
     rows.sort_by_key(|(_, row)| row.live_bytes);
     if let Compaction::Hasty { bytes_max } = why {
