@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use shoal_wire::mesh::announcement::HolderMessage;
 use shoal_wire::mesh::format::{decode, encode};
-use shoal_wire::mesh::frame::{Fact, Frame};
+use shoal_wire::mesh::frame::Frame;
 use shoal_wire::mesh::node_record::NodeRecord;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -7,7 +7,7 @@ mod fetching;
 #[path = "upstreams/healing.rs"]
 mod healing;
 #[path = "http/lab.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the tests of the HTTP server use the rest")]
 mod http_lab;
 #[path = "upstreams/lab.rs"]
 mod lab;

@@ -2,7 +2,7 @@
 
 use shoal_grid::membership::Change;
 use shoal_grid::membership::conduct::Offence;
-use shoal_grid::membership::limits::FLOOD_BYTES;
+use shoal_grid::membership::limits::{FLOOD_BYTES, GRACE_MS};
 use shoal_grid::membership::member::Standing;
 use shoal_simulator::Simulation;
 use shoal_simulator::check::{agreement, running};
@@ -163,6 +163,28 @@ fn one_liar_kills_nobody() {
     assert_eq!(simulation.seen.iter().find(died), None);
     assert!(known(&simulation, 3, 5).unwrap().0.incarnation > 5, "they contradicted");
     assert_eq!(simulation.hosts[5].disk.incarnation, known(&simulation, 3, 5).unwrap().0.incarnation);
+}
+
+/// Where the suspect cannot contradict, it takes a second voice before the lone one has stood for long.
+#[test]
+fn one_voice_is_no_death_and_two_are() {
+    let mut simulation = acquainted(8);
+    let (host, suspect) = (0, 5);
+    simulation.network.cut.extend((0..8).flat_map(|other| [(suspect, other), (other, suspect)]));
+    let incarnation = known(&simulation, host, suspect).unwrap().0.incarnation;
+    let suspected_by = |simulation: &Simulation, author: usize| {
+        let (author_node, subject) = (simulation.hosts[author].node, simulation.hosts[suspect].node);
+        let suspicion = Suspicion { mesh: mesh_id(), author: author_node, subject, incarnation };
+        Fact::Suspicion(Sealed::seal(suspicion, &secret(2, author as u64)).unwrap().bytes().clone())
+    };
+    let (first, second) = (suspected_by(&simulation, 1), suspected_by(&simulation, 2));
+    tell(&mut simulation, 1, host, vec![first]);
+    // Its monitors have not given up on it by then.
+    simulation.run_for(GRACE_MS + 1_500);
+    assert_eq!(known(&simulation, host, suspect).unwrap().1, Standing::Suspected);
+    tell(&mut simulation, 2, host, vec![second]);
+    simulation.run_for(GRACE_MS + 1_500);
+    assert_eq!(known(&simulation, host, suspect).unwrap().1, Standing::Dead);
 }
 
 /// One direction of one link is dead: its ends go on seeing each other alive by way of the others, and contradictions

@@ -1,14 +1,14 @@
-//! The scratch directories of builds: `<data-dir>/builds/<number>`.
+//! The scratch directories of builds: `<data-dir>/builds/<run>-<number>`.
 //!
 //! Making and deleting one for every build would be a large part of what a small build takes, so some are kept
 //! for the next build. Nothing waits for that: a directory is made fit again in the background.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use shoal_sandbox::Scratch;
@@ -20,13 +20,17 @@ const IDLE_MAX: usize = 64;
 
 pub struct Scratches {
     dir: PathBuf,
+    /// No earlier run of the node had it: a supervisor that got its build from one may not have begun yet.
+    run: String,
     next: AtomicU64,
     idle: Mutex<Vec<Scratch>>,
 }
 
 impl Scratches {
     pub fn new(dir: PathBuf) -> Arc<Scratches> {
-        Arc::new(Scratches { dir, next: AtomicU64::new(1), idle: Mutex::default() })
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let run = format!("{:x}", started.as_nanos());
+        Arc::new(Scratches { dir, run, next: AtomicU64::new(1), idle: Mutex::default() })
     }
 
     /// An empty directory. Nobody else on the machine may look into it: in there are directories that everybody may write
@@ -35,17 +39,10 @@ impl Scratches {
         if let Some(idle) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
             return Ok(idle);
         }
-        loop {
-            let path = self.dir.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
-            match fs::DirBuilder::new().mode(0o700).create(&path) {
-                // A build of an earlier run of this node may still be in it.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                made => {
-                    made.with_context(|| format!("cannot make {}", path.display()))?;
-                    return Ok(Scratch::new(path));
-                }
-            }
-        }
+        let path = self.dir.join(format!("{}-{}", self.run, self.next.fetch_add(1, Ordering::Relaxed)));
+        let made = fs::DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Scratch::new(path))
     }
 
     /// Takes a directory back from a build that is over and could not give it away: see [`shoal_sandbox::recycle`].

@@ -58,8 +58,11 @@ impl fmt::Display for Origin {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sep = if self.key.is_empty() { "" } else { ": " };
-        write!(f, "{}: {}{sep}{}", self.origin, self.key, self.message)
+        match &self.origin {
+            Origin::Flag(flag) if *flag == self.key => write!(f, "--{flag}: {}", self.message),
+            origin if self.key.is_empty() => write!(f, "{origin}: {}", self.message),
+            origin => write!(f, "{origin}: {}: {}", self.key, self.message),
+        }
     }
 }
 

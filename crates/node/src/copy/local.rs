@@ -87,7 +87,8 @@ impl LocalStore {
                     .spawn()
                     .with_context(|| {
                         format!(
-                            "no Nix daemon listens, and `{DAEMON_PROGRAM} --stdio` cannot be run; is Nix installed?"
+                            "no Nix daemon listens, and `{DAEMON_PROGRAM} --stdio` cannot be run; install Nix, or name \
+                             the socket of a daemon with --store unix://PATH"
                         )
                     })?;
                 let (Some(output), Some(input)) = (child.stdin.take(), child.stdout.take()) else {

@@ -19,8 +19,8 @@ use super::ca_check::CaHashes;
 use super::fault::Fault;
 use crate::build::derivations::{Derivations, PendingDerivations};
 
-/// Signatures on one path; more than any path has, few enough that nobody can fill the index with them.
-pub const SIGNATURES_MAX: usize = 128;
+/// Signatures on one path: as many as its record in a mesh may have.
+pub use shoal_wire::mesh::path_record::SIGNATURES_MAX;
 
 pub struct Admission {
     dir: StoreDir,

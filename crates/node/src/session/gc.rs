@@ -113,7 +113,11 @@ impl Client {
         if repair && !self.is_trusted() {
             return Err(Fault::refused("you are not privileged to repair paths"));
         }
-        let report = self.store().verify(contents)?;
+        let report = match contents {
+            // Which takes as long as reading the whole store.
+            true => self.store().scrub(&mut |_| !self.hangup.is_gone())?,
+            false => self.store().verify(false)?,
+        };
         let mut lines: Vec<String> = report.damage.iter().map(|damage| damage.to_string()).collect();
         if !repair {
             return Ok((lines, !report.damage.is_empty()));

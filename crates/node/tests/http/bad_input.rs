@@ -108,14 +108,7 @@ fn a_slow_reader_holds_up_only_itself() {
     let info = lab.add("huge", &nar);
     let url = nar_url(&lab, &info);
     let before = resident_bytes();
-    let slow: Vec<_> = (0..16)
-        .map(|_| {
-            let mut stream = lab.connect();
-            stream.write_all(format!("GET {url} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes()).unwrap();
-            stream.read_exact(&mut [0; 100]).unwrap();
-            stream
-        })
-        .collect();
+    let slow: Vec<_> = (0..16).map(|_| lab.begin_reading(&url)).collect();
     is_well(&lab);
     assert!(lab.get(&url).body == nar);
     let grown = resident_bytes().saturating_sub(before);

@@ -187,6 +187,14 @@ impl Lab {
     pub fn connect(&self) -> TcpStream {
         connect(self.address())
     }
+
+    /// A client that has taken the first bytes of an answer and takes no more.
+    pub fn begin_reading(&self, url: &str) -> TcpStream {
+        let mut stream = self.connect();
+        stream.write_all(format!("GET {url} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes()).unwrap();
+        stream.read_exact(&mut [0; 100]).unwrap();
+        stream
+    }
 }
 
 pub fn connect(address: SocketAddr) -> TcpStream {

@@ -99,14 +99,7 @@ fn readers_that_fall_silent() {
     let lab = lab(Limits { stall: SHORT, ..Limits::USUAL });
     let nar = file_nar(&noise(64 << 20));
     let url = nar_url(&lab, &lab.add("large", &nar));
-    let readers: Vec<_> = (0..8)
-        .map(|_| {
-            let mut stream = lab.connect();
-            stream.write_all(format!("GET {url} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes()).unwrap();
-            stream.read_exact(&mut [0; 100]).unwrap();
-            stream
-        })
-        .collect();
+    let readers: Vec<_> = (0..8).map(|_| lab.begin_reading(&url)).collect();
     assert!(lab.get(&url).body == nar);
     is_over(&lab);
     for mut reader in readers {

@@ -13,8 +13,9 @@ use std::collections::BTreeSet;
 
 /// Most references: large environments have some thousands.
 pub const REFERENCES_MAX: usize = 1 << 14;
-/// Most signatures of caches, the mesh and clients.
-pub const SIGNATURES_MAX: usize = 64;
+/// Most signatures of caches, the mesh and clients; more than any path has, few enough that nobody can fill an index with
+/// them.
+pub const SIGNATURES_MAX: usize = 128;
 /// Bytes of a [`ContentTag`].
 pub const CONTENT_TAG_LEN: usize = 16;
 
