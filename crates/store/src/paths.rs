@@ -7,10 +7,7 @@ use crate::store::Store;
 use redb::{ReadOnlyTable, ReadableTable};
 use shoal_wire::nix::base32;
 use shoal_wire::nix::path_info::PathInfo;
-use shoal_wire::nix::store_path::StorePath;
-
-/// Bytes of a store path's hash part.
-pub const HASH_LEN: usize = 20;
+use shoal_wire::nix::store_path::{HASH_LEN, StorePath};
 
 /// The hash part of a path as bytes.
 pub fn hash_bytes(path: &StorePath) -> [u8; HASH_LEN] {

@@ -5,11 +5,11 @@
 
 use crate::error::{Damage, Result};
 use crate::index::tables::{REALISATIONS, REALISED};
-use crate::paths::{HASH_LEN, hash_bytes};
+use crate::paths::hash_bytes;
 use crate::store::Store;
 use redb::{ReadableTable, WriteTransaction};
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation, UnkeyedRealisation};
-use shoal_wire::nix::store_path::StorePath;
+use shoal_wire::nix::store_path::{HASH_LEN, StorePath};
 
 impl Store {
     /// Keeps a realisation, in the place of one with the same id.

@@ -5,9 +5,10 @@ use super::NodeKey;
 use super::format::{Format, FormatError, within};
 use super::manifest::ContentRoot;
 use super::sealed::Signable;
+use crate::nix::base32;
 use crate::nix::content_address::ContentAddress;
 use crate::nix::signature::Signature;
-use crate::nix::store_path::StorePath;
+use crate::nix::store_path::{HASH_LEN, StorePath};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -19,7 +20,7 @@ pub const SIGNATURES_MAX: usize = 128;
 /// Bytes of a [`ContentTag`].
 pub const CONTENT_TAG_LEN: usize = 16;
 
-/// BLAKE3 of a path's base name: what owners are found by.
+/// What owners of a path are found by: the 20 bytes of its hash part, which is what binary caches are asked by, and zeros.
 pub type PathKey = [u8; 32];
 /// Tells apart different contents of one path: the first bytes of the BLAKE3 of NAR hash, size and references. Content
 /// root and signatures are not in it: they may differ while the contents are the same.
@@ -40,13 +41,23 @@ pub struct PathRecord {
     pub signatures: BTreeSet<Signature>,
 }
 
-pub fn path_key(path: &StorePath) -> PathKey {
-    *blake3::hash(path.base_name().as_bytes()).as_bytes()
+/// The key of all paths with this hash part; `None` where it is none.
+pub fn path_key(hash_part: &str) -> Option<PathKey> {
+    let mut key = PathKey::default();
+    base32::decode_into(hash_part.as_bytes(), &mut key[..HASH_LEN]).ok()?;
+    Some(key)
+}
+
+/// The hash part that a key was made of.
+pub fn hash_part(key: &PathKey) -> Option<String> {
+    let (hash, rest) = key.split_at(HASH_LEN);
+    rest.iter().all(|byte| *byte == 0).then(|| base32::encode(hash))
 }
 
 impl PathRecord {
     pub fn key(&self) -> PathKey {
-        path_key(&self.path)
+        // A store path has a hash part.
+        path_key(self.path.hash_part()).unwrap_or_default()
     }
 
     pub fn content_tag(&self) -> ContentTag {
@@ -77,5 +88,29 @@ impl Format for PathRecord {
 impl Signable for PathRecord {
     fn author(&self) -> &[u8; 32] {
         &self.author
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_gives_the_hash_part_back_that_it_was_made_of() {
+        let part = "0c6kzph7l0dcbfmjap64f0czdafn3b7x";
+        assert_eq!(hash_part(&path_key(part).unwrap()).as_deref(), Some(part));
+    }
+
+    #[test]
+    fn what_is_no_hash_part_has_no_key() {
+        for text in ["", "0c6kzph7l0dcbfmjap64f0czdafn3b7", "0c6kzph7l0dcbfmjap64f0czdafn3b7e", "é".repeat(16).as_str()]
+        {
+            assert_eq!(path_key(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_something_else_has_no_hash_part() {
+        assert_eq!(hash_part(&[1; 32]), None);
     }
 }

@@ -11,6 +11,8 @@ use super::base32;
 
 /// Digits of the hash part, the only part that identifies an object.
 pub const HASH_PART_LEN: usize = 32;
+/// Bytes of the hash that they are the digits of.
+pub const HASH_LEN: usize = 20;
 
 /// Longest name; with hash part and dash that leaves room for a file name extension below 255.
 pub const NAME_LEN_MAX: usize = 211;

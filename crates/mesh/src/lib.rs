@@ -1,0 +1,14 @@
+//! How the nodes of a grid talk: who may come in, what they tell each other, and how chunks move between them.
+//!
+//! What is said and when is decided in `shoal_grid`; this crate carries it over QUIC ([`iroh`]), to and from the store.
+//! It knows nothing of Nix's clients.
+//!
+//! Invariants:
+//! - nothing but a close is sent to a peer whose certificate was not verified;
+//! - the node's own tasks never wait for a peer: what cannot be sent at once is dropped where it is repeated anyway, and
+//!   otherwise waits in a queue with a bound;
+//! - nothing read from a peer is unwrapped, and every length it names has a limit before memory is taken for it.
+
+pub mod dial;
+pub mod links;
+pub mod protocol;
