@@ -16,6 +16,7 @@
 //! records before [`Catalogue::learn_record`]; call [`Catalogue::set_members`] on every change of membership and
 //! [`Catalogue::tick`] each [`TICK_MS`].
 
+pub mod claims;
 mod farewell;
 pub mod holdings;
 pub mod lookup;
@@ -26,6 +27,7 @@ pub mod replication;
 
 use crate::announce::OWNERS;
 use crate::ring::{Key, NodeId, Ring};
+use claims::Claims;
 use farewell::Farewells;
 use holdings::Holdings;
 use lookup::{Lookup, Recent, Step};
@@ -87,6 +89,11 @@ pub enum Action {
         id: u64,
         keys: Vec<Key>,
     },
+    /// Who brings a path in from outside: this node, another, or somebody who has it already.
+    Claimed {
+        id: u64,
+        by: NodeId,
+    },
     Conflict(Conflict),
 }
 
@@ -115,6 +122,7 @@ pub struct Catalogue {
     /// Paths that are being fetched for others, and since when.
     fetches: BTreeMap<Key, (u64, BTreeSet<NodeId>)>,
     farewells: Farewells,
+    claims: Claims,
     ids: u64,
     now_ms: u64,
     out: Vec<Action>,
@@ -141,6 +149,7 @@ impl Catalogue {
             repairs: BTreeMap::new(),
             fetches: BTreeMap::new(),
             farewells: Farewells::default(),
+            claims: Claims::default(),
             ids: 0,
             now_ms,
             out: Vec::new(),
@@ -238,6 +247,17 @@ impl Catalogue {
         self.finish()
     }
 
+    /// Owners allowed to delete these, and they stay all the same.
+    pub fn stayed(&mut self, keys: &[Key], now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        for owner in keys.iter().flat_map(|key| self.live_owners(key)).collect::<BTreeSet<_>>() {
+            let owned: Vec<Key> = keys.iter().filter(|key| self.live_owners(key).contains(&owner)).copied().collect();
+            self.holdings.tell(&owner, &owned);
+        }
+        self.announce();
+        self.finish()
+    }
+
     /// A path was gossiped as new.
     pub fn heard_of(&mut self, key: Key, answer: Answer, now_ms: u64) {
         self.recent.insert(key, answer, now_ms);
@@ -262,6 +282,11 @@ impl Catalogue {
             self.advance(id);
         }
         (id, self.finish())
+    }
+
+    /// What was found does not hold: the holders did not have it. The next lookup asks the owners again.
+    pub fn doubt(&mut self, key: &Key) {
+        self.recent.forget(key);
     }
 
     /// A record whose signature was verified.
@@ -291,6 +316,7 @@ impl Catalogue {
         }
         self.repair();
         self.end_farewells();
+        self.end_claims();
         self.finish()
     }
 
@@ -341,7 +367,9 @@ impl Catalogue {
         let others: BTreeSet<NodeId> =
             self.owned.contents(key).skip(1).flat_map(|(_, holders)| holders.iter().copied()).collect();
         let storers: Vec<NodeId> = self.storers(key).into_iter().filter(|node| !others.contains(node)).collect();
-        let targets = targets(&storers, &answer.holders, self.copies);
+        // Those that drain or keep no copies for others are about to go.
+        let staying: Vec<NodeId> = answer.holders.iter().filter(|node| storers.contains(node)).copied().collect();
+        let targets = targets(&storers, &staying, self.copies);
         (!targets.is_empty()).then_some((answer, targets))
     }
 
@@ -367,16 +395,17 @@ impl Catalogue {
     /// Sees to it that a path that is to be acknowledged gets its copies.
     fn pursue(&mut self, key: Key) {
         let Some(holders) = self.pledges.get(&key) else { return };
-        let mut live: Vec<NodeId> = holders.iter().filter(|node| self.members.live.contains(*node)).copied().collect();
-        live.push(self.me);
         let storers = self.storers(&key);
-        if is_acknowledged(live.len(), self.copies, storers.len()) {
+        // Holders that stay: this one is not among them while it drains.
+        let staying = |node: &&NodeId| storers.contains(*node);
+        let kept: Vec<NodeId> = holders.iter().chain([&self.me]).filter(staying).copied().collect();
+        if storers.is_empty() || is_acknowledged(kept.len(), self.copies, storers.len()) {
             self.pledges.remove(&key);
             self.out.push(Action::Acknowledged { key });
             return;
         }
         let Some(content) = self.holdings.get(&key) else { return };
-        for target in targets(&storers, &live, self.copies) {
+        for target in targets(&storers, &kept, self.copies) {
             if self.orders.place(key, target, WAITING_MAX, self.now_ms) {
                 self.order(target, Wanted { holding: Holding { key, content }, from: vec![self.me] });
             }

@@ -158,7 +158,9 @@ impl Store {
                 break;
             }
             let batch: Vec<StorePath> = batch.iter().map(|&path| graph.path(path).clone()).collect();
-            let gone = paths::delete(self, &batch, &mut users)?;
+            let allowed = self.allowed_to_delete(batch);
+            let gone = paths::delete(self, &allowed, &mut users)?;
+            self.tell_deleted(&allowed, &gone.paths);
             let unused = counts.release(&gone.manifests);
             report.freed += chunks::sweep(self, &unused)?;
             derivation_gone |= gone.paths.iter().any(StorePath::is_derivation);

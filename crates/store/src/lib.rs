@@ -42,6 +42,7 @@ mod unpack;
 mod usage;
 mod uses;
 mod verify;
+mod watcher;
 
 pub use chunk_hold::{ChunkError, ChunkHold};
 pub use chunk_source::ChunkSource;
@@ -62,3 +63,4 @@ pub use stats::Stats;
 pub use store::Store;
 pub use usage::Usage;
 pub use verify::{Pace, VerifyProgress, VerifyReport};
+pub use watcher::Watcher;

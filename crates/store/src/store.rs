@@ -18,13 +18,14 @@ use crate::pins::Pins;
 use crate::place::Place;
 use crate::read_ahead::Helpers;
 use crate::segment::Segments;
+use crate::watcher::Watcher;
 use redb::{ReadTransaction, ReadableTable};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::signature::Signature;
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StorePath};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Coders kept for the next user; each holds one or two MiB.
 const IDLE_CODERS_MAX: usize = 4;
@@ -50,6 +51,7 @@ pub struct Inner {
     pub frame_lists: FrameLists,
     /// Held by the one collection that may run.
     pub collecting: Mutex<()>,
+    pub watcher: OnceLock<Arc<dyn Watcher>>,
     pub _lock: Lock,
 }
 

@@ -66,6 +66,12 @@ impl Catalogue {
                 let keys = self.give_word(&from, &keys);
                 self.send(from, HolderMessage::Dropped { id, keys });
             }
+            HolderMessage::Claim { id, key } => {
+                let by = self.give_claim(from, key);
+                self.send(from, HolderMessage::Claimed { id, by });
+            }
+            HolderMessage::Claimed { id, by } => self.claim_answered(&from, id, by),
+            HolderMessage::Unclaim(key) => self.end_claim(&from, &key),
             HolderMessage::Dropped { id, keys } => {
                 self.word(id, from, keys);
                 self.end_farewells();
@@ -84,6 +90,7 @@ impl Catalogue {
             self.out.push(Action::Conflict(conflict));
         }
         self.orders.done(&holding.key, &from);
+        self.end_claim(&from, &holding.key);
         self.recheck(holding.key);
         lacks
     }

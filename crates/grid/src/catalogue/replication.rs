@@ -35,8 +35,14 @@ pub struct Orders(BTreeMap<(Key, NodeId), u64>);
 impl Orders {
     /// Notes an order; `false` where the same is under way, or too many are.
     pub fn place(&mut self, key: Key, to: NodeId, max: usize, now_ms: u64) -> bool {
-        self.0.retain(|_, since| now_ms.saturating_sub(*since) < COPY_TIMEOUT_MS);
-        if self.0.len() >= max || self.0.contains_key(&(key, to)) {
+        let is_late = |since: &u64| now_ms.saturating_sub(*since) >= COPY_TIMEOUT_MS;
+        if self.0.get(&(key, to)).is_some_and(|since| !is_late(since)) {
+            return false;
+        }
+        if self.0.len() >= max {
+            self.0.retain(|_, since| !is_late(since));
+        }
+        if self.0.len() >= max {
             return false;
         }
         self.0.insert((key, to), now_ms);

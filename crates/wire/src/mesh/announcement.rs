@@ -83,6 +83,18 @@ pub enum HolderMessage {
         id: u64,
         keys: Vec<PathKey>,
     },
+    /// To the leading owner: the sender would bring this path in from outside of the mesh.
+    Claim {
+        id: u64,
+        key: PathKey,
+    },
+    /// On [`HolderMessage::Claim`]: who brings it in, or has it already.
+    Claimed {
+        id: u64,
+        by: NodeKey,
+    },
+    /// The sender does not bring it in any more.
+    Unclaim(PathKey),
 }
 
 impl Format for HolderMessage {
@@ -93,7 +105,7 @@ impl Format for HolderMessage {
     fn check(&self) -> Result<(), FormatError> {
         let few = |count: usize| within::<Self>("keys", (1..=KEYS_MAX).contains(&count));
         match self {
-            Self::Begins { .. } => Ok(()),
+            Self::Begins { .. } | Self::Claim { .. } | Self::Claimed { .. } | Self::Unclaim(_) => Ok(()),
             Self::Holds(holdings) => few(holdings.len()),
             Self::Drops(keys) | Self::Lookup { keys, .. } | Self::Stored(keys) => few(keys.len()),
             Self::MayDrop { keys, .. } => few(keys.len()),

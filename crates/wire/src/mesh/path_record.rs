@@ -7,6 +7,7 @@ use super::manifest::ContentRoot;
 use super::sealed::Signable;
 use crate::nix::base32;
 use crate::nix::content_address::ContentAddress;
+use crate::nix::path_info::PathInfo;
 use crate::nix::signature::Signature;
 use crate::nix::store_path::{HASH_LEN, StorePath};
 use serde::{Deserialize, Serialize};
@@ -54,21 +55,43 @@ pub fn hash_part(key: &PathKey) -> Option<String> {
     rest.iter().all(|byte| *byte == 0).then(|| base32::encode(hash))
 }
 
+/// Tells apart different contents of one path.
+pub fn content_tag(nar_hash: &[u8; 32], nar_size: u64, references: &BTreeSet<StorePath>) -> ContentTag {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(nar_hash).update(&nar_size.to_le_bytes());
+    for reference in references {
+        hasher.update(reference.base_name().as_bytes()).update(b"\0");
+    }
+    let mut tag = [0; CONTENT_TAG_LEN];
+    tag.copy_from_slice(&hasher.finalize().as_bytes()[..CONTENT_TAG_LEN]);
+    tag
+}
+
 impl PathRecord {
+    /// What `author` says of a path that is valid at it. When it was stored there and by whom it was built is not in it.
+    pub fn of(author: NodeKey, info: PathInfo, content_root: ContentRoot) -> Self {
+        let PathInfo { path, deriver, nar_hash, nar_size, references, signatures, ca, .. } = info;
+        PathRecord { author, path, nar_hash, nar_size, references, content_root, deriver, ca, signatures }
+    }
+
+    /// The path as another store may know it, registered at no time yet.
+    pub fn info(&self) -> PathInfo {
+        PathInfo {
+            deriver: self.deriver.clone(),
+            references: self.references.clone(),
+            signatures: self.signatures.clone(),
+            ca: self.ca,
+            ..PathInfo::new(self.path.clone(), self.nar_hash, self.nar_size)
+        }
+    }
+
     pub fn key(&self) -> PathKey {
         // A store path has a hash part.
         path_key(self.path.hash_part()).unwrap_or_default()
     }
 
     pub fn content_tag(&self) -> ContentTag {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.nar_hash).update(&self.nar_size.to_le_bytes());
-        for reference in &self.references {
-            hasher.update(reference.base_name().as_bytes()).update(b"\0");
-        }
-        let mut tag = [0; CONTENT_TAG_LEN];
-        tag.copy_from_slice(&hasher.finalize().as_bytes()[..CONTENT_TAG_LEN]);
-        tag
+        content_tag(&self.nar_hash, self.nar_size, &self.references)
     }
 }
 
