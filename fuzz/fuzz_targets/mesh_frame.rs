@@ -1,10 +1,12 @@
-//! Membership frames and holder messages from peers: none panics, and what decodes has one encoding.
+//! Membership frames, holder messages and first words from peers: none panics, and what decodes has one encoding.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use shoal_wire::mesh::announcement::HolderMessage;
 use shoal_wire::mesh::format::{decode, encode};
 use shoal_wire::mesh::frame::Frame;
+use shoal_wire::mesh::hello::Hello;
+use shoal_wire::mesh::join::{JoinAnswer, JoinRequest};
 use shoal_wire::mesh::node_record::NodeRecord;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -19,5 +21,14 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(message) = decode::<HolderMessage>(bytes) {
         assert_eq!(encode(&message), bytes);
+    }
+    if let Ok(hello) = decode::<Hello>(bytes) {
+        assert_eq!(encode(&hello), bytes);
+    }
+    if let Ok(request) = decode::<JoinRequest>(bytes) {
+        assert_eq!(encode(&request), bytes);
+    }
+    if let Ok(answer) = decode::<JoinAnswer>(bytes) {
+        assert_eq!(encode(&answer), bytes);
     }
 });

@@ -7,6 +7,8 @@ pub mod announcement;
 pub mod certificate;
 pub mod format;
 pub mod frame;
+pub mod hello;
+pub mod join;
 pub mod manifest;
 pub mod node_record;
 pub mod path_record;

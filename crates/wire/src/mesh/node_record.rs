@@ -136,7 +136,7 @@ impl NodeRecord {
 }
 
 /// People read names and words in lists and terminals.
-fn is_word(text: &str, len_max: usize) -> bool {
+pub(super) fn is_word(text: &str, len_max: usize) -> bool {
     !text.is_empty() && text.len() <= len_max && text.chars().all(|c| c.is_alphanumeric() || "-_.+:".contains(c))
 }
 

@@ -203,6 +203,11 @@ impl SecretKey {
         Signature { key_name: self.name.clone(), bytes }
     }
 
+    /// What the key is made from. It is the secret itself.
+    pub fn seed(&self) -> &[u8; 32] {
+        &self.seed
+    }
+
     /// The text of a key file, without newline. It is the secret itself.
     pub fn to_secret_text(&self) -> String {
         let mut bytes = self.seed.to_vec();

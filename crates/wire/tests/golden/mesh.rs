@@ -7,6 +7,10 @@ use shoal_wire::mesh::announcement::{Found, HolderMessage, Holding, KEYS_MAX, SO
 use shoal_wire::mesh::certificate::{CLOCK_SKEW_MAX_S, Certificate, Roles, Term};
 use shoal_wire::mesh::format::{Format, FormatError, decode, encode};
 use shoal_wire::mesh::frame::{Digest, Fact, Frame};
+use shoal_wire::mesh::hello::Hello;
+use shoal_wire::mesh::join::{
+    Claim, JoinAnswer, JoinRequest, REASON_LEN_MAX, Refusal, SIGNING_KEY_LEN_MAX, SIGNING_KEYS_MAX, Welcome,
+};
 use shoal_wire::mesh::node_record::{Load, NodeRecord, Presence, RecordVersion};
 use shoal_wire::mesh::path_record::PathRecord;
 use shoal_wire::mesh::revocation::Revocation;
@@ -286,4 +290,97 @@ fn encodings_do_not_drift() {
     let all = [record.bytes(), suspicion.bytes(), &encode(&frame)[..]].map(hash);
     expect_test::expect![[r#"(309, 162, 481) ["5d1663e4b11ed8f3", "bf8cbfe54803e04b", "47b1b64cf31cfc6f"]"#]]
         .assert_eq(&format!("{lens:?} {all:?}"));
+}
+
+fn request(claim: Claim) -> JoinRequest {
+    JoinRequest { claim, name: "alpha".into(), extensions: [(1, vec![2; 3])].into() }
+}
+
+fn welcome() -> Welcome {
+    let term = Term { roles: Roles::STORE.with(Roles::ADMIT), ..TERM };
+    Welcome {
+        certificate: Certificate::issue(&key(0), public(1), term),
+        mesh_key: Some([7; 32]),
+        signing_keys: vec![key(5).to_secret_text()],
+        contacts: vec![Contact { node: public(2), addresses: record().addresses.into_iter().collect() }],
+    }
+}
+
+fn hello() -> Hello {
+    Hello { extensions: [(1, vec![2; 3])].into(), ..Hello::new(Certificate::issue(&key(0), public(1), TERM)) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn first_words_are_strict(at in any::<prop::sample::Index>(), byte: u8, cut: bool) {
+        strict(&hello(), at, byte, cut);
+        strict(&request(Claim::Grant(vec![1; 150])), at, byte, cut);
+        strict(&request(Claim::Renewal(hello().certificate)), at, byte, cut);
+        strict(&JoinAnswer::Welcome(welcome().into()), at, byte, cut);
+        strict(&JoinAnswer::refused(Refusal::Spent, "used"), at, byte, cut);
+    }
+}
+
+#[test]
+fn first_words_survive_and_a_part_of_them_is_none() {
+    fn whole<T: Format + PartialEq + Debug>(value: T) {
+        survives(&value);
+        let bytes = encode(&value);
+        for len in 0..bytes.len() {
+            assert!(decode::<T>(&bytes[..len]).is_err(), "{len} of {} bytes of {}", bytes.len(), T::WHAT);
+        }
+        let more = [&bytes[..], &[0]].concat();
+        assert!(decode::<T>(&more).is_err(), "{} with a byte after it", T::WHAT);
+    }
+    whole(hello());
+    whole(request(Claim::Grant(vec![1; 150])));
+    whole(request(Claim::Renewal(hello().certificate)));
+    whole(JoinAnswer::Welcome(welcome().into()));
+    whole(JoinAnswer::refused(Refusal::Spent, "used"));
+    let long = "ä".repeat(REASON_LEN_MAX);
+    whole(JoinAnswer::refused(Refusal::Unable, &long));
+}
+
+#[test]
+fn limits_of_first_words_hold() {
+    fn limit<T: Format + Debug>(value: T) -> &'static str {
+        match decode::<T>(&encode(&value)) {
+            Err(FormatError::Limit { field, .. }) => field,
+            Err(FormatError::TooLong { .. }) => "length",
+            other => panic!("{other:?}"),
+        }
+    }
+    let welcome_with = |change: fn(&mut Welcome)| {
+        let mut welcome = welcome();
+        change(&mut welcome);
+        limit(JoinAnswer::Welcome(welcome.into()))
+    };
+    assert_eq!(limit(Hello { extensions: [(1, vec![0; 257])].into(), ..hello() }), "extensions");
+    assert_eq!(limit(Hello { extensions: (0..17).map(|n| (n, vec![])).collect(), ..hello() }), "extensions");
+    assert_eq!(limit(request(Claim::Grant(vec![0; 193]))), "grant");
+    assert_eq!(limit(request(Claim::Grant(vec![0; 9_000]))), "length");
+    assert_eq!(limit(JoinRequest { name: "a b".into(), ..request(Claim::Grant(vec![])) }), "name");
+    assert_eq!(limit(JoinRequest { name: "\u{1b}[2J".into(), ..request(Claim::Grant(vec![])) }), "name");
+    assert_eq!(welcome_with(|w| w.signing_keys = vec![String::new(); 5]), "signing keys");
+    assert_eq!(welcome_with(|w| w.signing_keys[0] = "a".repeat(513)), "signing keys");
+    assert_eq!(welcome_with(|w| w.contacts = vec![w.contacts[0].clone(); 9]), "contacts");
+    assert_eq!(welcome_with(|w| w.certificate.term.roles = Roles::STORE), "mesh key", "only who lets others in has it");
+    assert_eq!(welcome_with(|w| w.certificate.term.expires_s = 0), "the time in which it holds");
+    let reason = JoinAnswer::Refused { refusal: Refusal::Unable, reason: "a".repeat(513) };
+    assert_eq!(limit(reason), "reason");
+    let mut full = welcome();
+    full.signing_keys = vec!["a".repeat(SIGNING_KEY_LEN_MAX); SIGNING_KEYS_MAX];
+    let addresses = (0..8u16).map(|n| (std::net::Ipv6Addr::from([0xffff - n; 8]), 0xffff).into()).collect();
+    full.contacts = vec![Contact { node: public(2), addresses }; 8];
+    survives(&JoinAnswer::Welcome(full.into()));
+    survives(&Hello { extensions: (0xfff0..=0xffff).map(|n| (n, vec![255; 256])).collect(), ..hello() });
+}
+
+/// Logs and errors show these.
+#[test]
+fn first_words_show_no_secret() {
+    let shown = format!("{:?} {:?}", request(Claim::Grant(vec![171; 150])), JoinAnswer::Welcome(welcome().into()));
+    assert!(!shown.contains("171") && !shown.contains(&key(5).to_secret_text()) && !shown.contains("7, 7"), "{shown}");
 }
