@@ -9,6 +9,13 @@
 //!   otherwise waits in a queue with a bound;
 //! - nothing read from a peer is unwrapped, and every length it names has a limit before memory is taken for it.
 
+pub mod clock;
 pub mod dial;
+mod files;
+pub mod identity;
+pub mod join;
 pub mod links;
 pub mod protocol;
+
+#[cfg(test)]
+mod fixture;

@@ -1,0 +1,100 @@
+//! Opening connections to members.
+
+use super::limits::DIAL_TIMEOUT;
+use super::table::{Protocol, Table};
+use super::{Inner, Refusal, greeting, short, sync};
+use crate::dial::DialError;
+use iroh::endpoint::Connection;
+use iroh::{EndpointAddr, EndpointId};
+use shoal_wire::mesh::NodeKey;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Inner {
+    /// Starts to open a connection. Whether it may be had.
+    pub(super) fn dial(self: &Arc<Self>, table: &mut Table, node: NodeKey, protocol: Protocol) -> bool {
+        self.try_dial(table, node, protocol).is_ok()
+    }
+
+    pub(super) fn try_dial(
+        self: &Arc<Self>,
+        table: &mut Table,
+        node: NodeKey,
+        protocol: Protocol,
+    ) -> Result<(), DialError> {
+        let addresses = table.begin(node, protocol, Instant::now())?;
+        self.spawn(run(self.clone(), node, protocol, addresses));
+        Ok(())
+    }
+
+    /// Registers a verified connection, runs it, and sends what waited for it.
+    pub(super) fn establish(
+        self: &Arc<Self>,
+        node: NodeKey,
+        protocol: Protocol,
+        connection: &Connection,
+        is_dialled: bool,
+    ) -> Result<(), Refusal> {
+        let seen = super::peers::path(connection).map(|(address, _)| address);
+        let registered = self.table().register(node, protocol, connection, is_dialled, seen)?;
+        self.counters.lost(registered.lost);
+        if let Some(replaced) = registered.replaced {
+            let reason = "a newer connection of the same nodes";
+            replaced.close(crate::protocol::Close::Replaced.code(), reason.as_bytes());
+        }
+        greeting::widen(connection, protocol);
+        tracing::debug!(peer = short(&node), ?protocol, is_dialled, address = ?seen, "linked");
+        for waiter in registered.waiters {
+            // Who does not wait any more needs none.
+            let _ = waiter.send(Ok(connection.clone()));
+        }
+        self.spawn(sync::run(self.clone(), node, protocol, registered.serial, connection.clone()));
+        for frame in registered.frames {
+            sync::send_frame(self, node, connection, frame);
+        }
+        Ok(())
+    }
+}
+
+async fn run(inner: Arc<Inner>, node: NodeKey, protocol: Protocol, addresses: Vec<SocketAddr>) {
+    let opened = match tokio::time::timeout(DIAL_TIMEOUT, open(&inner, node, protocol, addresses)).await {
+        Ok(opened) => opened,
+        Err(_) => Err(Refusal::Lost(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()))),
+    };
+    let Err(refusal) = opened else { return };
+    let (is_duplicate, is_lasting) = (refusal.is_duplicate(), refusal.is_lasting());
+    let error = DialError::from(refusal);
+    let (waiters, lost) = inner.table().failed(&node, protocol, &error, is_lasting, Instant::now());
+    inner.counters.lost(lost);
+    match &error {
+        _ if is_duplicate => {}
+        DialError::Refused(_) | DialError::Barred(_) => {
+            tracing::warn!(peer = short(&node), ?protocol, %error, "a peer is not reached");
+        }
+        _ => tracing::debug!(peer = short(&node), ?protocol, %error, "a peer is not reached"),
+    }
+    for waiter in waiters {
+        let _ = waiter.send(Err(error.clone()));
+    }
+}
+
+async fn open(
+    inner: &Arc<Inner>,
+    node: NodeKey,
+    protocol: Protocol,
+    addresses: Vec<SocketAddr>,
+) -> Result<(), Refusal> {
+    let address = locate(&node, &addresses).ok_or_else(|| Refusal::Lost("its name is no key".to_owned()))?;
+    let connected = inner.endpoint.connect(address, protocol.alpn()).await;
+    let connection = connected.map_err(|error| Refusal::Lost(format!("{error:#}")))?;
+    let greeted = greeting::greet(&connection, &inner.identity).await;
+    greeted
+        .and_then(|()| inner.establish(node, protocol, &connection, true))
+        .map_err(|refusal| refusal.close(&connection))
+}
+
+pub(crate) fn locate(node: &NodeKey, addresses: &[SocketAddr]) -> Option<EndpointAddr> {
+    let id = EndpointId::from_bytes(node).ok()?;
+    Some(addresses.iter().fold(EndpointAddr::new(id), |address, at| address.with_ip_addr(*at)))
+}

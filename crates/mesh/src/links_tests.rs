@@ -1,0 +1,376 @@
+use super::*;
+use crate::clock::wall_s;
+use crate::fixture::*;
+use shoal_wire::mesh::certificate::Certificate;
+use shoal_wire::mesh::format::Format;
+use shoal_wire::mesh::hello::Hello;
+
+#[tokio::test]
+async fn members_exchange_frames_of_any_length_and_messages_in_their_order() {
+    let (mut a, mut b) = (Node::new(1).await, Node::new(2).await);
+    a.knows(&b);
+    for len in [1, 1_000, 5_000, FRAME_LEN_MAX] {
+        a.links.send_frame(b.key(), vec![len as u8; len]);
+        assert_eq!(b.frame().await, (a.key(), vec![len as u8; len]));
+        // On the connection that the other one opened.
+        b.links.send_frame(a.key(), vec![1; len]);
+        assert_eq!(a.frame().await, (b.key(), vec![1; len]));
+    }
+    for id in 0..500 {
+        assert!(a.links.send_message(b.key(), &numbered(id)));
+        assert!(b.links.send_message(a.key(), &numbered(id)));
+    }
+    for id in 0..500 {
+        let (from, message) = b.message().await;
+        assert_eq!((from, number(&message)), (a.key(), id));
+        assert_eq!(number(&a.message().await.1), id);
+    }
+    let peers = a.links.peers();
+    assert_eq!(peers.len(), 1);
+    assert_eq!((peers[0].node, peers[0].address), (b.key(), Some(b.links.local_addr())));
+    assert!(peers[0].sent_bytes > 500 && peers[0].received_bytes > 500 && peers[0].rtt.is_some());
+    within(a.links.close()).await;
+    until("the other end hears of it", || !b.is_linked(&a)).await;
+}
+
+#[tokio::test]
+async fn a_connection_for_chunks_is_opened_once_and_serves_both() {
+    let (a, b) = (Node::new(1).await, Node::new(2).await);
+    assert_eq!(a.links.chunks(b.key()).await.unwrap_err(), DialError::NoAddress);
+    a.knows(&b);
+    let both = async { tokio::join!(a.links.chunks(b.key()), a.links.chunks(b.key())) };
+    let (first, second) = within(both).await;
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert_eq!(first.stable_id(), second.stable_id());
+    assert_eq!(within(echo(&first, &[7; 100_000])).await, [7; 100_000]);
+    // `b` knows no address, and needs none.
+    let back = within(b.links.chunks(a.key())).await.unwrap();
+    assert_eq!(within(echo(&back, b"back")).await, b"back");
+}
+
+#[tokio::test]
+async fn a_node_of_another_mesh_is_refused_with_the_reason_on_both_ends() {
+    let (a, mut b) = (Node::new(1).await, Node::of_mesh(2, 201).await);
+    a.knows(&b);
+    let refused = within(a.links.chunks(b.key())).await.unwrap_err();
+    assert_eq!(refused, DialError::Refused("the certificate is of another mesh".to_owned()));
+    assert_eq!(within(a.links.chunks(b.key())).await.unwrap_err(), refused, "it is not asked again at once");
+    until("the refusal is counted", || b.links.counts().refused == 1).await;
+    // The other way round, and with something that waits.
+    b.knows(&a);
+    b.links.send_frame(a.key(), vec![1]);
+    assert!(b.links.send_message(a.key(), &numbered(1)));
+    until("it is given up", || b.links.counts().frames_dropped == 1 && b.links.counts().messages_lost == 1).await;
+    assert!(b.events.try_recv().is_err() && b.links.peers().is_empty() && a.links.peers().is_empty());
+}
+
+async fn refusal_of(certificate: &Certificate) -> (DialError, DialError) {
+    let (member, other) = (Node::new(1).await, Node::with_certificate(2, certificate).await);
+    acquaint(&member, &other);
+    let by_member = within(member.links.chunks(other.key())).await.unwrap_err();
+    // It heard nothing yet of being refused.
+    until("it hears", || other.links.peers().is_empty()).await;
+    let by_other = within(other.links.chunks(member.key())).await.unwrap_err();
+    until("the refusal is counted", || member.links.counts().refused == 1).await;
+    assert!(member.links.peers().is_empty() && other.links.peers().is_empty());
+    (by_member, by_other)
+}
+
+/// Whoever dials, the member does not let the other in, and the other hears why.
+#[tokio::test]
+async fn a_certificate_that_is_over_or_not_begun_or_forged_is_refused_with_its_reason() {
+    let now = wall_s();
+    let reason = "the certificate does not hold now";
+    for (from, to) in [(now - 2_000, now - 1_000), (now + 1_000, now + 2_000)] {
+        let (by_member, by_other) = refusal_of(&certificate(MESH, 2, from, to)).await;
+        assert_eq!(by_member, DialError::Barred(reason.to_owned()));
+        assert_eq!(by_other, DialError::Refused(reason.to_owned()));
+    }
+    let longer = Certificate { term: certificate(MESH, 2, now, now + 9).term, ..good_certificate(MESH, 2) };
+    // No identity opens with it, so the hello is said by hand.
+    assert_eq!(hello_refused(&longer).await, "the mesh key did not sign the certificate");
+    // A certificate that was seen elsewhere, by who has not its key.
+    assert_eq!(hello_refused(&good_certificate(MESH, 3)).await, "the certificate is of another node");
+}
+
+/// What node 2 hears when it says hello with `certificate`.
+async fn hello_refused(certificate: &Certificate) -> String {
+    let member = Node::new(1).await;
+    let stranger = stranger(2).await;
+    let connection = dial(&stranger, &member, SYNC).await;
+    let hello = encode(&Hello::new(certificate.clone()));
+    let reason = say(&connection, &hello).await;
+    assert!(member.links.peers().is_empty());
+    reason
+}
+
+/// Sends `bytes` as the first thing, and tells why the connection was closed.
+async fn say(connection: &Connection, bytes: &[u8]) -> String {
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    let _ = send.write_all(bytes).await;
+    let _ = send.finish();
+    closed(connection).await
+}
+
+async fn closed(connection: &Connection) -> String {
+    match within(connection.closed()).await {
+        iroh::endpoint::ConnectionError::ApplicationClosed(closed) => {
+            String::from_utf8(closed.reason.to_vec()).unwrap()
+        }
+        other => panic!("closed by {other}"),
+    }
+}
+
+async fn stranger(seed: u8) -> Endpoint {
+    endpoint::bind(&key(seed), loopback(), &[SYNC, CHUNKS, JOIN]).await.unwrap()
+}
+
+async fn dial(stranger: &Endpoint, to: &Node, protocol: &[u8]) -> Connection {
+    let address = locate(&to.key(), &to.links.addresses()).unwrap();
+    within(stranger.connect(address, protocol)).await.unwrap()
+}
+
+/// Lets node `seed` in by hand.
+async fn enter(stranger: &Endpoint, seed: u8, to: &Node) -> Connection {
+    let connection = dial(stranger, to, SYNC).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&encode(&Hello::new(good_certificate(MESH, seed)))).await.unwrap();
+    send.finish().unwrap();
+    assert!(!within(recv.read_to_end(Hello::LEN_MAX)).await.unwrap().is_empty());
+    connection
+}
+
+#[tokio::test]
+async fn who_is_barred_is_cut_off_and_refused_from_then_on() {
+    let (a, mut b) = (Node::new(1).await, Node::new(2).await);
+    acquaint(&a, &b);
+    a.links.send_frame(b.key(), vec![1]);
+    b.frame().await;
+    b.links.bar(a.key());
+    until("it is cut off", || !a.is_linked(&b) && !b.is_linked(&a)).await;
+    let reason = "the node was thrown out of the mesh";
+    let refused = within(a.links.chunks(b.key())).await.unwrap_err();
+    assert_eq!(refused, DialError::Refused(reason.to_owned()));
+    assert_eq!(b.links.chunks(a.key()).await.unwrap_err(), DialError::Barred("it was thrown out".to_owned()));
+}
+
+#[tokio::test]
+async fn who_was_cut_off_comes_back_when_it_has_rested() {
+    let (a, mut b) = (Node::new(1).await, Node::new(2).await);
+    a.knows(&b);
+    a.links.send_frame(b.key(), vec![1]);
+    b.frame().await;
+    b.links.cut(a.key(), "it was rude");
+    until("it is cut off", || !a.is_linked(&b) && !b.is_linked(&a)).await;
+    let resting = within(a.links.chunks(b.key())).await.unwrap_err();
+    assert_eq!(resting, DialError::Refused("it was cut off a moment ago: it was rude".to_owned()));
+    until("it comes back", || {
+        a.links.send_frame(b.key(), vec![2]);
+        b.events.try_recv().is_ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn garbage_on_any_protocol_is_refused_with_a_reason() {
+    let member = Node::new(1).await;
+    let stranger = stranger(2).await;
+    for protocol in [SYNC, CHUNKS, JOIN] {
+        for garbage in [&[0xff; 20][..], &[1; 20_000], b""] {
+            let connection = dial(&stranger, &member, protocol).await;
+            let reason = say(&connection, garbage).await;
+            assert!(reason.contains("decode") || reason.contains("version") || reason.contains("long"), "{reason}");
+        }
+    }
+    assert_eq!(member.links.counts().refused, 9);
+    assert!(member.links.peers().is_empty());
+}
+
+#[tokio::test]
+async fn talk_resumes_when_a_node_is_killed_and_started_again_with_its_key() {
+    let mut a = Node::new(1).await;
+    // Its tasks and its socket end with its runtime, without a word.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut b = runtime.spawn(Node::new(2)).await.unwrap();
+    b.knows(&a);
+    b.links.send_frame(a.key(), vec![1]);
+    a.frame().await;
+    a.links.send_message(b.key(), &numbered(1));
+    assert_eq!(number(&b.message().await.1), 1);
+    let Node { dir, links, .. } = b;
+    let address = links.local_addr();
+    drop(links);
+    runtime.shutdown_background();
+    assert!(a.links.send_message(public(2), &numbered(2)), "nobody told it");
+
+    let identity = Identity::with_secret(dir.path(), key(2), key(MESH), wall_s()).unwrap();
+    let mut b = within(Node::again(dir, identity, address)).await;
+    b.knows(&a);
+    b.links.send_frame(a.key(), vec![2]);
+    assert_eq!(a.frame().await, (b.key(), vec![2]));
+    until("the new connection is the one", || a.links.queued(&b.key()) == (0, 0)).await;
+    a.links.send_message(b.key(), &numbered(3));
+    assert_eq!(number(&b.message().await.1), 3, "what the dead one did not get is lost, and nothing after it");
+}
+
+#[tokio::test]
+async fn two_that_dial_each_other_at_once_end_with_one_connection_and_lose_nothing() {
+    for round in 0..10 {
+        let (mut a, mut b) = (Node::new(1 + round).await, Node::new(100 - round).await);
+        acquaint(&a, &b);
+        for id in 0..20 {
+            assert!(a.links.send_message(b.key(), &numbered(id)));
+            assert!(b.links.send_message(a.key(), &numbered(id)));
+        }
+        for id in 0..20 {
+            assert_eq!(number(&b.message().await.1), id);
+            assert_eq!(number(&a.message().await.1), id);
+        }
+        let both = async { tokio::join!(a.links.chunks(b.key()), b.links.chunks(a.key())) };
+        let (of_a, of_b) = within(both).await;
+        assert_eq!(within(echo(&of_a.unwrap(), b"a")).await, b"a");
+        assert_eq!(within(echo(&of_b.unwrap(), b"b")).await, b"b");
+        let lost = |node: &Node| (node.links.counts().messages_lost, node.links.counts().frames_dropped);
+        assert_eq!((lost(&a), lost(&b)), ((0, 0), (0, 0)));
+    }
+}
+
+/// Node 2 misbehaves after it was let in: it is cut off with `reason`, while what node 3 sends arrives.
+async fn misbehaves(reason: &str, how: impl AsyncFn(&Connection)) {
+    let (mut member, good) = (Node::new(1).await, Node::new(3).await);
+    good.knows(&member);
+    good.links.send_frame(member.key(), vec![0]);
+    member.frame().await;
+    let stranger = stranger(2).await;
+    let connection = enter(&stranger, 2, &member).await;
+    let bad = public(2);
+    let (told, ()) = tokio::join!(
+        async {
+            how(&connection).await;
+            closed(&connection).await
+        },
+        async {
+            for id in 0..50 {
+                good.links.send_message(member.key(), &numbered(id));
+                // Whatever the other one sends between.
+                while !matches!(member.event().await, Incoming::Message { from, message }
+                    if from == good.key() && number(&message) == id)
+                {}
+            }
+            while connection.close_reason().is_none() {
+                let _ = tokio::time::timeout(std::time::Duration::from_millis(5), member.events.recv()).await;
+            }
+        }
+    );
+    assert_eq!(told, reason);
+    assert_eq!(member.links.counts().cut_off, 1);
+    assert!(!member.links.peers().iter().any(|peer| peer.node == bad));
+    assert!(member.is_linked(&good));
+}
+
+async fn open_stream(connection: &Connection, bytes: &[u8]) -> iroh::endpoint::SendStream {
+    let mut stream = connection.open_uni().await.unwrap();
+    let _ = stream.write_all(bytes).await;
+    stream
+}
+
+#[tokio::test]
+async fn who_sends_a_frame_that_is_too_long_is_cut_off() {
+    misbehaves("sent a frame of more than 16384 bytes", async |connection| {
+        drop(open_stream(connection, &[0; FRAME_LEN_MAX + 2]).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_names_a_length_that_is_too_long_is_cut_off_before_it_sends_so_much() {
+    misbehaves("sent a message of 4294967295 bytes", async |connection| {
+        let _stream = open_stream(connection, &[1, 255, 255, 255, 255]).await;
+        connection.closed().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_sends_messages_that_do_not_decode_is_cut_off() {
+    misbehaves("sent a bad message: holder message has version 9, this program knows 1", async |connection| {
+        let _stream = open_stream(connection, &[1, 2, 0, 0, 0, 9, 9]).await;
+        connection.closed().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_opens_what_nobody_asked_for_is_cut_off() {
+    misbehaves("opened a stream of kind 7", async |connection| drop(open_stream(connection, &[7]).await)).await;
+    misbehaves("opened a stream that nobody asked for", async |connection| {
+        let (mut send, _recv) = connection.open_bi().await.unwrap();
+        let _ = send.write_all(&[1]).await;
+        connection.closed().await;
+    })
+    .await;
+    misbehaves("opened a second stream of messages", async |connection| {
+        let _first = open_stream(connection, &[1]).await;
+        let _second = open_stream(connection, &[1]).await;
+        connection.closed().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_floods_with_frames_is_cut_off_and_others_are_heard() {
+    misbehaves("sent more frames than it may", async |connection| {
+        while connection.close_reason().is_none() {
+            let _ = connection.send_datagram_wait(Bytes::from_static(&[1; 8])).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_floods_with_messages_is_cut_off_and_others_are_heard() {
+    misbehaves("sent more messages than it may", async |connection| {
+        let message = encode(&numbered(1));
+        let one = [&(message.len() as u32).to_le_bytes()[..], &message].concat();
+        let mut stream = open_stream(connection, &[1]).await;
+        while stream.write_all(&one.repeat(100)).await.is_ok() {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_never_says_hello_is_closed_and_holds_no_place() {
+    let member = Node::new(1).await;
+    let stranger = stranger(2).await;
+    let connection = dial(&stranger, &member, SYNC).await;
+    // A first byte, and no more.
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    send.write_all(&[1]).await.unwrap();
+    assert_eq!(closed(&connection).await, "no hello came in time");
+    assert!(!member.links.inner.gate.is_crowded() && member.links.peers().is_empty());
+}
+
+#[tokio::test]
+async fn what_waits_for_a_dead_peer_has_a_bound_and_is_given_up() {
+    let a = Node::new(1).await;
+    // Takes packets and answers none.
+    let dead = std::net::UdpSocket::bind(loopback()).unwrap();
+    a.links.learn_addresses(public(2), &[dead.local_addr().unwrap()]);
+    let long = HolderMessage::Records(vec![vec![7; 1 << 20]]);
+    for _ in 0..100 {
+        a.links.send_message(public(2), &long);
+        a.links.send_frame(public(2), vec![1]);
+    }
+    let (count, bytes) = a.links.queued(&public(2));
+    assert!(count > 10 && bytes <= limits::MESSAGE_BYTES_QUEUED_MAX, "{count} messages of {bytes} bytes");
+    a.links.learn_addresses(public(3), &[dead.local_addr().unwrap()]);
+    for id in 0..limits::MESSAGES_QUEUED_MAX as u64 {
+        assert!(a.links.send_message(public(3), &numbered(id)));
+    }
+    assert!(!a.links.send_message(public(3), &numbered(0)));
+    until("it is given up", || a.links.queued(&public(2)).0 + a.links.queued(&public(3)).0 == 0).await;
+    let counts = a.links.counts();
+    assert_eq!(counts.messages_lost, 100 + limits::MESSAGES_QUEUED_MAX as u64 + 1);
+    assert_eq!(counts.frames_dropped, 100);
+    assert!(!a.links.send_message(public(2), &numbered(1)), "it is not dialled again at once");
+}
