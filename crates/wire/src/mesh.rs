@@ -5,6 +5,7 @@
 
 pub mod announcement;
 pub mod certificate;
+pub mod chunks;
 pub mod format;
 pub mod frame;
 pub mod hello;
