@@ -4,7 +4,7 @@
 //! still here when the NARs are put together. Chunks of a hold that is dropped before anything was committed are dead
 //! bytes. Nothing of a chunk is kept that was not compared with its name.
 
-use crate::chunk_source::ChunkSource;
+use crate::chunk_source::{ChunkSource, HeldChunks};
 use crate::chunker;
 use crate::error::{Error, Result};
 use crate::frame::{Decoder, FrameError};
@@ -29,8 +29,8 @@ pub enum ChunkError {
 
 /// Keeps chunks for their owner until it is dropped.
 pub struct ChunkHold {
-    store: Store,
-    pins: PinSet,
+    pub(crate) store: Store,
+    pub(crate) pins: PinSet,
 }
 
 impl Store {
@@ -84,6 +84,21 @@ impl ChunkHold {
     /// The bytes of chunks in a row; all of them must be held by this.
     pub fn contents(&self, chunks: Vec<ChunkRef>) -> Result<ChunkSource> {
         self.store.chunk_source(chunks)
+    }
+
+    /// Whether a chunk that this holds is stored by now, by whoever.
+    pub fn is_here(&self, hash: &[u8; 32]) -> bool {
+        self.pins.contains(hash) && !self.store.pins.absent(std::iter::once(*hash)).contains(&true)
+    }
+
+    /// Of each of these, which this holds, whether it is still to be brought.
+    pub fn missing(&self, hashes: &[[u8; 32]]) -> Vec<bool> {
+        self.store.pins.absent(hashes.iter().copied())
+    }
+
+    /// Reads chunks of it one by one, as soon as they are here.
+    pub fn chunks(&self) -> Result<HeldChunks> {
+        HeldChunks::new(&self.store)
     }
 
     /// How many of these it does not hold yet; one that is named twice counts twice.

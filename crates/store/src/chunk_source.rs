@@ -31,6 +31,21 @@ impl Store {
     }
 }
 
+/// Reads chunks that somebody holds, every one verified; keeps its work space between them.
+pub struct HeldChunks(ChunkReader);
+
+impl HeldChunks {
+    pub(crate) fn new(store: &Store) -> Result<Self> {
+        Ok(HeldChunks(ChunkReader::new(store)?))
+    }
+
+    /// Replaces `out` by the chunk's bytes.
+    pub fn read(&mut self, chunk: &ChunkRef, out: &mut Vec<u8>) -> Result<()> {
+        let unpublished = self.0.store().pins.place(&chunk.hash);
+        self.0.read(chunk, unpublished, out)
+    }
+}
+
 impl ChunkSource {
     fn fill(&mut self) -> Result<()> {
         while self.used >= self.contents.len() {

@@ -31,6 +31,8 @@ pub enum FrameError {
     Length { expected: usize, actual: u64 },
     #[error("the frame does not decompress: {0}")]
     Codec(String),
+    #[error("what is sent is not one plain frame that any reader of .zst files takes")]
+    Unusual,
 }
 
 /// How much time a chunk is worth.
@@ -122,6 +124,26 @@ impl Decoder {
 /// What a frame says it holds.
 pub fn content_size(frame: &[u8]) -> Result<u64, FrameError> {
     zstd::zstd_safe::get_frame_content_size(frame).ok().flatten().ok_or(FrameError::NoContentSize)
+}
+
+/// Whether `frame` is exactly one frame without a dictionary, and asks no more of who decompresses it than one that
+/// [`Encoder`] makes. Stored frames are served to anybody as they lie.
+pub fn is_plain(frame: &[u8]) -> bool {
+    let Some((&descriptor, rest)) = frame.strip_prefix(&ZSTD_MAGIC).and_then(<[u8]>::split_first) else {
+        return false;
+    };
+    let has_dictionary = descriptor & 0b11 != 0;
+    let is_single_segment = descriptor & 0b10_0000 != 0;
+    let window = match (is_single_segment, rest.first()) {
+        (true, _) => 0,
+        (false, Some(&window)) => {
+            let base = 1u64 << (10 + (window >> 3));
+            base + base / 8 * u64::from(window & 7)
+        }
+        (false, None) => return false,
+    };
+    let is_one = zstd::zstd_safe::find_frame_compressed_size(frame) == Ok(frame.len());
+    !has_dictionary && window <= chunker::MAX as u64 && is_one
 }
 
 /// A frame of raw blocks.

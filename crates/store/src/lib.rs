@@ -6,6 +6,8 @@
 //! index. [`Store::export`] gives the NAR back, every byte verified. Nothing here knows of Nix's
 //! protocols or of other nodes.
 
+mod arrivals;
+mod assemble;
 mod chunk_hold;
 mod chunk_source;
 pub mod chunker;
@@ -26,6 +28,7 @@ mod ingest;
 mod kept;
 mod leases;
 mod logs;
+mod loose_frames;
 mod manifests;
 mod open;
 mod options;
@@ -44,8 +47,10 @@ mod uses;
 mod verify;
 mod watcher;
 
+pub use arrivals::{ARRIVALS_LEN_MAX, Arrivals, Verified};
+pub use assemble::{AssembleError, ManifestRefused, ReceivedManifest};
 pub use chunk_hold::{ChunkError, ChunkHold};
-pub use chunk_source::ChunkSource;
+pub use chunk_source::{ChunkSource, HeldChunks};
 pub use cut::NarCutter;
 pub use error::{CommitError, Damage, Defect, Error, GcError, IngestError, Object, OpenError, Result};
 pub use export::Export;
@@ -56,6 +61,7 @@ pub use ingest::{Ingest, Ingested};
 pub use kept::{PIN_NAME_LEN_MAX, Pin};
 pub use leases::TempRoots;
 pub use logs::{Log, LogWriter};
+pub use loose_frames::{FramesRead, LooseFrames};
 pub use options::Options;
 pub use place::{Place, SegmentId};
 pub use roots::Root;

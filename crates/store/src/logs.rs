@@ -57,6 +57,16 @@ impl Store {
         Ok(writer)
     }
 
+    /// The log of a derivation as it lies, one zstd stream, and its length.
+    pub fn packed_log(&self, drv: &StorePath) -> Result<Option<(File, u64)>> {
+        let path = log_path(&self.dir, drv);
+        match File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+            Ok((len, file)) => Ok(Some((file, len))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("open", &path)(error)),
+        }
+    }
+
     pub fn log(&self, drv: &StorePath) -> Result<Option<Log>> {
         let path = log_path(&self.dir, drv);
         match File::open(&path) {

@@ -11,18 +11,20 @@ use std::sync::Arc;
 
 /// The manifest of a stored form, verified.
 pub fn unpack(root: &[u8; 32], packed: &[u8], decoder: &mut Decoder) -> Result<Manifest> {
-    try_unpack(root, packed, decoder).map_err(|defect| Damage::manifest(*root, defect).into())
+    let unpacked = encoding(root, packed, ENCODED_LEN_MAX, decoder).and_then(|encoded| Ok(Manifest::decode(&encoded)?));
+    unpacked.map_err(|defect| Damage::manifest(*root, defect).into())
 }
 
-fn try_unpack(root: &[u8; 32], packed: &[u8], decoder: &mut Decoder) -> Result<Manifest, Defect> {
+/// The encoding in a stored form, of at most `len_max` bytes, compared with its name.
+pub fn encoding(root: &[u8; 32], packed: &[u8], len_max: usize, decoder: &mut Decoder) -> Result<Vec<u8>, Defect> {
     let size = frame::content_size(packed)?;
     // A length that no manifest has is not asked of the allocator.
-    let len = usize::try_from(size).ok().filter(|&len| len <= ENCODED_LEN_MAX);
-    let len = len.ok_or(FrameError::Length { expected: ENCODED_LEN_MAX, actual: size })?;
+    let len = usize::try_from(size).ok().filter(|&len| len <= len_max);
+    let len = len.ok_or(FrameError::Length { expected: len_max, actual: size })?;
     let mut encoded = Vec::new();
     decoder.decode(packed, len, &mut encoded)?;
     match content_root(&encoded) == *root {
-        true => Ok(Manifest::decode(&encoded)?),
+        true => Ok(encoded),
         false => Err(Defect::Hash),
     }
 }
@@ -37,6 +39,22 @@ impl Store {
         });
         self.decoders.put(decoder);
         manifest.map_err(|error| self.noting(error))
+    }
+
+    /// The manifest with this content root as it lies, one zstd frame of its encoding, and the length of the encoding.
+    pub fn packed_manifest(&self, root: &[u8; 32]) -> Result<Option<(Vec<u8>, usize)>> {
+        let Some(packed) =
+            self.index.read(|txn| Ok(txn.open_table(MANIFESTS)?.get(root)?.map(|row| row.value().to_owned())))?
+        else {
+            return Ok(None);
+        };
+        let mut decoder = self.decoders.take(Decoder::new)?;
+        let encoded = encoding(root, &packed, ENCODED_LEN_MAX, &mut decoder);
+        self.decoders.put(decoder);
+        match encoded {
+            Ok(encoded) => Ok(Some((packed, encoded.len()))),
+            Err(defect) => Err(self.noting(Damage::manifest(*root, defect).into())),
+        }
     }
 
     /// The manifest of a valid path.

@@ -86,6 +86,11 @@ impl Store {
         Ok(self.record(path)?.map(|record| record.info))
     }
 
+    /// What is known of a valid path, and the name of its manifest.
+    pub fn path_and_root(&self, path: &StorePath) -> Result<Option<(PathInfo, [u8; 32])>> {
+        Ok(self.record(path)?.map(|record| (record.info, record.content_root)))
+    }
+
     /// The name of a path's manifest.
     pub fn content_root(&self, path: &StorePath) -> Result<Option<[u8; 32]>> {
         Ok(self.record(path)?.map(|record| record.content_root))

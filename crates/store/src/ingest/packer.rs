@@ -29,10 +29,10 @@ pub struct Packer {
 
 /// Records that are not written yet, end to end.
 #[derive(Default)]
-struct Batch {
-    bytes: Vec<u8>,
+pub struct Batch {
+    pub bytes: Vec<u8>,
     /// Of each record its chunk's length, its offset in `bytes` and its header.
-    records: Vec<(u32, u32, Header)>,
+    pub records: Vec<(u32, u32, Header)>,
 }
 
 impl Packer {
@@ -93,7 +93,7 @@ impl Batch {
     }
 
     /// Writes the records, but for what another ingest has written meanwhile.
-    fn write(&mut self, store: &Store) -> Result<()> {
+    pub fn write(&mut self, store: &Store) -> Result<()> {
         if self.records.is_empty() {
             return Ok(());
         }
@@ -113,7 +113,7 @@ impl Batch {
     }
 
     /// Drops the records for which `keep` is false.
-    fn retain(&mut self, keep: &[bool]) {
+    pub fn retain(&mut self, keep: &[bool]) {
         if keep.iter().all(|&keep| keep) {
             return;
         }
