@@ -12,4 +12,6 @@ pub mod membership;
 pub mod random;
 pub mod ring;
 pub mod schedule;
+pub mod transfer;
+pub mod upload;
 pub mod upstreams;
