@@ -9,8 +9,12 @@
 //!   otherwise waits in a queue with a bound;
 //! - nothing read from a peer is unwrapped, and every length it names has a limit before memory is taken for it.
 
+#[cfg(test)]
+mod chunk_lab;
+pub mod chunk_server;
 pub mod clock;
 pub mod dial;
+pub mod fetcher;
 mod files;
 pub mod identity;
 pub mod join;
