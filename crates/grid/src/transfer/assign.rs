@@ -105,11 +105,10 @@ impl Transfer {
                 None => {}
                 Some(chunk) if !chunk.asked.is_empty() => {}
                 Some(chunk) if chunk.absent_at.contains(key) => passed.push(hash),
-                Some(chunk) => {
-                    if !batch.take(hash, chunk) {
-                        fetch.queue.push_front(hash);
-                        break;
-                    }
+                Some(chunk) if batch.take(hash, chunk) => {}
+                Some(_) => {
+                    fetch.queue.push_front(hash);
+                    break;
                 }
             }
         }
