@@ -45,6 +45,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use table::{Protocol, Table};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -69,7 +70,7 @@ pub struct LinksOptions {
     pub bind: SocketAddr,
 }
 
-/// A node's connections to the other members. Clones are the same.
+/// A node's connections to the other members. Clones are the same. Nothing but `async` functions needs a runtime around it.
 #[derive(Clone)]
 pub struct Links {
     inner: Arc<Inner>,
@@ -85,6 +86,7 @@ struct Inner {
     table: Mutex<Table>,
     counters: Counters,
     tasks: Mutex<JoinSet<()>>,
+    runtime: Handle,
 }
 
 impl Links {
@@ -107,6 +109,7 @@ impl Links {
             table: Mutex::default(),
             counters: Counters::default(),
             tasks: Mutex::default(),
+            runtime: Handle::current(),
         });
         inner.spawn(door::accept(inner.clone()));
         Ok(Self { inner })
@@ -196,7 +199,7 @@ impl Inner {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that have ended are not kept.
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
+        tasks.spawn_on(task, &self.runtime);
     }
 
     fn send_frame(self: &Arc<Self>, to: NodeKey, frame: Bytes) {

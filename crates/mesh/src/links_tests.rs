@@ -1,6 +1,7 @@
 use super::*;
 use crate::clock::wall_s;
 use crate::fixture::*;
+use crate::protocol::name_at;
 use shoal_wire::mesh::certificate::Certificate;
 use shoal_wire::mesh::format::Format;
 use shoal_wire::mesh::hello::Hello;
@@ -127,7 +128,7 @@ async fn stranger(seed: u8) -> Endpoint {
 
 async fn dial(stranger: &Endpoint, to: &Node, protocol: &[u8]) -> Connection {
     let address = locate(&to.key(), &to.links.addresses()).unwrap();
-    within(stranger.connect(address, protocol)).await.unwrap()
+    within(stranger.connect(address, &name_at(protocol, &to.key()))).await.unwrap()
 }
 
 /// Lets node `seed` in by hand.
@@ -357,7 +358,7 @@ async fn what_waits_for_a_dead_peer_has_a_bound_and_is_given_up() {
     let dead = std::net::UdpSocket::bind(loopback()).unwrap();
     a.links.learn_addresses(public(2), &[dead.local_addr().unwrap()]);
     let long = HolderMessage::Records(vec![vec![7; 1 << 20]]);
-    for _ in 0..100 {
+    for _ in 0..20 {
         a.links.send_message(public(2), &long);
         a.links.send_frame(public(2), vec![1]);
     }
@@ -370,7 +371,91 @@ async fn what_waits_for_a_dead_peer_has_a_bound_and_is_given_up() {
     assert!(!a.links.send_message(public(3), &numbered(0)));
     until("it is given up", || a.links.queued(&public(2)).0 + a.links.queued(&public(3)).0 == 0).await;
     let counts = a.links.counts();
-    assert_eq!(counts.messages_lost, 100 + limits::MESSAGES_QUEUED_MAX as u64 + 1);
-    assert_eq!(counts.frames_dropped, 100);
+    assert_eq!(counts.messages_lost, 20 + limits::MESSAGES_QUEUED_MAX as u64 + 1);
+    assert_eq!(counts.frames_dropped, 20);
     assert!(!a.links.send_message(public(2), &numbered(1)), "it is not dialled again at once");
+}
+
+#[tokio::test]
+async fn three_talk_and_the_longest_messages_arrive() {
+    let mut nodes = [Node::new(1).await, Node::new(2).await, Node::new(3).await];
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        acquaint(&nodes[a], &nodes[b]);
+    }
+    let long = HolderMessage::Records(vec![vec![9; 32 << 10]; 255]);
+    assert!(encode(&long).len() <= HolderMessage::LEN_MAX);
+    let keys = nodes.each_ref().map(Node::key);
+    for from in &nodes {
+        for to in keys.iter().filter(|to| **to != from.key()) {
+            from.links.send_frame(*to, from.key().to_vec());
+            assert!(from.links.send_message(*to, &numbered(1)));
+        }
+    }
+    assert!(nodes[0].links.send_message(keys[1], &long) && nodes[0].links.send_message(keys[1], &numbered(1)));
+    for (node, long_messages) in nodes.iter_mut().zip([0, 1, 0]) {
+        let (mut frames, mut long_ones, mut ends) = (0, 0, 0);
+        for _ in 0..4 + 2 * long_messages {
+            match node.event().await {
+                Incoming::Frame { from, frame } => {
+                    assert_eq!(frame, from);
+                    frames += 1;
+                }
+                Incoming::Message { message, .. } if *message == long => long_ones += 1,
+                Incoming::Message { message, .. } => ends += number(&message),
+            }
+        }
+        assert_eq!((frames, long_ones, ends), (2, long_messages, 2 + long_messages));
+        assert_eq!(node.links.peers().len(), 2);
+    }
+}
+
+/// Its machine stops, and nothing closes the connection.
+#[tokio::test]
+async fn a_peer_that_freezes_is_given_up_and_holds_nothing_any_more() {
+    let mut a = Node::new(1).await;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let b = runtime.spawn(Node::new(2)).await.unwrap();
+    b.knows(&a);
+    b.links.send_frame(a.key(), vec![1]);
+    a.frame().await;
+    let (freeze, frozen) = std::sync::mpsc::channel::<()>();
+    runtime.spawn(async move {
+        let _ = frozen.recv();
+    });
+    let long = HolderMessage::Records(vec![vec![7; 1 << 20]]);
+    let sent = (0..20).filter(|_| a.links.send_message(b.key(), &long)).count();
+    assert!(sent >= 10);
+    until("it is given up", || a.links.peers().is_empty()).await;
+    assert_eq!(a.links.queued(&b.key()), (0, 0));
+    drop(freeze);
+    runtime.shutdown_background();
+}
+
+/// Who decides reads slowly: each of the three gets its share, though one has a thousand times as much to say.
+#[tokio::test]
+async fn peers_take_turns_when_the_reader_is_slow() {
+    let mut reader = Node::new(1).await;
+    let loud = Node::new(2).await;
+    let quiet = [Node::new(3).await, Node::new(4).await];
+    for node in [&loud, &quiet[0], &quiet[1]] {
+        node.knows(&reader);
+    }
+    for id in 0..2_000 {
+        loud.links.send_message(reader.key(), &numbered(id));
+    }
+    until("the channel is full", || reader.events.len() == reader.events.max_capacity()).await;
+    for node in &quiet {
+        assert!((0..5).all(|id| node.links.send_message(reader.key(), &numbered(id))));
+    }
+    until("all are linked", || reader.links.peers().len() == 3 && reader.links.counts().messages_received >= 67).await;
+    let mut heard = 0;
+    let mut read = 0;
+    while heard < 10 {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        let (from, _) = reader.message().await;
+        read += 1;
+        heard += usize::from(from != loud.key());
+    }
+    let full = reader.events.max_capacity();
+    assert!(read <= full + 40, "10 messages of the quiet ones came among {read}");
 }

@@ -1,7 +1,6 @@
 //! What links are and have done, for people and metrics.
 
 use super::Links;
-use super::table::Lost;
 use iroh::TransportAddr;
 use iroh::endpoint::Connection;
 use shoal_wire::mesh::NodeKey;
@@ -71,11 +70,6 @@ impl Counters {
         add(&self.messages_lost, count);
     }
 
-    pub fn lost(&self, lost: Lost) {
-        self.messages_lost(lost.messages);
-        self.frames_dropped(lost.frames);
-    }
-
     pub fn refused(&self) {
         add(&self.refused, 1);
     }
@@ -122,12 +116,13 @@ impl Links {
 
     pub fn counts(&self) -> Counts {
         let counters = &self.inner.counters;
+        let lost = self.inner.table().lost;
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
             frames_received: total(&counters.frames_received),
-            frames_dropped: total(&counters.frames_dropped),
+            frames_dropped: total(&counters.frames_dropped) + lost.frames,
             messages_received: total(&counters.messages_received),
-            messages_lost: total(&counters.messages_lost),
+            messages_lost: total(&counters.messages_lost) + lost.messages,
             refused: total(&counters.refused),
             cut_off: total(&counters.cut_off),
         }

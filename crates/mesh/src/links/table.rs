@@ -29,7 +29,7 @@ pub(super) enum Protocol {
 }
 
 impl Protocol {
-    pub fn alpn(self) -> &'static [u8] {
+    pub fn name(self) -> &'static [u8] {
         match self {
             Protocol::Sync => crate::protocol::SYNC,
             Protocol::Chunks => crate::protocol::CHUNKS,
@@ -164,6 +164,7 @@ pub(super) struct Table {
     pub peers: HashMap<NodeKey, Peer>,
     pub barred: BTreeSet<NodeKey>,
     pub is_closing: bool,
+    pub lost: Lost,
     open: usize,
     serial: u64,
     queued_bytes: usize,
@@ -177,14 +178,13 @@ pub(super) struct Registered {
     pub replaced: Option<Connection>,
     pub waiters: Vec<Waiter>,
     pub frames: Vec<Bytes>,
-    pub lost: Lost,
 }
 
-/// What waited for a link that is none any more.
+/// How much waited for links that ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Lost {
-    pub messages: usize,
-    pub frames: usize,
+    pub messages: u64,
+    pub frames: u64,
 }
 
 impl Default for Table {
@@ -194,6 +194,7 @@ impl Default for Table {
             peers: HashMap::new(),
             barred: BTreeSet::new(),
             is_closing: false,
+            lost: Lost::default(),
             open: 0,
             serial: 0,
             queued_bytes: 0,
@@ -224,13 +225,18 @@ impl Table {
         peer.addresses = addresses;
     }
 
-    /// Begins to open a connection: where to. An error where it is not to be tried now.
+    /// Begins to open a connection where none is open: where to. An error where it is not to be tried now.
     pub fn begin(&mut self, node: NodeKey, protocol: Protocol, now: Instant) -> Result<Vec<SocketAddr>, DialError> {
         if self.is_closing {
             return Err(DialError::Barred("this node stops".to_owned()));
         }
         if self.barred.contains(&node) {
             return Err(DialError::Barred("it was thrown out".to_owned()));
+        }
+        // What waited for a connection that has ended is lost with it, and not what waits for this one.
+        let ended = self.peers.get_mut(&node).and_then(|peer| Some(peer.lane(protocol).link.as_ref()?.serial));
+        if let Some(serial) = ended {
+            self.retire(&node, protocol, serial);
         }
         let Some(peer) = self.peers.get_mut(&node) else { return Err(DialError::NoAddress) };
         if let Some(reason) = peer.rest(now) {
@@ -247,8 +253,7 @@ impl Table {
         Ok(addresses)
     }
 
-    /// A dial came to nothing. Who waited for it, and what is lost; nobody and nothing where a connection came in
-    /// meanwhile.
+    /// A dial came to nothing, and what waited for it is lost, unless a connection came in meanwhile. Who is to be told.
     pub fn failed(
         &mut self,
         node: &NodeKey,
@@ -256,22 +261,27 @@ impl Table {
         error: &DialError,
         is_lasting: bool,
         now: Instant,
-    ) -> (Vec<Waiter>, Lost) {
-        let jitter = 500 + self.random.below(1_000) as u32;
-        let Some(peer) = self.peers.get_mut(node) else { return (Vec::new(), Lost::default()) };
+    ) -> Vec<Waiter> {
+        let Some(peer) = self.peers.get_mut(node) else { return Vec::new() };
         let waiters = peer.lane(protocol).dialling.take().map(|dialling| dialling.waiters).unwrap_or_default();
-        if peer.open(protocol).is_some() {
-            return (waiters, Lost::default());
+        if peer.open(protocol).is_none() {
+            self.defer(node, error, is_lasting, now);
+            self.drop_waiting(node, protocol);
         }
+        waiters
+    }
+
+    /// A peer is not dialled for a while, longer each time.
+    pub fn defer(&mut self, node: &NodeKey, error: &DialError, is_lasting: bool, now: Instant) {
+        // Two nodes that dial each other in step get out of it.
+        let jitter = 500 + self.random.below(1_000) as u32;
+        let Some(peer) = self.peers.get_mut(node) else { return };
         let wait = match is_lasting {
             true => BACKOFF_MAX,
             false => (BACKOFF_MIN * 2u32.pow(peer.failures.min(8))).min(BACKOFF_MAX),
         };
         peer.failures = peer.failures.saturating_add(1);
-        // Two nodes that dial each other in step get out of it.
         peer.not_before = Some((now + (wait * jitter / 1_000).min(BACKOFF_MAX), error.clone()));
-        let lost = self.drop_waiting(node, protocol);
-        (waiters, lost)
     }
 
     /// A connection whose other end is known is the one from now on.
@@ -306,23 +316,23 @@ impl Table {
             Protocol::Chunks => Vec::new(),
         };
         self.serial = serial;
-        let lost = match replaced.is_some() {
+        match replaced.is_some() {
             true => self.drop_waiting(&node, protocol),
-            false => Lost::default(),
-        };
-        self.open += usize::from(replaced.is_none());
+            false => self.open += 1,
+        }
         ready.notify_one();
-        Ok(Registered { serial, replaced, waiters, frames, lost })
+        Ok(Registered { serial, replaced, waiters, frames })
     }
 
-    /// A link has ended: what is lost with it, if it was the one.
-    pub fn retire(&mut self, node: &NodeKey, protocol: Protocol, serial: u64) -> Lost {
-        let Some(peer) = self.peers.get_mut(node) else { return Lost::default() };
-        if peer.lane(protocol).link.take_if(|link| link.serial == serial).is_none() {
-            return Lost::default();
+    /// A link has ended; if it was the one, what waited for it is lost. Whether there is another.
+    pub fn retire(&mut self, node: &NodeKey, protocol: Protocol, serial: u64) -> bool {
+        let Some(peer) = self.peers.get_mut(node) else { return false };
+        if peer.lane(protocol).link.take_if(|link| link.serial == serial).is_some() {
+            self.open -= 1;
+            self.drop_waiting(node, protocol);
+            return false;
         }
-        self.open -= 1;
-        self.drop_waiting(node, protocol)
+        peer.open(protocol).is_some()
     }
 
     /// Whether a node is spoken to at all.
@@ -394,13 +404,11 @@ impl Table {
         self.peers.get(node).map(|peer| (peer.messages.len(), peer.message_bytes)).unwrap_or_default()
     }
 
-    fn drop_waiting(&mut self, node: &NodeKey, protocol: Protocol) -> Lost {
-        let Some(peer) = self.peers.get_mut(node).filter(|_| protocol == Protocol::Sync) else {
-            return Lost::default();
-        };
-        let messages = std::mem::take(&mut peer.messages).len();
+    fn drop_waiting(&mut self, node: &NodeKey, protocol: Protocol) {
+        let Some(peer) = self.peers.get_mut(node).filter(|_| protocol == Protocol::Sync) else { return };
+        self.lost.messages += std::mem::take(&mut peer.messages).len() as u64;
+        self.lost.frames += std::mem::take(&mut peer.waiting_frames).len() as u64;
         self.queued_bytes -= std::mem::take(&mut peer.message_bytes);
-        Lost { messages, frames: std::mem::take(&mut peer.waiting_frames).len() }
     }
 }
 
