@@ -9,6 +9,7 @@
 //!   otherwise waits in a queue with a bound;
 //! - nothing read from a peer is unwrapped, and every length it names has a limit before memory is taken for it.
 
+pub mod bootstrap;
 #[cfg(test)]
 mod chunk_lab;
 pub mod chunk_server;

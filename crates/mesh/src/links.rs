@@ -146,6 +146,12 @@ impl Links {
         self.inner.table().learn(node, addresses, Instant::now());
     }
 
+    /// Where somebody who may be wrong says that a node is. It is looked for there too, and replaces what was suggested
+    /// before.
+    pub fn suggest_addresses(&self, node: NodeKey, addresses: &[SocketAddr]) {
+        self.inner.table().suggest(node, addresses, Instant::now());
+    }
+
     /// Sends a frame, or drops it where it cannot be sent at once; a few wait for a link to be opened. Never waits.
     pub fn send_frame(&self, to: NodeKey, frame: Vec<u8>) {
         debug_assert!(frame.len() <= FRAME_LEN_MAX);

@@ -73,6 +73,8 @@ pub(super) struct Lane {
 #[derive(Debug)]
 pub(super) struct Peer {
     addresses: Vec<SocketAddr>,
+    /// Where somebody who may be wrong says that it is.
+    suggested: Vec<SocketAddr>,
     /// Where it was when a connection was open last.
     seen: Option<SocketAddr>,
     pub sync: Lane,
@@ -98,6 +100,7 @@ impl Peer {
     fn new(now: Instant) -> Self {
         Self {
             addresses: Vec::new(),
+            suggested: Vec::new(),
             seen: None,
             sync: Lane::default(),
             chunks: Lane::default(),
@@ -139,8 +142,13 @@ impl Peer {
 
     /// Where it may be.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        let seen = self.seen.filter(|seen| !self.addresses.contains(seen));
-        self.addresses.iter().copied().chain(seen).collect()
+        let mut all = self.addresses.clone();
+        for other in self.seen.iter().chain(&self.suggested) {
+            if !all.contains(other) {
+                all.push(*other);
+            }
+        }
+        all
     }
 
     /// Why it is not spoken to now.
@@ -203,6 +211,11 @@ impl Default for Table {
     }
 }
 
+fn usable(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let usable = addresses.iter().filter(|address| !address.ip().is_unspecified() && address.port() != 0);
+    usable.take(ADDRESSES_MAX).copied().collect()
+}
+
 impl Table {
     /// The peer, made if it is not known; `None` where there are too many.
     pub fn peer(&mut self, node: NodeKey, now: Instant) -> Option<&mut Peer> {
@@ -217,12 +230,17 @@ impl Table {
 
     pub fn learn(&mut self, node: NodeKey, addresses: &[SocketAddr], now: Instant) {
         let Some(peer) = self.peer(node, now) else { return };
-        let usable = addresses.iter().filter(|address| !address.ip().is_unspecified() && address.port() != 0);
-        let addresses: Vec<SocketAddr> = usable.take(ADDRESSES_MAX).copied().collect();
+        let addresses = usable(addresses);
         if addresses.iter().any(|address| !peer.addresses.contains(address)) {
             (peer.failures, peer.not_before) = (0, None);
         }
         peer.addresses = addresses;
+    }
+
+    pub fn suggest(&mut self, node: NodeKey, addresses: &[SocketAddr], now: Instant) {
+        if let Some(peer) = self.peer(node, now) {
+            peer.suggested = usable(addresses);
+        }
     }
 
     /// Begins to open a connection where none is open: where to. An error where it is not to be tried now.
