@@ -46,7 +46,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use table::{Protocol, Table};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 /// What came from a member whose certificate was verified.
@@ -83,6 +83,7 @@ struct Inner {
     events: mpsc::Sender<Incoming>,
     chunks: Arc<dyn ServeChunks>,
     gate: Arc<Gate>,
+    dials: Semaphore,
     table: Mutex<Table>,
     counters: Counters,
     tasks: Mutex<JoinSet<()>>,
@@ -106,6 +107,7 @@ impl Links {
             events,
             chunks,
             gate: Arc::default(),
+            dials: Semaphore::new(limits::DIALS_BEGINNING_MAX),
             table: Mutex::default(),
             counters: Counters::default(),
             tasks: Mutex::default(),

@@ -459,3 +459,20 @@ async fn peers_take_turns_when_the_reader_is_slow() {
     let full = reader.events.max_capacity();
     assert!(read <= full + 40, "10 messages of the quiet ones came among {read}");
 }
+
+/// What happens when half of the mesh is out of reach.
+#[tokio::test]
+async fn many_dead_peers_do_not_hold_up_the_dial_of_a_live_one() {
+    let (a, b) = (Node::new(1).await, Node::new(2).await);
+    let dead = std::net::UdpSocket::bind(loopback()).unwrap();
+    let started = Instant::now();
+    for seed in 50..150 {
+        a.links.learn_addresses(public(seed), &[dead.local_addr().unwrap()]);
+        a.links.send_frame(public(seed), vec![1]);
+    }
+    a.knows(&b);
+    within(a.links.chunks(b.key())).await.unwrap();
+    // Each of the others holds its turn for a quarter of a second, sixteen at once.
+    assert!(started.elapsed() < limits::DIAL_TIMEOUT, "{:?}", started.elapsed());
+    assert_eq!(a.links.counts().frames_dropped, 0, "the dead ones were still waited for");
+}

@@ -1,6 +1,6 @@
 //! Opening connections to members.
 
-use super::limits::DIAL_TIMEOUT;
+use super::limits::{DIAL_TIMEOUT, DIAL_TURN};
 use super::table::{Protocol, Table};
 use super::{Inner, Refusal, greeting, short, sync};
 use crate::dial::DialError;
@@ -9,8 +9,10 @@ use iroh::endpoint::Connection;
 use iroh::{EndpointAddr, EndpointId};
 use shoal_wire::mesh::NodeKey;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::time::timeout;
 
 impl Inner {
     /// Starts to open a connection. Whether it may be had.
@@ -58,10 +60,21 @@ impl Inner {
 }
 
 async fn run(inner: Arc<Inner>, node: NodeKey, protocol: Protocol, addresses: Vec<SocketAddr>) {
-    let opened = match tokio::time::timeout(DIAL_TIMEOUT, open(&inner, node, protocol, addresses)).await {
-        Ok(opened) => opened,
-        Err(_) => Err(Refusal::Lost(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()))),
+    // Never closed.
+    let Ok(turn) = inner.dials.acquire().await else { return };
+    if !inner.table().start(&node, protocol) {
+        return;
+    }
+    let mut dial = pin!(timeout(DIAL_TIMEOUT, open(&inner, node, protocol, addresses)));
+    let answered = match timeout(DIAL_TURN, &mut dial).await {
+        Ok(answered) => answered,
+        Err(_) => {
+            drop(turn);
+            dial.await
+        }
     };
+    let opened =
+        answered.unwrap_or_else(|_| Err(Refusal::Lost(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()))));
     let Err(refusal) = opened else { return };
     let (is_duplicate, is_lasting) = (refusal.is_by(Close::Duplicate), refusal.is_lasting());
     let error = DialError::from(refusal);

@@ -1,5 +1,6 @@
 //! Connections that come in.
 
+use super::gate::Entrant;
 use super::limits::{HELLO_TIMEOUT, HOLD_MAX};
 use super::table::{Crossing, Protocol};
 use super::{Inner, Refusal, greeting, short, welcome};
@@ -27,15 +28,13 @@ pub(super) async fn accept(inner: Arc<Inner>) {
             continue;
         }
         let Some(entrant) = inner.gate.enter(from.ip().to_canonical()) else {
-            inner.counters.refused();
-            incoming.refuse();
+            // It knocks again in a second, where a refusal would be the end of it.
+            inner.counters.ignored();
+            incoming.ignore();
             continue;
         };
         let inner_of_task = inner.clone();
-        inner.spawn(async move {
-            let _entrant = entrant;
-            receive(inner_of_task, incoming, from).await;
-        });
+        inner.spawn(receive(inner_of_task, incoming, from, entrant));
     }
 }
 
@@ -45,11 +44,11 @@ fn is_meant(incoming: &Incoming, names: &[Vec<u8>]) -> bool {
     asked.any(|name| name.is_ok_and(|name| names.contains(&name.to_vec())))
 }
 
-async fn receive(inner: Arc<Inner>, incoming: Incoming, from: SocketAddr) {
+async fn receive(inner: Arc<Inner>, incoming: Incoming, from: SocketAddr, entrant: Entrant) {
     let deadline = tokio::time::Instant::now() + HELLO_TIMEOUT;
     let Ok(Ok(connection)) = tokio::time::timeout_at(deadline, incoming).await else { return };
     let peer = *connection.remote_id().as_bytes();
-    let entered = match tokio::time::timeout_at(deadline, enter(&inner, peer, &connection)).await {
+    let entered = match tokio::time::timeout_at(deadline, enter(&inner, peer, &connection, entrant)).await {
         Ok(entered) => entered,
         Err(_) => Err(Refusal::silent()),
     };
@@ -63,7 +62,7 @@ async fn receive(inner: Arc<Inner>, incoming: Incoming, from: SocketAddr) {
 }
 
 /// One connection, by its protocol, until its other end is known.
-async fn enter(inner: &Arc<Inner>, peer: NodeKey, connection: &Connection) -> Result<(), Refusal> {
+async fn enter(inner: &Arc<Inner>, peer: NodeKey, connection: &Connection, entrant: Entrant) -> Result<(), Refusal> {
     inner.table().may_enter(&peer, Instant::now())?;
     let is = |protocol| connection.alpn() == name_at(protocol, &inner.identity.node());
     let protocol = match () {
@@ -73,6 +72,8 @@ async fn enter(inner: &Arc<Inner>, peer: NodeKey, connection: &Connection) -> Re
         () => return Err(Refusal::new(Close::Malformed, "no such protocol")),
     };
     let reply = greeting::hear_greeting(connection, &inner.identity).await?;
+    // A member takes no stranger's place, however long it waits.
+    drop(entrant);
     give_way(inner, &peer, protocol).await?;
     inner.table().may_enter(&peer, Instant::now())?;
     greeting::answer(reply, connection, &inner.identity).await?;

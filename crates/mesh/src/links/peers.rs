@@ -35,6 +35,8 @@ pub struct Counts {
     pub messages_lost: u64,
     /// Connections that came in and were refused.
     pub refused: u64,
+    /// First packets that were left unanswered, since there were too many.
+    pub ignored: u64,
     /// Peers that were cut off.
     pub cut_off: u64,
 }
@@ -46,6 +48,7 @@ pub(super) struct Counters {
     messages_received: AtomicU64,
     messages_lost: AtomicU64,
     refused: AtomicU64,
+    ignored: AtomicU64,
     cut_off: AtomicU64,
 }
 
@@ -72,6 +75,10 @@ impl Counters {
 
     pub fn refused(&self) {
         add(&self.refused, 1);
+    }
+
+    pub fn ignored(&self) {
+        add(&self.ignored, 1);
     }
 
     pub fn cut_off(&self) {
@@ -124,6 +131,7 @@ impl Links {
             messages_received: total(&counters.messages_received),
             messages_lost: total(&counters.messages_lost) + lost.messages,
             refused: total(&counters.refused),
+            ignored: total(&counters.ignored),
             cut_off: total(&counters.cut_off),
         }
     }

@@ -60,6 +60,8 @@ pub(super) type Waiter = oneshot::Sender<Result<Connection, DialError>>;
 #[derive(Debug, Default)]
 pub(super) struct Dialling {
     pub waiters: Vec<Waiter>,
+    /// Its turn has come.
+    has_started: bool,
     /// Dropped when it has ended.
     ended: watch::Sender<()>,
 }
@@ -271,6 +273,17 @@ impl Table {
         Ok(addresses)
     }
 
+    /// The turn of a dial has come. Whether it is still of use: a connection may have come in meanwhile.
+    pub fn start(&mut self, node: &NodeKey, protocol: Protocol) -> bool {
+        let Some(peer) = self.peers.get_mut(node) else { return false };
+        if peer.open(protocol).is_some() {
+            peer.lane(protocol).dialling = None;
+            return false;
+        }
+        let dialling = peer.lane(protocol).dialling.as_mut();
+        dialling.is_some_and(|dialling| !std::mem::replace(&mut dialling.has_started, true))
+    }
+
     /// A dial came to nothing, and what waited for it is lost, unless a connection came in meanwhile. Who is to be told.
     pub fn failed(
         &mut self,
@@ -375,8 +388,8 @@ impl Table {
             return Crossing::Open;
         }
         match &peer.lane(protocol).dialling {
-            Some(dialling) => Crossing::Opening(dialling.ended.subscribe()),
-            None => Crossing::No,
+            Some(dialling) if dialling.has_started => Crossing::Opening(dialling.ended.subscribe()),
+            _ => Crossing::No,
         }
     }
 
