@@ -5,6 +5,7 @@ use crate::protocol::name_at;
 use shoal_wire::mesh::certificate::Certificate;
 use shoal_wire::mesh::format::Format;
 use shoal_wire::mesh::hello::Hello;
+use std::collections::BTreeSet;
 
 #[tokio::test]
 async fn members_exchange_frames_of_any_length_and_messages_in_their_order() {
@@ -475,4 +476,45 @@ async fn many_dead_peers_do_not_hold_up_the_dial_of_a_live_one() {
     // Each of the others holds its turn for a quarter of a second, sixteen at once.
     assert!(started.elapsed() < limits::DIAL_TIMEOUT, "{:?}", started.elapsed());
     assert_eq!(a.links.counts().frames_dropped, 0, "the dead ones were still waited for");
+}
+
+#[tokio::test]
+async fn who_listens_everywhere_announces_where_others_find_it() {
+    for wildcard in ["[::]:0", "0.0.0.0:0"] {
+        let (mut everywhere, other) = (Node::at(1, wildcard.parse().unwrap()).await, Node::new(2).await);
+        let local = everywhere.links.local_addr();
+        let announced = everywhere.links.addresses();
+        assert!(local.port() != 0 && !announced.is_empty());
+        for address in &announced {
+            assert!(!address.ip().is_unspecified() && address.port() == local.port(), "{address}");
+        }
+        // In both families at one port.
+        let over_v4 = SocketAddr::from(([127, 0, 0, 1], local.port()));
+        other.links.learn_addresses(everywhere.key(), &[over_v4]);
+        other.links.send_frame(everywhere.key(), vec![1]);
+        assert_eq!(everywhere.frame().await, (other.key(), vec![1]));
+    }
+    let taken = std::net::UdpSocket::bind(loopback()).unwrap();
+    let bind = taken.local_addr().unwrap();
+    let error = endpoint::bind(&key(1), bind, &[]).await.unwrap_err();
+    assert!(error.to_string().starts_with(&format!("cannot listen on udp {bind}")), "{error}");
+}
+
+/// A copied data directory: it must not cost the others more than a connection now and then.
+#[tokio::test]
+async fn two_nodes_of_one_key_take_each_others_place_only_now_and_then() {
+    let mut c = Node::new(3).await;
+    let twins = [Node::new(1).await, Node::new(1).await];
+    let mut links = BTreeSet::new();
+    let end = Instant::now() + std::time::Duration::from_secs(4);
+    while Instant::now() < end {
+        for twin in &twins {
+            twin.knows(&c);
+            twin.links.send_frame(c.key(), vec![1]);
+        }
+        while c.events.try_recv().is_ok() {}
+        links.extend(c.links.peers().iter().map(|peer| peer.since));
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!((2..30).contains(&links.len()), "{} links in four seconds", links.len());
 }
