@@ -235,8 +235,14 @@ impl Catalogue {
         self.finish()
     }
 
-    pub fn fetch_failed(&mut self, key: &Key) {
-        self.fetches.remove(key);
+    /// It could not be had. Who ordered it looks for another place.
+    pub fn fetch_failed(&mut self, key: &Key, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        for asker in self.fetches.remove(key).unwrap_or_default().1 {
+            self.send(asker, HolderMessage::Declined(vec![*key]));
+        }
+        self.declined_by(self.me, key);
+        self.finish()
     }
 
     /// The store deleted it, as it was allowed to, or lost it.
@@ -369,7 +375,7 @@ impl Catalogue {
         let storers: Vec<NodeId> = self.storers(key).into_iter().filter(|node| !others.contains(node)).collect();
         // Those that drain or keep no copies for others are about to go.
         let staying: Vec<NodeId> = answer.holders.iter().filter(|node| storers.contains(node)).copied().collect();
-        let targets = targets(&storers, &staying, self.copies);
+        let targets = targets(&self.able(key, &storers, &staying), &staying, self.copies.min(storers.len()));
         (!targets.is_empty()).then_some((answer, targets))
     }
 
@@ -405,10 +411,20 @@ impl Catalogue {
             return;
         }
         let Some(content) = self.holdings.get(&key) else { return };
-        for target in targets(&storers, &kept, self.copies) {
+        for target in targets(&self.able(&key, &storers, &kept), &kept, self.copies.min(storers.len())) {
             if self.orders.place(key, target, WAITING_MAX, self.now_ms) {
                 self.order(target, Wanted { holding: Holding { key, content }, from: vec![self.me] });
             }
+        }
+    }
+
+    /// `storers` without those that have just failed to get a copy, unless nobody else is left.
+    fn able(&self, key: &Key, storers: &[NodeId], holders: &[NodeId]) -> Vec<NodeId> {
+        let able: Vec<NodeId> =
+            storers.iter().filter(|node| !self.orders.has_failed(key, node, self.now_ms)).copied().collect();
+        match able.iter().any(|node| !holders.contains(node)) {
+            true => able,
+            false => storers.to_vec(),
         }
     }
 
@@ -481,7 +497,8 @@ impl Catalogue {
 
     /// Members that keep copies, in the ring's order for the key.
     fn storers(&self, key: &Key) -> Vec<NodeId> {
-        self.ring.successors(key).filter(|node| self.members.live.contains(node)).collect()
+        let stores = |node: &NodeId| self.members.storers.binary_search_by_key(node, |(storer, _)| *storer).is_ok();
+        self.ring.successors(key).filter(stores).collect()
     }
 
     /// The first live owners. While the ring has not settled, who comes next stands in for one that died.

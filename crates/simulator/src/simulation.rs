@@ -300,9 +300,7 @@ impl Simulation {
         };
         let sources = from.iter().filter_map(|node| self.by_key.get(node));
         if !sources.filter(|source| self.network.reaches(**source, id)).any(has) {
-            if let Some(catalogue) = self.hosts[id].catalogue.as_mut() {
-                catalogue.fetch_failed(&holding.key);
-            }
+            self.with_catalogue(id, |catalogue, now_ms| ((), catalogue.fetch_failed(&holding.key, now_ms)));
             return;
         }
         self.hosts[id].disk.held.entry(holding.key).or_insert(holding.content);

@@ -9,7 +9,8 @@ use std::num::NonZeroU8;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Members {
-    /// Live ones that keep records and copies, with their weights; those that drain or leave are not among them.
+    /// Live ones that keep records and copies, with their weights, in the order of their keys; those that drain or leave are
+    /// not among them.
     pub storers: Vec<(NodeId, NonZeroU8)>,
     pub live: BTreeSet<NodeId>,
     pub suspected: BTreeSet<NodeId>,

@@ -62,6 +62,7 @@ impl Catalogue {
             }
             HolderMessage::Copy(wanted) => wanted.into_iter().for_each(|wanted| self.copy(from, wanted)),
             HolderMessage::Stored(keys) => keys.iter().for_each(|key| self.stored_by(from, key)),
+            HolderMessage::Declined(keys) => keys.iter().for_each(|key| self.declined_by(from, key)),
             HolderMessage::MayDrop { id, keys } => {
                 let keys = self.give_word(&from, &keys);
                 self.send(from, HolderMessage::Dropped { id, keys });
@@ -130,6 +131,13 @@ impl Catalogue {
                     self.out.push(Action::Fetch { holding: wanted.holding, from: wanted.from });
                 }
             }
+        }
+    }
+
+    pub(super) fn declined_by(&mut self, node: NodeId, key: &Key) {
+        if self.orders.failed(key, &node, self.now_ms) {
+            self.pursue(*key);
+            self.recheck(*key);
         }
     }
 

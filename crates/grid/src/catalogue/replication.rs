@@ -28,46 +28,74 @@ pub fn is_acknowledged(holders: usize, copies: usize, live: usize) -> bool {
     holders >= copies.min(live).max(1)
 }
 
-/// Copies that were asked for.
+/// Who could not get a copy is not asked for it again before this time, if somebody else can be.
+pub const FAILED_MS: u64 = 60_000;
+/// Failures that are remembered.
+const FAILURES_MAX: usize = 65_536;
+
+/// Copies that were asked for, and since when.
 #[derive(Clone, Debug, Default)]
-pub struct Orders(BTreeMap<(Key, NodeId), u64>);
+pub struct Orders {
+    placed: BTreeMap<(Key, NodeId), u64>,
+    failed: BTreeMap<(Key, NodeId), u64>,
+}
 
 impl Orders {
     /// Notes an order; `false` where the same is under way, or too many are.
     pub fn place(&mut self, key: Key, to: NodeId, max: usize, now_ms: u64) -> bool {
         let is_late = |since: &u64| now_ms.saturating_sub(*since) >= COPY_TIMEOUT_MS;
-        if self.0.get(&(key, to)).is_some_and(|since| !is_late(since)) {
+        match self.placed.get(&(key, to)) {
+            Some(since) if !is_late(since) => return false,
+            Some(_) => {
+                self.failed(&key, &to, now_ms);
+                return false;
+            }
+            None => {}
+        }
+        if self.placed.len() >= max {
+            self.placed.retain(|_, since| !is_late(since));
+        }
+        if self.placed.len() >= max {
             return false;
         }
-        if self.0.len() >= max {
-            self.0.retain(|_, since| !is_late(since));
-        }
-        if self.0.len() >= max {
-            return false;
-        }
-        self.0.insert((key, to), now_ms);
+        self.placed.insert((key, to), now_ms);
         true
     }
 
+    /// A node did not get its copy. Whether it was to.
+    pub fn failed(&mut self, key: &Key, by: &NodeId, now_ms: u64) -> bool {
+        if self.failed.len() >= FAILURES_MAX {
+            self.failed.retain(|_, since| now_ms.saturating_sub(*since) < FAILED_MS);
+        }
+        if self.failed.len() < FAILURES_MAX {
+            self.failed.insert((*key, *by), now_ms);
+        }
+        self.placed.remove(&(*key, *by)).is_some()
+    }
+
+    pub fn has_failed(&self, key: &Key, by: &NodeId, now_ms: u64) -> bool {
+        self.failed.get(&(*key, *by)).is_some_and(|since| now_ms.saturating_sub(*since) < FAILED_MS)
+    }
+
     pub fn done(&mut self, key: &Key, by: &NodeId) -> bool {
-        self.0.remove(&(*key, *by)).is_some()
+        self.placed.remove(&(*key, *by)).is_some()
     }
 
     /// A member is gone, and what it was asked for with it.
     pub fn forget(&mut self, node: &NodeId) {
-        self.0.retain(|(_, to), _| to != node);
+        self.placed.retain(|(_, to), _| to != node);
     }
 
     /// Whether a copy of it is on its way to a member.
     pub fn is_placed(&self, key: &Key, to: &NodeId) -> bool {
-        self.0.contains_key(&(*key, *to))
+        self.placed.contains_key(&(*key, *to))
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.placed.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.placed.is_empty()
     }
 }

@@ -73,6 +73,8 @@ pub enum HolderMessage {
     Copy(Vec<Wanted>),
     /// On [`HolderMessage::Copy`]: these are durable at the sender.
     Stored(Vec<PathKey>),
+    /// On [`HolderMessage::Copy`]: these the sender could not get.
+    Declined(Vec<PathKey>),
     /// To every owner: may the sender delete these?
     MayDrop {
         id: u64,
@@ -107,7 +109,9 @@ impl Format for HolderMessage {
         match self {
             Self::Begins { .. } | Self::Claim { .. } | Self::Claimed { .. } | Self::Unclaim(_) => Ok(()),
             Self::Holds(holdings) => few(holdings.len()),
-            Self::Drops(keys) | Self::Lookup { keys, .. } | Self::Stored(keys) => few(keys.len()),
+            Self::Drops(keys) | Self::Lookup { keys, .. } | Self::Stored(keys) | Self::Declined(keys) => {
+                few(keys.len())
+            }
             Self::MayDrop { keys, .. } => few(keys.len()),
             // None is an answer too.
             Self::Lacks { keys, .. } | Self::Dropped { keys, .. } => within::<Self>("keys", keys.len() <= KEYS_MAX),

@@ -167,6 +167,7 @@ impl fmt::Debug for PublicKey {
 }
 
 /// A key that signs. `Debug` shows its name only.
+#[derive(Clone)]
 pub struct SecretKey {
     name: String,
     seed: [u8; 32],
