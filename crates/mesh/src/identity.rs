@@ -170,7 +170,8 @@ impl Identity {
     /// Forgets the mesh.
     pub fn leave(dir: &Path) -> Result<(), IdentityError> {
         for name in [CERTIFICATE, MESH_KEY, SIGNING_KEYS, FACTS, SPENT_GRANTS, INCARNATION] {
-            remove(dir, name)?;
+            let path = dir.join(name);
+            files::remove(&path).map_err(|error| IdentityError::File { path, error })?;
         }
         Ok(())
     }
@@ -312,10 +313,8 @@ fn enter(
     certificate: &Certificate,
 ) -> Result<(), IdentityError> {
     make_directory(dir)?;
-    match mesh_key {
-        Some(key) => write(dir, MESH_KEY, SECRET, format!("{}\n", key.to_secret_text()).as_bytes())?,
-        // Of an earlier certificate, which let nodes in.
-        None => remove(dir, MESH_KEY)?,
+    if let Some(key) = mesh_key {
+        write(dir, MESH_KEY, SECRET, format!("{}\n", key.to_secret_text()).as_bytes())?;
     }
     let signing_keys: String = signing_keys.iter().take(SIGNING_KEYS_MAX).map(|key| format!("{key}\n")).collect();
     write(dir, SIGNING_KEYS, SECRET, signing_keys.as_bytes())?;
@@ -329,11 +328,6 @@ fn make_directory(dir: &Path) -> Result<(), IdentityError> {
 fn write(dir: &Path, name: &str, mode: u32, bytes: &[u8]) -> Result<(), IdentityError> {
     let path = dir.join(name);
     files::replace(&path, mode, bytes).map_err(|error| IdentityError::File { path, error })
-}
-
-fn remove(dir: &Path, name: &str) -> Result<(), IdentityError> {
-    let path = dir.join(name);
-    files::remove(&path).map_err(|error| IdentityError::File { path, error })
 }
 
 fn read(dir: &Path, name: &str, len_max: usize) -> Result<Option<Vec<u8>>, IdentityError> {

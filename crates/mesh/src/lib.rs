@@ -14,13 +14,18 @@ pub mod bootstrap;
 mod chunk_lab;
 pub mod chunk_server;
 pub mod clock;
+pub mod command;
 pub mod dial;
+mod driver;
 pub mod fetcher;
 mod files;
+#[cfg(test)]
+mod fixture;
+pub mod handle;
 pub mod identity;
 pub mod join;
 pub mod links;
 pub mod protocol;
-
-#[cfg(test)]
-mod fixture;
+pub mod records;
+pub mod roster;
+mod waiting;

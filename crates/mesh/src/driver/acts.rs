@@ -1,0 +1,185 @@
+//! Carries out what was decided.
+
+use super::{Driver, outcome};
+use crate::command::{Command, Order};
+use shoal_grid::membership::Change;
+use shoal_grid::{catalogue, membership};
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::announcement::{HolderMessage, RECORDS_MAX};
+use shoal_wire::mesh::format::Format;
+use shoal_wire::mesh::path_record::{PathKey, PathRecord};
+use shoal_wire::mesh::sealed::Sealed;
+use shoal_wire::nix::base64::encode_hex;
+
+/// Digits by which people tell nodes apart in the log.
+const SHORT_BYTES: usize = 5;
+/// Bytes of records in one message: the limit of a message, and room for its own.
+const RECORDS_BYTES_MAX: usize = HolderMessage::LEN_MAX - (64 << 10);
+
+impl Driver {
+    pub(super) fn carry_out(&mut self, actions: Vec<membership::Action>) {
+        let mut is_changed = false;
+        for action in actions {
+            match action {
+                membership::Action::Send { to, frame } => self.links.send_frame(to, frame),
+                membership::Action::Changed(change) => {
+                    is_changed = true;
+                    self.changed(change);
+                }
+                membership::Action::Cut { peer, offence } => {
+                    let (node, offence) = (self.name(&peer), format!("{offence:?}"));
+                    tracing::warn!(node, offence, "a node breaks the rules of the mesh; its connections are closed");
+                    self.links.cut(peer, &offence);
+                }
+                membership::Action::Incarnation(incarnation) => {
+                    let identity = self.identity.clone();
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = identity.keep_incarnation(incarnation) {
+                            tracing::warn!(%error, "cannot keep what this node is to begin with at its next start");
+                        }
+                    });
+                }
+            }
+        }
+        if is_changed {
+            self.members_changed();
+        }
+    }
+
+    fn changed(&mut self, change: Change) {
+        let said = match change {
+            Change::Joined(node) | Change::Returned(node) | Change::Updated(node) => {
+                if let Some(member) = self.membership.view().get(&node) {
+                    self.links.learn_addresses(node, &member.record.addresses);
+                }
+                match change {
+                    Change::Joined(_) => "a node joined",
+                    Change::Returned(_) => "a node is back",
+                    _ => return,
+                }
+            }
+            Change::Suspected(_) => "a node does not answer",
+            Change::Cleared(_) => "a node answers again",
+            Change::Died(_) => "a node is dead",
+            Change::Expired(_) => "a node's certificate has expired",
+            Change::Left(node) => {
+                self.catalogue.forget(&node);
+                "a node left"
+            }
+            Change::Revoked(node) => {
+                self.catalogue.forget(&node);
+                self.links.bar(node);
+                "a node was revoked"
+            }
+        };
+        let (Change::Joined(node)
+        | Change::Updated(node)
+        | Change::Suspected(node)
+        | Change::Cleared(node)
+        | Change::Died(node)
+        | Change::Returned(node)
+        | Change::Left(node)
+        | Change::Expired(node)
+        | Change::Revoked(node)) = change;
+        if node != self.membership.me() {
+            tracing::info!(node = self.name(&node), "{said}");
+        }
+    }
+
+    /// A member's name with the beginning of its key.
+    fn name(&self, node: &NodeKey) -> String {
+        let short = encode_hex(&node[..SHORT_BYTES]);
+        match self.membership.view().get(node) {
+            Some(member) => format!("{} ({short})", member.record.name),
+            None => short,
+        }
+    }
+
+    pub(super) fn carry_out_all(&mut self, actions: Vec<catalogue::Action>) {
+        for action in actions {
+            if let Some((id, outcome)) = outcome(&action) {
+                self.waiting.looked_up(id, outcome);
+                continue;
+            }
+            match action {
+                catalogue::Action::Send { to, message } => {
+                    // What does not go out is told again.
+                    self.links.send_message(to, &message);
+                }
+                catalogue::Action::Fetch { holding, from } => {
+                    if self.orders.try_send(Order { holding, from }).is_err() {
+                        let actions = self.catalogue.fetch_failed(&holding.key, self.now().ms);
+                        // Those that say so to others; this node's own orders fail again when their turn comes.
+                        actions.into_iter().for_each(|action| {
+                            if let catalogue::Action::Send { to, message } = action {
+                                self.links.send_message(to, &message);
+                            }
+                        });
+                    }
+                }
+                catalogue::Action::SendRecords { to, keys } => self.send_records(to, keys),
+                catalogue::Action::Acknowledged { key } => self.waiting.acknowledged(&key),
+                catalogue::Action::MayDelete { id, keys } => self.waiting.may_delete(id, keys),
+                catalogue::Action::Claimed { id, by } => self.waiting.claimed(id, by),
+                catalogue::Action::Conflict(conflict) => {
+                    let path = shoal_wire::mesh::path_record::hash_part(&conflict.key).unwrap_or_default();
+                    let node = self.name(&conflict.other_holder);
+                    tracing::warn!(
+                        path,
+                        node,
+                        "two nodes hold different contents of one path; those that were stored first are given out"
+                    );
+                }
+                catalogue::Action::Found { .. }
+                | catalogue::Action::Missing { .. }
+                | catalogue::Action::Unreachable { .. } => {}
+            }
+        }
+    }
+
+    fn send_records(&self, to: NodeKey, keys: Vec<PathKey>) {
+        let Ok(turn) = self.record_workers.clone().try_acquire_owned() else { return };
+        let (records, links) = (self.records.clone(), self.links.clone());
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            for key in keys {
+                let record = match records.record(&key) {
+                    Ok(Some(record)) => record.bytes().to_vec(),
+                    Ok(None) => continue,
+                    Err(error) => return tracing::warn!(%error, "cannot read what is to be told of a path"),
+                };
+                if batch.len() >= RECORDS_MAX || bytes + record.len() > RECORDS_BYTES_MAX {
+                    links.send_message(to, &HolderMessage::Records(std::mem::take(&mut batch)));
+                    bytes = 0;
+                }
+                // Its length goes with it.
+                bytes += record.len() + size_of::<u64>();
+                batch.push(record);
+            }
+            if !batch.is_empty() {
+                links.send_message(to, &HolderMessage::Records(batch));
+            }
+        });
+    }
+
+    /// Verifies what a holder sent, and has the catalogue learn what a live member answers for.
+    pub(super) fn verify(&self, records: Vec<Vec<u8>>) {
+        let Ok(turn) = self.record_workers.clone().try_acquire_owned() else { return };
+        let (commands, roster) = (self.commands.clone(), self.roster.borrow().clone());
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            for sealed in records {
+                let Ok(record) = Sealed::<PathRecord>::open(&sealed) else { continue };
+                if !roster.is_live(&record.author) {
+                    continue;
+                }
+                let (key, content) = (record.key(), record.content_tag());
+                let Some(commands) = commands.upgrade() else { return };
+                if commands.blocking_send(Command::Learn { key, content, sealed }).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
