@@ -45,7 +45,7 @@ fn the_service_manager_hears_of_start_reload_and_stop() {
         String::from_utf8_lossy(&text[..n]).into_owned()
     };
     let serve = Cmd::new(program())
-        .args(["serve", "--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
+        .args(["serve", "--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0", "--mesh", "127.0.0.1:0", "--data-dir"])
         .arg(place.join("data"));
     let running = serve.env("NOTIFY_SOCKET", place.join("notify")).env("HOME", place.path()).start();
     assert_eq!(next(), "READY=1");
@@ -90,8 +90,9 @@ fn keys_of_the_user_are_let_in_on_the_first_start() {
     std::fs::create_dir(&ssh).unwrap();
     std::fs::write(ssh.join("id_ed25519.pub"), machine.public_key()).unwrap();
     let data = machine.path("data");
-    let serve =
-        Cmd::new(program()).args(["serve", "--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"]).arg(&data);
+    let serve = Cmd::new(program())
+        .args(["serve", "--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0", "--mesh", "127.0.0.1:0", "--data-dir"])
+        .arg(&data);
     let running = serve.env("HOME", machine.home()).start();
     wait_for("a node that is ready", PATIENCE, || data.join("ready.json").exists().then_some(()));
     let clients = Cmd::new(program()).args(["client", "list", "--json", "--data-dir"]).arg(&data).ok().json();

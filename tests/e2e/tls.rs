@@ -95,11 +95,27 @@ fn a_node_with_a_certificate_that_cannot_be_used_does_not_start() {
     let files = Files::of(&one);
     files.write_raw(&one.chain, &other.key);
     let place = shoal_tests::Place::new("t");
-    let serve = Cmd::new(shoal_tests::node::program()).args(["serve", "--ssh", "none", "--http", "127.0.0.1:0"]);
+    let serve = Cmd::new(shoal_tests::node::program()).args([
+        "serve",
+        "--ssh",
+        "none",
+        "--http",
+        "127.0.0.1:0",
+        "--mesh",
+        "none",
+    ]);
     let serve = serve.arg("--data-dir").arg(place.path()).arg("--http-certificate").arg(files.certificate());
     let alone = serve.run().expect_code(64);
     assert!(alone.stderr.contains("means nothing without 'http-key'"), "{alone}");
-    let serve = Cmd::new(shoal_tests::node::program()).args(["serve", "--ssh", "none", "--http", "127.0.0.1:0"]);
+    let serve = Cmd::new(shoal_tests::node::program()).args([
+        "serve",
+        "--ssh",
+        "none",
+        "--http",
+        "127.0.0.1:0",
+        "--mesh",
+        "none",
+    ]);
     let serve = serve.arg("--data-dir").arg(place.path()).arg("--http-certificate").arg(files.certificate());
     let wrong = serve.arg("--http-key").arg(files.key()).fails();
     assert!(wrong.stderr.contains("does not go with the first certificate"), "{wrong}");

@@ -123,8 +123,11 @@ impl Node {
         }
         let data = self.data_dir();
         let cmd = cmd.arg("serve").arg("--data-dir").arg(&data).args(["--ssh", "127.0.0.1:0"]);
-        let http = if self.flags.iter().any(|flag| flag == "--http") { &[][..] } else { &["--http", "127.0.0.1:0"] };
-        let cmd = cmd.args(http).args(&self.flags);
+        let unless_given = |flag: &'static str| match self.flags.iter().any(|given| given == flag) {
+            true => [].to_vec(),
+            false => vec![flag, "127.0.0.1:0"],
+        };
+        let cmd = cmd.args(unless_given("--http")).args(unless_given("--mesh")).args(&self.flags);
         let mut running = cmd.start_into(Stdio::null(), Stdio::from(log));
         let pid = running.pid().as_raw_nonzero().get() as u32;
         let ready = wait_for("a node that is ready", READY_PATIENCE, || {

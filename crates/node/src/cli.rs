@@ -17,6 +17,7 @@ mod du;
 mod exit;
 mod key;
 mod manual;
+mod mesh;
 mod output;
 mod paths;
 mod pin;
@@ -59,6 +60,13 @@ pub enum Command {
     Serve(serve::Serve),
     /// Show what a running node is doing
     Status(status::Status),
+    /// List the nodes of the mesh
+    Peers(mesh::Peers),
+    /// Make a mesh, let nodes in, and come and go
+    #[command(subcommand)]
+    Mesh(mesh::Mesh),
+    /// Have a node take nothing new and hand over what only it holds, before it is stopped
+    Drain(mesh::Drain),
     /// List the store paths of a running node
     Paths(paths::Paths),
     /// Show how much the store holds, and what chunking and compression save
@@ -143,6 +151,9 @@ fn run(cli: &Cli) -> Outcome {
         Command::Serve(command) => command.run(&cli.global),
         Command::Demo(command) => command.run(&cli.global),
         Command::Status(command) => command.run(&cli.global),
+        Command::Peers(command) => command.run(&cli.global),
+        Command::Mesh(command) => command.run(&cli.global),
+        Command::Drain(command) => command.run(&cli.global),
         Command::Paths(command) => command.run(&cli.global),
         Command::Du(command) => command.run(&cli.global),
         Command::Builds(command) => command.run(&cli.global),

@@ -43,6 +43,20 @@ pub struct Config {
     pub http_key: Option<PathBuf>,
     /// HTTP/3 besides, which takes a certificate.
     pub http3: bool,
+    /// `None`: in no mesh.
+    pub mesh: Option<SocketAddr>,
+    /// Empty: the machine's own.
+    pub mesh_address: Vec<SocketAddr>,
+    pub mesh_secret_file: Option<PathBuf>,
+    /// Tickets, or files that hold them.
+    pub join: Vec<String>,
+    /// `KEY@ADDR`.
+    pub peer: Vec<String>,
+    pub peer_dns: Vec<String>,
+    /// Copies of a path, at least 1.
+    pub copies: u32,
+    /// Bytes a second; `None`: no limit.
+    pub mesh_upload_rate: Option<u64>,
     pub socket: PathBuf,
     pub authorized_keys: PathBuf,
     pub no_build: bool,
@@ -124,6 +138,14 @@ impl Config {
             http_certificate: None,
             http_key: None,
             http3: false,
+            mesh: Some(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 7433))),
+            mesh_address: Vec::new(),
+            mesh_secret_file: None,
+            join: Vec::new(),
+            peer: Vec::new(),
+            peer_dns: Vec::new(),
+            copies: 2,
+            mesh_upload_rate: None,
             socket: PathBuf::new(),
             authorized_keys: PathBuf::new(),
             no_build: false,
@@ -164,6 +186,7 @@ impl Config {
         self.upstream_ca_file = self.upstream_ca_file.as_deref().map(absolute);
         self.http_certificate = self.http_certificate.as_deref().map(absolute);
         self.http_key = self.http_key.as_deref().map(absolute);
+        self.mesh_secret_file = self.mesh_secret_file.as_deref().map(absolute);
         self.sandbox_shell = self.sandbox_shell.as_deref().map(absolute);
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub mod client;
+pub mod mesh;
 mod pins;
 pub mod server;
 
@@ -38,6 +39,18 @@ pub enum Request {
     Unpin { names: Vec<String> },
     /// Items of progress (`{"progress": …}`), then what was found (`{"report": …}`). `rate`: bytes a second.
     Scrub { rate: Option<u64> },
+    /// An item for each node that is known.
+    Peers,
+    /// One item: a ticket. `roles`: of the nodes that come by it.
+    MeshInvite { reusable: bool, roles: Vec<String>, ttl_seconds: u64, membership_seconds: u64 },
+    /// One item, after which the node starts again as a member.
+    MeshJoin { ticket: String },
+    /// Items of progress, then one at the end, after which the node starts again in a mesh of its own.
+    MeshLeave,
+    /// One item. `node`: a name or the beginning of a key.
+    MeshRevoke { node: String },
+    /// Items of progress.
+    Drain,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]

@@ -11,48 +11,82 @@ use shoal_wire::nix::signature::SecretKey;
 use crate::config::Config;
 use crate::files;
 
-/// Says who the node is to other nodes.
 const NODE_KEY: &str = "node-key";
 /// Signs what the node builds, in Nix's format.
 const SIGNING_KEY: &str = "signing-key";
-/// A key file is one short line.
+/// Sign what a mesh builds; a file in the directory of what is kept of it.
+const MESH_SIGNING_KEYS: &str = "signing-keys";
+/// A key file is some short lines.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
 
 pub fn directory(data_dir: &Path) -> PathBuf {
     data_dir.join("keys")
 }
 
-/// The node's identity: the public half of its node key, in hexadecimal.
-pub fn node_id(data_dir: &Path) -> Result<String> {
-    let key = read_or_make(&directory(data_dir).join(NODE_KEY), "node")?;
-    Ok(encode_hex(key.public().bytes()))
+/// Says who the node is to other nodes.
+pub fn node_key(data_dir: &Path) -> Result<SecretKey> {
+    read_or_make(&directory(data_dir).join(NODE_KEY), "node")
 }
 
-/// The keys that sign what is built here: those of the configuration, else the node's own, which is made if absent.
+/// The node's identity: the public half of its node key, in hexadecimal.
+pub fn node_id(data_dir: &Path) -> Result<String> {
+    Ok(encode_hex(node_key(data_dir)?.public().bytes()))
+}
+
+/// The keys that sign what is built here: those of the configuration, else those of the mesh, else the node's own, which
+/// is made if absent.
 pub fn signing_keys(config: &Config) -> Result<Vec<SecretKey>> {
     if !config.secret_key_file.is_empty() {
         return config.secret_key_file.iter().map(|path| read(path)).collect();
     }
-    let path = directory(&config.data_dir).join(SIGNING_KEY);
-    Ok(vec![read_or_make(&path, &format!("{}-1", config.name))?])
+    if let Some(secret) = &config.mesh_secret_file {
+        return Ok(vec![of_mesh_secret(&read(secret)?)?]);
+    }
+    let of_mesh = crate::mesh::directory(&config.data_dir).join(MESH_SIGNING_KEYS);
+    if of_mesh.exists() {
+        return read_all(&of_mesh);
+    }
+    Ok(vec![own_signing_key(config)?])
+}
+
+/// What this node signs with while it is in no mesh, and what it signed with before it was in one.
+pub fn own_signing_key(config: &Config) -> Result<SecretKey> {
+    read_or_make(&directory(&config.data_dir).join(SIGNING_KEY), &format!("{}-1", config.name))
+}
+
+/// The key that nodes sign with which share the secret of their mesh as a file: each of them makes the same of it.
+fn of_mesh_secret(secret: &SecretKey) -> Result<SecretKey> {
+    let seed = blake3::derive_key("shoal 2026 signing key of a mesh secret", secret.seed());
+    Ok(SecretKey::from_seed(&format!("{}-signing", secret.name()), seed)?)
 }
 
 /// The files [`signing_keys`] reads.
 pub fn signing_key_files(config: &Config) -> Vec<PathBuf> {
+    let of_mesh = crate::mesh::directory(&config.data_dir).join(MESH_SIGNING_KEYS);
     match config.secret_key_file.is_empty() {
+        true if of_mesh.exists() => vec![of_mesh],
         true => vec![directory(&config.data_dir).join(SIGNING_KEY)],
         false => config.secret_key_file.clone(),
     }
 }
 
+/// Secret keys in Nix's form, one a line.
+fn read_all(path: &Path) -> Result<Vec<SecretKey>> {
+    let no_key = || format!("{} holds no secret keys", path.display());
+    read_text(path)?.lines().map(|line| line.parse().with_context(no_key)).collect()
+}
+
 /// A secret key in Nix's form, `name:base64`.
 pub fn read(path: &Path) -> Result<SecretKey> {
+    read_text(path)?.parse().with_context(|| format!("{} holds no secret key", path.display()))
+}
+
+fn read_text(path: &Path) -> Result<String> {
     let text = fs::metadata(path).and_then(|meta| match meta.len() {
         len if len > KEY_FILE_BYTES_MAX => Err(io::Error::other("too large for a key")),
         _ => fs::read_to_string(path),
     });
-    let text = text.with_context(|| format!("cannot read the key {}", path.display()))?;
-    text.parse().with_context(|| format!("{} holds no secret key", path.display()))
+    text.with_context(|| format!("cannot read the key {}", path.display()))
 }
 
 /// Writes a new key to `path`, which must not exist.

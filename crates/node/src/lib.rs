@@ -15,6 +15,8 @@ pub mod files;
 pub mod http;
 pub mod keys;
 pub mod logging;
+pub mod mesh;
+pub mod neighbours;
 pub mod netrc;
 pub mod scrub;
 pub mod serve;

@@ -11,20 +11,27 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use shoal_grid::can_run::Machine;
+use shoal_mesh::handle::Mesh;
 use shoal_store::Store;
 use shoal_wire::nix::signature::{PublicKey, TrustedKeys};
 use shoal_wire::nix::store_path::StoreDir;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::build::service::{self, BuildService, Defaults};
 use crate::config::{Config, HttpRead};
 use crate::control;
+use crate::control::mesh::MeshControl;
 use crate::control::server::{ControlSocket, NodeState};
 use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, UnixDoor, host_key};
 use crate::http::put::Writer;
 use crate::http::tls::Identity;
 use crate::http::{Cache, HttpOptions, HttpServer, Limits};
+use crate::mesh::seek::{self, Card};
+use crate::mesh::{self, Opened, load, place};
+use crate::neighbours::Neighbours;
+use crate::neighbours::orders::Orders;
 use crate::scrub::Scrubber;
 use crate::session::SessionHost;
 use crate::session::deposit::Deposits;
@@ -62,8 +69,16 @@ pub struct Start<'a> {
     pub on_ready: OnReady<'a>,
 }
 
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Stopped,
+    /// The node is to start again, in another mesh than it was in.
+    Restart,
+}
+
 /// Runs a node until it is told to stop.
-pub fn run(start: Start<'_>) -> Result<()> {
+pub fn run(start: Start<'_>) -> Result<End> {
     logging::start(&start.config.log, start.verbose, start.coloured);
     let runtime = runtime()?;
     // Before anything is told, so that no signal from now on goes unheard.
@@ -73,11 +88,19 @@ pub fn run(start: Start<'_>) -> Result<()> {
     ready::remove_stale(&config.data_dir)?;
     let imported = clients::import(&config.authorized_keys)?;
     let marks = quota::Watermarks::of(config)?;
-    let node = Node::open(config)?;
+    let node = runtime.block_on(Node::open(config))?;
     let doors = runtime.block_on(Doors::open(config, &node))?;
-    let ready = doors.ready(config, keys::node_id(&config.data_dir)?);
+    let ready = doors.ready(config, keys::node_id(&config.data_dir)?, &node);
     let scrubber = node.scrubber(config);
-    let state = node.state(ready.clone(), doors.sessions(), scrubber.clone());
+    let restart = Arc::new(Notify::new());
+    let members = MeshControl::new(
+        config,
+        node.neighbours.clone(),
+        node.builds.clone(),
+        runtime.handle().clone(),
+        restart.clone(),
+    );
+    let state = node.state(ready.clone(), doors.sessions(), scrubber.clone(), members);
     let control = ControlSocket::open(&control::socket(&config.data_dir), state)?;
     let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
     (start.on_ready)(&ready, imported)?;
@@ -86,26 +109,42 @@ pub fn run(start: Start<'_>) -> Result<()> {
 
     runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), marks));
     runtime.spawn(settle::watch(node.store.clone(), node.builds.clone(), doors.sessions()));
+    if let Some(mesh) = node.neighbours.mesh() {
+        runtime.spawn(load::tell(mesh.clone(), node.builds.clone(), config.data_dir.clone()));
+        runtime.spawn(seek::seek(mesh.clone(), config.peer_dns.clone(), ready.http.map(|http| http.port())));
+    }
 
     scrub_by_schedule(&scrubber, config.scrub_interval)?;
 
     let mut current = config.clone();
-    runtime.block_on(async {
-        while signals.next().await == Wish::Reload {
+    let end = runtime.block_on(async {
+        loop {
+            let wish = tokio::select! {
+                wish = signals.next() => wish,
+                () = restart.notified() => break End::Restart,
+            };
+            if wish == Wish::Stop {
+                break End::Stopped;
+            }
             notify::notify("RELOADING=1");
             reload(&mut current, &*start.reload, start.verbose, &doors);
             notify::notify("READY=1");
         }
     });
-    notify::notify("STOPPING=1");
+    notify::notify(if end == End::Restart { "RELOADING=1" } else { "STOPPING=1" });
     scrubber.stop();
     drop(ready_file);
     doors.stop_accepting();
-    runtime.block_on(drain(&node.builds, config.drain_timeout, &doors, &mut signals));
+    // What runs at a restart goes on under its supervisors, and is taken up again.
+    let patience = if end == End::Restart { Duration::ZERO } else { config.drain_timeout };
+    runtime.block_on(drain(&node.builds, patience, &doors, &mut signals));
     drop(control);
     doors.close();
+    if let Some(mesh) = node.neighbours.mesh() {
+        runtime.block_on(mesh.stop());
+    }
     tracing::info!("stopped");
-    Ok(())
+    Ok(end)
 }
 
 fn runtime() -> Result<Runtime> {
@@ -119,18 +158,34 @@ struct Node {
     dir: StoreDir,
     store: Store,
     builds: Arc<BuildService>,
+    neighbours: Neighbours,
     upstreams: Upstreams,
 }
 
 impl Node {
-    fn open(config: &Config) -> Result<Node> {
+    async fn open(config: &Config) -> Result<Node> {
+        let place = place::find(config).await?;
         let dir = StoreDir::default();
         let store = Store::open(&config.data_dir.join("store"), shoal_store::Options::default())
             .with_context(|| format!("cannot open the store in {}", config.data_dir.display()))?;
         let trees = Trees::open(store.clone(), &config.data_dir)?;
+        let opened = mesh::open(config, &store, place).await?;
         let builds = BuildService::start(store.clone(), dir.clone(), trees, builds_config(config)?)?;
-        let upstreams = Upstreams::open(store.clone(), dir.clone(), builds.derivations(), upstream_options(config)?);
-        Ok(Node { dir, store, builds, upstreams })
+        let neighbours = opened.as_ref().map(|opened| opened.neighbours.clone()).unwrap_or_default();
+        let options = upstream_options(config)?;
+        let upstreams = Upstreams::open(store.clone(), dir.clone(), builds.derivations(), neighbours.clone(), options);
+        if let Some(Opened { mesh, orders, .. }) = opened {
+            let runtime = tokio::runtime::Handle::current();
+            let copies = Orders {
+                neighbours: neighbours.clone(),
+                upstreams: upstreams.clone(),
+                store: store.clone(),
+                mesh,
+                runtime,
+            };
+            copies.start(orders).context("cannot start a thread")?;
+        }
+        Ok(Node { dir, store, builds, neighbours, upstreams })
     }
 
     fn scrubber(&self, config: &Config) -> Arc<Scrubber> {
@@ -138,8 +193,8 @@ impl Node {
         Arc::new(Scrubber::new(store, upstreams, dir, &config.data_dir, config.scrub_rate))
     }
 
-    fn state(&self, ready: Ready, sessions: Sessions, scrubber: Arc<Scrubber>) -> NodeState {
-        let Node { dir, store, builds, upstreams } = self;
+    fn state(&self, ready: Ready, sessions: Sessions, scrubber: Arc<Scrubber>, mesh: MeshControl) -> NodeState {
+        let Node { dir, store, builds, upstreams, .. } = self;
         NodeState {
             ready,
             dir: dir.clone(),
@@ -148,6 +203,7 @@ impl Node {
             upstreams: upstreams.clone(),
             sessions,
             scrubber,
+            mesh,
             started: Instant::now(),
         }
     }
@@ -190,6 +246,7 @@ fn trusted_keys(config: &Config) -> Result<TrustedKeys> {
         trusted.insert(key.parse::<PublicKey>().with_context(|| format!("'{key}' is no public key"))?);
     }
     keys::signing_keys(config)?.iter().for_each(|key| trusted.insert(key.public()));
+    trusted.insert(keys::own_signing_key(config)?.public());
     Ok(trusted)
 }
 
@@ -254,6 +311,7 @@ impl Doors {
         deposits: Arc<Deposits>,
     ) -> Result<HttpServer> {
         let mut cache = Cache::new(node.store.clone(), node.dir.clone()).behind(&node.upstreams);
+        cache.card = node.neighbours.mesh().map(Card::of);
         cache.offer = config.http_compression;
         cache.is_closed = config.http_read == HttpRead::Token;
         let tokens = Arc::new(Tokens::open(tokens::file(&config.data_dir)));
@@ -267,7 +325,7 @@ impl Doors {
         self.sessions.clone()
     }
 
-    fn ready(&self, config: &Config, node_id: String) -> Ready {
+    fn ready(&self, config: &Config, node_id: String, node: &Node) -> Ready {
         Ready {
             name: config.name.clone(),
             node_id,
@@ -275,6 +333,7 @@ impl Doors {
             http: self.http.as_ref().map(HttpServer::local_addr),
             http_tls: self.identity.is_some(),
             http_needs_token: config.http_read == HttpRead::Token,
+            mesh: node.neighbours.mesh().map(Mesh::local_addr),
             socket: self.unix.path().to_path_buf(),
             pid: std::process::id(),
         }

@@ -25,6 +25,8 @@ pub mod deposit;
 pub mod fault;
 pub mod gc;
 pub mod git_hash;
+pub mod mesh;
+pub mod nar;
 pub mod queries;
 pub mod serve;
 pub mod settings;

@@ -1,4 +1,4 @@
-//! Binary caches behind this node: what it does not have, they may.
+//! Other nodes and binary caches behind this one: what it does not have, they may.
 //!
 //! Everything here blocks, within bounds: a question has a time budget, a download must make progress. A cache that is
 //! down, lies or stalls makes a path missing, never an error. What comes is believed if it proves itself or a trusted
@@ -13,7 +13,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use shoal_grid::upstreams::Phase;
+use shoal_mesh::fetcher::Urgency;
 use shoal_store::Store;
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::path_record::PathKey;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::signature::TrustedKeys;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
@@ -22,18 +25,20 @@ pub use cache::{LOG_LEN_MAX, Location};
 pub use closure::Closure;
 pub use engine::Fetch;
 pub use flight::Flight;
-pub use offer::Offer;
+pub use offer::{Held, Offer, Source};
 pub use stream::NarStream;
 pub use web::{Authorities, Patience, agent};
 
 use crate::build::derivations::Derivations;
+use crate::neighbours::Neighbours;
 use crate::session::admission::Admission;
-use asks::{Asks, Query};
+use asks::{Asks, Query, Tried};
 use cache::Cache;
 use engine::Engine;
 
 mod asks;
 mod cache;
+mod claims;
 mod closure;
 pub mod decode;
 mod elsewhere;
@@ -62,7 +67,7 @@ pub struct Options {
     pub require_sigs: bool,
 }
 
-/// All upstreams of a node; there may be none. Cheap to clone.
+/// All that a node has to ask for what it lacks: other nodes, caches, or nobody. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Upstreams(Option<Arc<Engine>>);
 
@@ -85,31 +90,71 @@ pub struct UpstreamStatus {
 
 impl Upstreams {
     /// Asks nobody anything yet.
-    pub fn open(store: Store, dir: StoreDir, derivations: Arc<Derivations>, options: Options) -> Upstreams {
-        if options.locations.is_empty() {
-            return Upstreams(None);
-        }
+    pub fn open(
+        store: Store,
+        dir: StoreDir,
+        derivations: Arc<Derivations>,
+        neighbours: Neighbours,
+        options: Options,
+    ) -> Upstreams {
         let admission = Admission::new(derivations, dir.clone(), options.trusted_keys, options.require_sigs);
         let cache = |location| Arc::new(Cache::new(location, dir.clone(), &options.authorities, options.patience));
         let caches = options.locations.into_iter().map(cache).collect();
-        Upstreams(Some(Arc::new(Engine::new(store, dir.clone(), Arc::new(Asks::new(caches, admission))))))
+        Upstreams(Some(Arc::new(Engine::new(store, dir.clone(), Arc::new(Asks::new(neighbours, caches, admission))))))
     }
 
+    /// There is nobody to ask, for now: other nodes may come.
     pub fn is_empty(&self) -> bool {
-        self.0.is_none()
+        self.0.as_ref().is_none_or(|engine| engine.asks.caches.is_empty() && engine.asks.neighbours.is_alone())
+    }
+
+    fn engine(&self) -> Option<&Arc<Engine>> {
+        self.0.as_ref().filter(|_| !self.is_empty())
+    }
+
+    /// What other nodes have of these paths, themselves only.
+    pub fn in_mesh<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Vec<Arc<Offer>> {
+        let Some(engine) = self.0.as_ref().filter(|engine| !engine.asks.neighbours.is_alone()) else {
+            return Vec::new();
+        };
+        let queries: Vec<Query<'_>> = paths.into_iter().map(Query::Path).collect();
+        engine.asks.find_in_mesh(&queries).into_iter().flatten().collect()
+    }
+
+    /// The same of the path with this hash part.
+    pub fn hash_part_in_mesh(&self, hash_part: &str) -> Option<Arc<Offer>> {
+        self.0.as_ref()?.asks.find_in_mesh(&[Query::HashPart(hash_part)]).pop()?
+    }
+
+    pub fn neighbours(&self) -> Neighbours {
+        self.0.as_ref().map(|engine| engine.asks.neighbours.clone()).unwrap_or_default()
+    }
+
+    /// What must be fetched of one other node for the paths with these keys.
+    pub fn closure_at(&self, holder: NodeKey, keys: impl Iterator<Item = PathKey>) -> Result<Closure> {
+        match &self.0 {
+            Some(engine) => Closure::find_at(&engine.store, &engine.asks.neighbours, holder, keys),
+            None => Ok(Closure::default()),
+        }
+    }
+
+    /// Begins to fetch what others want kept here.
+    pub fn begin_copy(&self, closure: &Closure) -> Option<Fetch> {
+        let engine = self.0.as_ref().filter(|_| !closure.is_empty())?;
+        Some(engine.fetch(closure, Urgency::Replication, None))
     }
 
     /// What an upstream would give for the path with this hash part.
     pub fn offer(&self, hash_part: &str) -> Option<Arc<Offer>> {
         let engine = self.0.as_ref()?;
-        engine.asks.find(&[Query::HashPart(hash_part)], CLIENT_BUDGET, &BTreeSet::new()).pop()?
+        engine.asks.find(&[Query::HashPart(hash_part)], CLIENT_BUDGET, &Tried::default()).pop()?
     }
 
     /// What upstreams would give for each of these paths, themselves only.
     pub fn offers(&self, paths: &BTreeSet<StorePath>, budget: Duration) -> Vec<Arc<Offer>> {
         let Some(engine) = &self.0 else { return Vec::new() };
         let queries: Vec<Query<'_>> = paths.iter().map(Query::Path).collect();
-        engine.asks.find(&queries, budget, &BTreeSet::new()).into_iter().flatten().collect()
+        engine.asks.find(&queries, budget, &Tried::default()).into_iter().flatten().collect()
     }
 
     /// What must be fetched for those of `roots` that are not valid; a root that cannot be had whole is not in it.
@@ -123,7 +168,7 @@ impl Upstreams {
     /// Begins to fetch a closure.
     pub fn begin(&self, closure: &Closure) -> Option<Fetch> {
         let engine = self.0.as_ref().filter(|_| !closure.is_empty())?;
-        Some(engine.fetch(closure, None))
+        Some(engine.fetch(closure, Urgency::Build, None))
     }
 
     /// Makes a path valid together with all it refers to, and waits for that.
@@ -136,7 +181,7 @@ impl Upstreams {
         let full = engine.dir.print(path);
         let not_offered = || format!("no upstream has '{full}' with all it refers to and a trusted signature");
         anyhow::ensure!(closure.contains(path), not_offered());
-        let fetch = engine.fetch(&closure, None);
+        let fetch = engine.fetch(&closure, Urgency::Client, None);
         for flight in &fetch.flights {
             flight.wait().map_err(|why| anyhow::anyhow!("cannot fetch '{full}': {why}"))?;
         }
@@ -159,7 +204,7 @@ impl Upstreams {
         let Some(offer) = self.offers(&wanted, CLIENT_BUDGET).pop() else { return Ok(None) };
         // What it refers to is looked for later. Who asks may have it, and where it is not to be had nothing stays.
         let closure = Closure { offers: [(path.clone(), offer)].into_iter().collect() };
-        let fetch = engine.fetch(&closure, Some(path));
+        let fetch = engine.fetch(&closure, Urgency::Client, Some(path));
         let flight = fetch.flights.iter().find(|flight| flight.path == *path).cloned();
         fetch.detach();
         Ok(flight.map(|flight| NarStream::of_flight(engine.store.clone(), flight)))
@@ -180,16 +225,27 @@ impl Upstreams {
         self.0.as_ref()?.asks.log(derivation, budget)
     }
 
-    /// The URL of an upstream, without login.
+    /// The URL of an upstream, without login, or the name of a node.
     pub fn url(&self, offer: &Offer) -> String {
-        let base = self.0.as_ref().and_then(|engine| engine.asks.caches.get(offer.upstream));
-        base.map(|cache| cache.location.base.trim_end_matches('/').to_string()).unwrap_or_default()
+        let Some(engine) = &self.0 else { return String::new() };
+        match &offer.source {
+            Source::Cache(file) => engine.asks.caches[file.upstream].location.base.trim_end_matches('/').to_string(),
+            Source::Mesh(held) => {
+                format!(
+                    "shoal://{}",
+                    held.holders.first().map(|node| engine.asks.neighbours.name(node)).unwrap_or_default()
+                )
+            }
+        }
     }
 
-    /// Where the file of an offer is.
+    /// Where the file of an offer is, or what stands for it.
     pub fn file_url(&self, offer: &Offer) -> String {
-        let cache = self.0.as_ref().and_then(|engine| engine.asks.caches.get(offer.upstream));
-        cache.map(|cache| cache.file_url(&offer.url)).unwrap_or_default()
+        let Some(engine) = &self.0 else { return String::new() };
+        match &offer.source {
+            Source::Cache(file) => engine.asks.caches[file.upstream].file_url(&file.url),
+            Source::Mesh(_) => format!("{}/{}", self.url(offer), offer.info.path.base_name()),
+        }
     }
 
     /// Paths being downloaded, and those that wait for it.

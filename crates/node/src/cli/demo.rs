@@ -48,6 +48,7 @@ impl Demo {
             .with("name", "demo")
             .with("ssh", "127.0.0.1:0")
             .with("http", "127.0.0.1:0")
+            .with("mesh", "127.0.0.1:0")
             .with("data-dir", data.to_string_lossy())
             .with("log-level", "warn");
         let flags = self.flags.given.iter().fold(defaults, |flags, (key, values)| {
@@ -70,6 +71,7 @@ impl Demo {
             }),
             config,
         })
+        .map(drop)
     }
 }
 

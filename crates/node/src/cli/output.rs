@@ -16,6 +16,10 @@ pub fn json(value: &impl Serialize) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
+pub fn line(text: &str) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{text}")
+}
+
 /// Rows in columns as wide as their widest cell; the last column is not padded.
 pub fn table(rows: &[Vec<String>]) -> io::Result<()> {
     let mut out = io::stdout().lock();

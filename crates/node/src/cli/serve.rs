@@ -1,13 +1,14 @@
 //! `shoal serve`
 
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::process::CommandExt;
 
 use clap::Args;
 
 use super::{Global, Outcome, output, use_node};
 use crate::client_setup::Setup;
 use crate::config::{Config, ConfigFlags};
-use crate::serve::{self, Start};
+use crate::serve::{self, End, Start};
 
 #[derive(Args)]
 pub struct Serve {
@@ -19,7 +20,7 @@ impl Serve {
     pub fn run(&self, global: &Global) -> Outcome {
         let config = global.load(self.flags.clone())?.config;
         let flags = self.flags.clone();
-        serve::run(Start {
+        let end = serve::run(Start {
             verbose: global.verbose,
             coloured: output::coloured(io::stderr().is_terminal()),
             reload: Box::new(move || Ok(global.load(flags.clone())?.config)),
@@ -34,8 +35,19 @@ impl Serve {
                 }
             }),
             config,
-        })
+        })?;
+        match end {
+            End::Stopped => Ok(()),
+            End::Restart => Err(start_again().into()),
+        }
     }
+}
+
+/// Becomes the same command anew. Comes back only where that fails.
+fn start_again() -> io::Error {
+    // The file may have been replaced by a newer version meanwhile, which is what is wanted then.
+    let program = std::env::current_exe().unwrap_or_else(|_| "shoal".into());
+    std::process::Command::new(program).args(std::env::args_os().skip(1)).exec()
 }
 
 /// What somebody who starts a node for the first time needs to know next.

@@ -39,6 +39,7 @@ impl Status {
             ("ssh", text("/ssh")),
             ("socket", text("/socket")),
             ("store", format!("{} paths, {} on disk", number("/store/paths"), size_text(number("/store/disk_bytes")))),
+            ("mesh", mesh_text(&status["membership"])),
             ("clients", number("/sessions").to_string()),
             (
                 "builds",
@@ -54,6 +55,15 @@ impl Status {
         let upstreams = status["upstreams"].as_array().into_iter().flatten();
         rows.extend(upstreams.map(|upstream| vec!["upstream".to_string(), upstream_text(upstream)]));
         Ok(output::table(&rows)?)
+    }
+}
+
+fn mesh_text(membership: &Value) -> String {
+    let number = |name: &str| membership[name].as_u64().unwrap_or(0);
+    match number("members") {
+        0 => "none".into(),
+        1 => "alone; 'shoal mesh invite' lets another node in".into(),
+        members => format!("{} of {members} nodes live, {} copies of each path", number("live"), number("copies")),
     }
 }
 

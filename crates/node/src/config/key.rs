@@ -7,6 +7,7 @@ use super::units::{Quota, parse_duration, parse_optional_duration, parse_optiona
 use super::{Config, HttpRead, LogFormat};
 use crate::http::link::Offer;
 use crate::upstream::Location;
+use shoal_mesh::bootstrap::PeerAddress;
 
 pub struct Key {
     /// The file's table that holds it; empty at the top level.
@@ -78,6 +79,54 @@ pub const KEYS: &[Key] = &[
         "Private key of the certificate, in PEM",
     ),
     key("http3", "false", Set::Switch(|c, v| c.http3 = v), "HTTP/3 besides HTTPS, on the UDP port of the same number"),
+    key(
+        "mesh",
+        "[::]:7433",
+        Set::One("ADDR", |c, v| listen(v).map(|a| c.mesh = a)),
+        "Where other nodes are heard (UDP), port 0 for any free one; or none to be in no mesh",
+    ),
+    key(
+        "mesh-address",
+        "this machine's addresses",
+        Set::Many("ADDR", |c, v| addresses(v).map(|v| c.mesh_address = v)),
+        "Where other nodes reach this one, where they cannot by its own addresses",
+    ),
+    key(
+        "mesh-secret-file",
+        "none",
+        Set::One("FILE", |c, v| optional_path(v).map(|p| c.mesh_secret_file = p)),
+        "Key of the mesh, as 'shoal mesh create --secret-file' writes it: nodes that share it are one mesh without tickets",
+    ),
+    key(
+        "join",
+        "none",
+        Set::Many("TICKET", |c, v| words(v).map(|v| c.join = v)),
+        "Ticket of 'shoal mesh invite', or a file that holds it: joins that mesh, if the node is in none yet",
+    ),
+    key(
+        "peer",
+        "none",
+        Set::Many("KEY@ADDR", |c, v| peers(v).map(|v| c.peer = v)),
+        "Node of the mesh to look for there; its key is the node_id of its ready.json",
+    ),
+    key(
+        "peer-dns",
+        "none",
+        Set::Many("NAME", |c, v| words(v).map(|v| c.peer_dns = v)),
+        "Name whose addresses are nodes of the mesh, with the port of their binary cache if it is not this one's",
+    ),
+    key(
+        "copies",
+        "2",
+        Set::One("N", |c, v| positive(v).map(|n| c.copies = n)),
+        "Nodes that a path is on before an upload or a build of it counts as done, as far as there are as many",
+    ),
+    key(
+        "mesh-upload-rate",
+        "none",
+        Set::One("SIZE", |c, v| parse_optional_size(v).map(|s| c.mesh_upload_rate = s)),
+        "Bytes that are sent to other nodes a second, at most",
+    ),
     key(
         "socket",
         "<data-dir>/daemon.sock",
@@ -297,6 +346,18 @@ fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
             None => text.parse().map(Some).map_err(|_| bad()),
         },
     }
+}
+
+fn addresses(values: Vec<String>) -> Result<Vec<SocketAddr>, String> {
+    let address = |text: &String| {
+        text.parse().map_err(|_| format!("'{text}' is not an address with a port, like 192.0.2.1:7433"))
+    };
+    values.iter().map(address).collect()
+}
+
+fn peers(values: Vec<String>) -> Result<Vec<String>, String> {
+    values.iter().try_for_each(|text| text.parse::<PeerAddress>().map(drop).map_err(|error| error.to_string()))?;
+    Ok(values)
 }
 
 fn http_read(text: &str) -> Result<HttpRead, String> {

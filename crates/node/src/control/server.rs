@@ -18,6 +18,7 @@ use shoal_wire::nix::hash::Hash;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
+use super::mesh::MeshControl;
 use super::{LINE_BYTES_MAX, Reply, Request};
 use crate::build::service::BuildService;
 use crate::cli::{Exit, Failure};
@@ -46,6 +47,7 @@ pub struct NodeState {
     pub upstreams: Upstreams,
     pub sessions: Sessions,
     pub scrubber: Arc<Scrubber>,
+    pub mesh: MeshControl,
     pub started: Instant,
 }
 
@@ -160,6 +162,12 @@ impl NodeState {
             Request::Pin { paths, name, ttl_seconds } => self.pin(paths, name.as_deref(), *ttl_seconds, on_item),
             Request::Unpin { names } => self.unpin(names),
             Request::Scrub { rate } => self.scrub(*rate, on_item),
+            Request::Peers
+            | Request::MeshInvite { .. }
+            | Request::MeshJoin { .. }
+            | Request::MeshLeave
+            | Request::MeshRevoke { .. }
+            | Request::Drain => self.mesh.answer(request, on_item),
         }
     }
 
@@ -184,6 +192,7 @@ impl NodeState {
             "draining": builds.draining,
         });
         status["upstreams"] = serde_json::to_value(self.upstreams.status())?;
+        status["membership"] = self.mesh.summary();
         status["last_scrub"] = serde_json::to_value(self.scrubber.last())?;
         let (downloading, waiting) = self.upstreams.counts();
         status["fetches"] = json!({ "downloading": downloading, "waiting": waiting });

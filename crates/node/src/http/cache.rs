@@ -16,6 +16,7 @@ use super::budget::Budget;
 use super::link::Offer;
 use super::metrics::Metrics;
 use super::put::Writer;
+use crate::mesh::seek::Card;
 use crate::upstream::{UpstreamStatus, Upstreams};
 
 /// Threads that wait for the next bytes of NARs on their way here, a piece at a time; a client that takes nothing needs
@@ -37,6 +38,8 @@ pub struct Cache {
     pub writer: Option<Writer>,
     /// Whether reading takes a token too.
     pub is_closed: bool,
+    /// What the node tells other nodes of itself.
+    pub card: Option<Card>,
     /// For answers that are whole in memory.
     pub answers: Budget,
 }
@@ -90,15 +93,14 @@ impl Cache {
             arrivals: Arc::new(Semaphore::new(ARRIVALS_MAX)),
             writer: None,
             is_closed: false,
+            card: None,
             answers: Budget::default(),
         }
     }
 
     /// Also looks in these caches.
     pub fn behind(mut self, upstreams: &Upstreams) -> Cache {
-        if !upstreams.is_empty() {
-            self.elsewhere = Some(Arc::new(upstreams.clone()));
-        }
+        self.elsewhere = Some(Arc::new(upstreams.clone()));
         self
     }
 

@@ -32,7 +32,7 @@ const fn post(path: &'static str, handler: Handler) -> Route {
 }
 
 /// What says how the node is, and nothing of what is in it.
-const OPEN_TO_ALL: [&str; 2] = ["/healthz", "/readyz"];
+const OPEN_TO_ALL: [&str; 3] = ["/healthz", "/readyz", "/api/v1/node"];
 
 /// HEAD is answered by whoever answers GET.
 pub const ROUTES: &[Route] = &[
@@ -59,6 +59,7 @@ pub const ROUTES: &[Route] = &[
     post("/api/v1/push/{}/commit", |cache, request| Box::pin(copies::commit(cache, request))),
     get("/api/v1/pull/{}", |cache, request| Box::pin(copies::entry(cache, request))),
     post("/api/v1/pull/{}/chunks", |cache, request| Box::pin(copies::chunks(cache, request))),
+    get("/api/v1/node", |cache, _| Box::pin(health::node(cache))),
     get("/metrics", |cache, _| Box::pin(metrics::get(cache))),
 ];
 

@@ -27,6 +27,9 @@ pub struct Ready {
     /// Reading from the binary cache takes a token.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub http_needs_token: bool,
+    /// Absent when the node is in no mesh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<SocketAddr>,
     pub socket: PathBuf,
     pub pid: u32,
 }
@@ -80,6 +83,7 @@ mod tests {
             http: None,
             http_tls: false,
             http_needs_token: false,
+            mesh: None,
             socket: "/s".into(),
             pid: 1,
         };

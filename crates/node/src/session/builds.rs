@@ -60,6 +60,7 @@ impl Client {
         let request = BuildRequest { wanted: wanted.to_vec(), mode, options };
         let results = self.follow(self.services.builds.submit(request)?, audience)?;
         self.keep_outputs(&results);
+        self.acknowledge_outputs(&results)?;
         Ok(results)
     }
 
@@ -93,6 +94,7 @@ impl Client {
         let handle = self.services.builds.build_derivation(path, drv, mode, options);
         let mut results = self.follow(handle, audience)?;
         self.keep_outputs(&results);
+        self.acknowledge_outputs(&results)?;
         let none = || BuildResult::new(BuildStatus::MiscFailure, "the build ended without a result");
         Ok(results.pop().unwrap_or_else(none))
     }
@@ -115,9 +117,7 @@ impl Client {
     /// Output names and paths of a derivation in the store; paths that are not known before the build only if it has
     /// been built.
     pub(super) fn output_map(&self, drv: &StorePath) -> Result<BTreeMap<String, Option<StorePath>>, Fault> {
-        if !self.store().is_valid(drv)? {
-            return Err(self.not_valid(drv));
-        }
+        self.path_info_here(drv)?;
         let derivation = self.services.admission.derivations().get(drv)?;
         Ok(self.services.builds.output_paths(&derivation)?)
     }

@@ -12,7 +12,6 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use shoal_store::{CommitError, Ingested};
 use shoal_wire::nix::derivation::Derivation;
 use shoal_wire::nix::path_info::PathInfo;
-use shoal_wire::nix::store_path::StorePath;
 
 use super::ca_check::{CaHasher, CaHashes, FileReader};
 use super::fault::Fault;
@@ -155,14 +154,6 @@ impl Client {
         judged.map_err(|fault| Refusal::of_fault(403, fault))
     }
 
-    /// Fetches what paths that come in refer to and only caches behind this node have. It tells of those as of its own,
-    /// so who uploads does not send them.
-    fn bring_references<'a>(&self, coming: impl Iterator<Item = &'a PathInfo> + Clone) {
-        let own: BTreeSet<&StorePath> = coming.clone().map(|info| &info.path).collect();
-        let references = coming.flat_map(|info| &info.references).filter(|path| !own.contains(path)).cloned();
-        self.bring(&references.collect());
-    }
-
     /// Judges a path that was taken in, and completes what is known of it. `pending`: derivations that become valid
     /// with it. Returns the derivation that it is, if it is one.
     fn judge_contents(
@@ -208,8 +199,15 @@ impl Client {
         Ok((ca.and_then(|ca| ca.finish(ingested.nar_hash)), text.and_then(FileReader::finish)))
     }
 
+    /// Makes paths valid, and waits until they are on as many nodes as they should be.
     fn commit(&self, batch: Vec<(PathInfo, Ingested)>) -> Outcome {
-        self.store().commit(batch).map_err(|error| match error {
+        let infos: Vec<PathInfo> = batch.iter().map(|(info, _)| info.clone()).collect();
+        self.store().commit(batch).map_err(|error| self.refusal(error))?;
+        self.acknowledge(&infos).map_err(|fault| Refusal::of_fault(503, fault))
+    }
+
+    fn refusal(&self, error: CommitError) -> Refusal {
+        match error {
             CommitError::Reference { path, reference } => {
                 let (path, reference) = (self.dir().print(&path), self.dir().print(&reference));
                 Refusal::new(409, format!("cannot add '{path}': it refers to '{reference}', which is not valid here"))
@@ -218,7 +216,7 @@ impl Client {
             CommitError::Damaged { .. } => Refusal::new(409, error.to_string()),
             CommitError::Contents { .. } => Refusal::bad(error.to_string()),
             CommitError::Store(error) => error.into(),
-        })
+        }
     }
 
     /// For a path that is valid already: it stays as it is, but for signatures that somebody adds. Those of keys that

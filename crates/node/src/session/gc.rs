@@ -88,7 +88,7 @@ impl Client {
             return Err(Fault::fatal(text));
         }
         let AddPermRoot { path, link } = request;
-        self.valid_path_info(&path)?;
+        self.path_info_here(&path)?;
         let at = PathBuf::from(std::ffi::OsStr::from_bytes(&link));
         if !at.is_absolute() {
             return Err(Fault::refused(format!("not an absolute path: '{}'", at.display())));
@@ -138,7 +138,7 @@ impl Client {
     /// Signatures are kept unseen: whoever asks for the path judges them.
     pub(super) fn add_signatures(&self, path: &StorePath, signatures: Vec<Signature>) -> Result<(), Fault> {
         self.require(Role::Push, "sign paths of this node")?;
-        let info = self.valid_path_info(path)?;
+        let info = self.path_info_here(path)?;
         if info.signatures.len() + signatures.len() > SIGNATURES_MAX {
             let path = self.dir().print(path);
             return Err(Fault::refused(format!("path '{path}' cannot have more than {SIGNATURES_MAX} signatures")));

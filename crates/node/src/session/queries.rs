@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::realisation::{BuildTraceKey, UnkeyedRealisation};
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::{QueryRealisation, RealisationReply, RegisterDrvOutput};
@@ -12,16 +11,7 @@ use super::builds::Audience;
 use super::fault::Fault;
 
 impl Client {
-    /// What is known of a path that must be valid.
-    pub(super) fn valid_path_info(&self, path: &StorePath) -> Result<PathInfo, Fault> {
-        self.store().path_info(path)?.ok_or_else(|| self.not_valid(path))
-    }
-
-    pub(super) fn valid_of(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, Fault> {
-        Ok(self.store().valid_of(paths)?.into_iter().collect())
-    }
-
-    /// Makes a path valid, if it is not, from upstream.
+    /// Makes a path valid here, if it is not, from other nodes or caches.
     pub(super) fn ensure(&self, path: &StorePath, audience: &mut impl Audience) -> Result<(), Fault> {
         self.temp_roots.add(path);
         if self.store().is_valid(path)? {

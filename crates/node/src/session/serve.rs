@@ -107,21 +107,11 @@ impl Server {
     }
 
     fn path_infos(&self, request: &QueryPathInfos) -> Result<PathInfos, Fault> {
-        let infos = request.paths.iter().map(|path| self.client.store().path_info(path));
-        Ok(PathInfos(infos.filter_map(Result::transpose).collect::<Result<_, _>>()?))
+        Ok(PathInfos(self.client.known_of(&request.paths)?))
     }
 
     fn dump(&mut self, path: &StorePath) -> Result<(), Fault> {
-        let Some(mut export) = self.client.store().export(path)? else { return Err(self.client.not_valid(path)) };
-        loop {
-            let bytes = export.fill_buf()?;
-            if bytes.is_empty() {
-                break;
-            }
-            let n = bytes.len();
-            self.output.write_all(bytes).map_err(gone)?;
-            export.consume(n);
-        }
+        self.client.nar(path)?.write_to(&mut self.output).map_err(gone)?.map_err(source_fault)?;
         self.output.flush().map_err(gone)
     }
 

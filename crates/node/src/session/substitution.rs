@@ -115,7 +115,7 @@ impl Client {
             let known =
                 drv.outputs.iter().filter_map(|(id, output)| output.path(self.dir(), &drv.name, id).ok().flatten());
             let mut outputs: BTreeSet<StorePath> = known.collect();
-            let valid = self.valid_of(&outputs)?;
+            let valid = self.store().valid_of(&outputs)?;
             outputs.retain(|path| !valid.contains(path));
             let offered = self.upstreams().closure(&outputs, BUILD_BUDGET)?;
             if outputs.iter().all(|path| offered.contains(path)) {

@@ -43,6 +43,8 @@ pub struct Uploader<'a> {
     /// Paths of this upload, valid or about to be.
     added: HashSet<StorePath>,
     committer: Option<Committer>,
+    /// What the client is to be told of when it is on as many nodes as it should be. Empty while there are no others.
+    to_acknowledge: Vec<PathInfo>,
 }
 
 impl<'a> Uploader<'a> {
@@ -57,6 +59,7 @@ impl<'a> Uploader<'a> {
             committing: PendingDerivations::new(),
             added: HashSet::new(),
             committer: None,
+            to_acknowledge: Vec::new(),
         }
     }
 
@@ -64,7 +67,12 @@ impl<'a> Uploader<'a> {
     pub fn add(&mut self, mut info: PathInfo, nar: &mut impl BufRead) -> Result<(), Fault> {
         let client = self.client;
         client.temp_roots.add(&info.path);
-        if self.added.contains(&info.path) || client.store().is_valid(&info.path)? {
+        if self.added.contains(&info.path) {
+            return Ok(());
+        }
+        if let Some(known) = client.store().path_info(&info.path)? {
+            // Whoever brought it may still wait for its copies.
+            self.note(&known);
             return Ok(());
         }
         let admission = &client.services.admission;
@@ -91,6 +99,7 @@ impl<'a> Uploader<'a> {
             self.pending.insert(info.path.clone(), derivation);
         }
         info.registration_time = now();
+        self.note(&info);
         self.batch_bytes += ingested.nar_size;
         self.added.insert(info.path.clone());
         self.batch.push((info, ingested));
@@ -98,6 +107,22 @@ impl<'a> Uploader<'a> {
             self.commit_beside()?;
         }
         Ok(())
+    }
+
+    fn note(&mut self, info: &PathInfo) {
+        if !self.client.upstreams().neighbours().is_alone() {
+            self.to_acknowledge.push(info.clone());
+        }
+    }
+
+    /// Takes the batch, with what its paths refer to brought here.
+    fn take_batch(&mut self) -> Vec<Entry> {
+        let batch = std::mem::take(&mut self.batch);
+        let coming = batch.iter().map(|(info, _)| info);
+        let is_elsewhere = |path: &&StorePath| !self.added.contains(*path);
+        let references = coming.flat_map(|info| &info.references).filter(is_elsewhere).cloned();
+        self.client.bring(&references.collect());
+        batch
     }
 
     /// Commits the batch on another thread, once the batch before is valid.
@@ -108,7 +133,7 @@ impl<'a> Uploader<'a> {
                 Fault::refused(format!("cannot start a thread to store paths ({error}); try again later"))
             })?,
         };
-        if !committer.submit(std::mem::take(&mut self.batch)) {
+        if !committer.submit(self.take_batch()) {
             return committer.finish(Vec::new()).map_err(|error| self.explain(error));
         }
         self.committer = Some(committer);
@@ -119,13 +144,14 @@ impl<'a> Uploader<'a> {
 
     /// Makes everything valid. To be called also after [`Self::add`] failed, for what came before.
     pub fn finish(mut self) -> Result<(), Fault> {
-        let batch = std::mem::take(&mut self.batch);
+        let batch = self.take_batch();
         let result = match self.committer.take() {
             Some(committer) => committer.finish(batch),
             None if batch.is_empty() => Ok(()),
             None => self.client.store().commit(batch),
         };
-        result.map_err(|error| self.explain(error))
+        result.map_err(|error| self.explain(error))?;
+        self.client.acknowledge(&self.to_acknowledge)
     }
 
     fn explain(&self, error: CommitError) -> Fault {

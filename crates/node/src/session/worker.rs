@@ -6,7 +6,7 @@
 //!   next request begins.
 
 use std::collections::BTreeSet;
-use std::io::{BufReader, Write};
+use std::io::BufReader;
 
 use shoal_wire::nix::proto::{Dialect, Done, Feature, Reader, Writer};
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
@@ -182,21 +182,12 @@ impl Worker {
 
     /// The bare NAR follows `LAST`; an error can then only be shown by hanging up.
     fn nar_from_path(&mut self, path: &StorePath) -> Result<(), Fault> {
-        self.client.temp_roots.add(path);
-        let Some(mut export) = self.client.store().export(path)? else { return Err(self.client.not_valid(path)) };
+        let nar = self.client.nar(path)?;
         self.outlet.last()?;
-        loop {
-            let bytes = export.fill_buf().map_err(|error| {
-                tracing::error!("cannot send '{path}': {error}");
-                Fault::Gone
-            })?;
-            if bytes.is_empty() {
-                break;
-            }
-            let n = bytes.len();
-            self.outlet.writer().write_all(bytes).map_err(gone)?;
-            export.consume(n);
-        }
+        nar.write_to(self.outlet.writer()).map_err(gone)?.map_err(|error| {
+            tracing::error!("cannot send '{path}': {error}");
+            Fault::Gone
+        })?;
         self.outlet.flush()
     }
 }

@@ -15,10 +15,11 @@ use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisa
 use shoal_wire::nix::store_path::StorePath;
 
 use super::cache::Cache;
-use super::offer::Offer;
+use super::offer::{Held, Offer};
 use super::pool::Pool;
 use super::question::{Finding, Question};
 use super::web::Refusal;
+use crate::neighbours::Neighbours;
 use crate::session::admission::Admission;
 
 /// Questions on their way to one upstream. Nix's `max-substitution-jobs`.
@@ -46,20 +47,34 @@ pub enum Query<'a> {
 }
 
 impl Query<'_> {
+    fn hash_part(&self) -> &str {
+        match self {
+            Query::Path(path) => path.hash_part(),
+            Query::HashPart(hash_part) => hash_part,
+        }
+    }
+
     fn question(&self) -> Question {
-        Question::Path(match self {
-            Query::Path(path) => path.hash_part().to_string(),
-            Query::HashPart(hash_part) => hash_part.to_string(),
-        })
+        Question::Path(self.hash_part().to_string())
     }
 
     fn fits(&self, finding: &Finding) -> bool {
-        match (self, finding) {
-            (Query::Path(path), Finding::Offer(offer)) => offer.info.path == **path,
-            (Query::HashPart(_), Finding::Offer(_)) => true,
-            _ => false,
+        if let Finding::Offer(offer) = finding { self.is_of(offer) } else { false }
+    }
+
+    fn is_of(&self, offer: &Offer) -> bool {
+        match self {
+            Query::Path(path) => offer.info.path == **path,
+            Query::HashPart(hash_part) => offer.info.path.hash_part() == *hash_part,
         }
     }
+}
+
+/// Who is not asked, because it did not deliver.
+#[derive(Clone, Debug, Default)]
+pub struct Tried {
+    pub caches: BTreeSet<UpstreamId>,
+    pub mesh: bool,
 }
 
 #[derive(Clone)]
@@ -73,6 +88,7 @@ type Key = (UpstreamId, Question);
 type Listener = (usize, Sender<(usize, UpstreamId, Heard)>);
 
 pub struct Asks {
+    pub neighbours: Neighbours,
     pub caches: Vec<Arc<Cache>>,
     pub admission: Admission,
     pools: Vec<Pool>,
@@ -88,7 +104,7 @@ struct State {
 }
 
 impl Asks {
-    pub fn new(caches: Vec<Arc<Cache>>, admission: Admission) -> Asks {
+    pub fn new(neighbours: Neighbours, caches: Vec<Arc<Cache>>, admission: Admission) -> Asks {
         let priorities = caches.iter().map(|cache| cache.location.priority.unwrap_or(PRIORITY_UNKNOWN));
         let state = State {
             health: Upstreams::new(priorities),
@@ -97,7 +113,7 @@ impl Asks {
             on_their_way: HashMap::new(),
         };
         let pools = caches.iter().map(|_| Pool::new("upstream", ASKS_MAX, ASKS_WAITING_MAX)).collect();
-        Asks { caches, admission, pools, since: Instant::now(), state: Mutex::new(state) }
+        Asks { neighbours, caches, admission, pools, since: Instant::now(), state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -112,18 +128,33 @@ impl Asks {
         (self.lock().health.health().to_vec(), self.now_ms())
     }
 
-    /// Offers for each of `wanted`, in order; `budget` is for each from when it is first asked for. Those that are in
-    /// `not` are not asked.
-    pub fn find(
-        self: &Arc<Self>,
-        wanted: &[Query<'_>],
-        budget: Duration,
-        not: &BTreeSet<UpstreamId>,
-    ) -> Vec<Option<Arc<Offer>>> {
-        let questions: Vec<Question> = wanted.iter().map(Query::question).collect();
-        let found = self.look(&questions, &|index, finding| wanted[index].fits(finding), budget, not);
-        let offer = |finding| if let Finding::Offer(offer) = finding { Some(offer) } else { None };
-        found.into_iter().map(|finding| finding.and_then(offer)).collect()
+    /// Offers for each of `wanted`, in order, of other nodes first; `budget` is for each that caches are asked for, from
+    /// when it is first asked for. Those that are in `not` are not asked.
+    pub fn find(self: &Arc<Self>, wanted: &[Query<'_>], budget: Duration, not: &Tried) -> Vec<Option<Arc<Offer>>> {
+        let mut offers = if not.mesh { vec![None; wanted.len()] } else { self.find_in_mesh(wanted) };
+        let open: Vec<usize> = (0..wanted.len()).filter(|&index| offers[index].is_none()).collect();
+        let questions: Vec<Question> = open.iter().map(|&index| wanted[index].question()).collect();
+        let found = self.look(&questions, &|nth, finding| wanted[open[nth]].fits(finding), budget, &not.caches);
+        for (index, finding) in open.into_iter().zip(found) {
+            if let Some(Finding::Offer(offer)) = finding {
+                offers[index] = Some(offer);
+            }
+        }
+        offers
+    }
+
+    /// The same of other nodes alone, which are asked before any cache.
+    pub fn find_in_mesh(&self, wanted: &[Query<'_>]) -> Vec<Option<Arc<Offer>>> {
+        if self.neighbours.is_alone() {
+            return vec![None; wanted.len()];
+        }
+        let hash_parts: Vec<&str> = wanted.iter().map(Query::hash_part).collect();
+        let held = self.neighbours.find(&hash_parts).into_iter().zip(wanted);
+        let offer = |(held, query): (Option<Held>, &Query<'_>)| {
+            let offer = Offer::of_member(held?);
+            query.is_of(&offer).then(|| Arc::new(offer))
+        };
+        held.map(offer).collect()
     }
 
     /// Where an output came out, if an upstream says so with a trusted signature.
@@ -238,7 +269,7 @@ impl Asks {
         let (state, now_ms) = (self.lock(), self.now_ms());
         if let Question::Path(hash_part) = wanted
             && let Some(offer) = state.offers.get(hash_part, now_ms)
-            && !not.contains(&offer.upstream)
+            && offer.upstream().is_some_and(|upstream| !not.contains(&upstream))
         {
             let known = Finding::Offer(offer.clone());
             if fits(&known) {
@@ -347,12 +378,12 @@ impl Asks {
     }
 
     /// An offer turned out to be none.
-    pub fn withdraw(&self, offer: &Offer) {
+    pub fn withdraw(&self, path: &StorePath, upstream: UpstreamId) {
         let (mut state, now_ms) = (self.lock(), self.now_ms());
-        let hash_part = offer.info.path.hash_part().to_string();
-        if state.offers.get(&hash_part, now_ms).is_some_and(|known| known.upstream == offer.upstream) {
+        let hash_part = path.hash_part().to_string();
+        if state.offers.get(&hash_part, now_ms).is_some_and(|known| known.upstream() == Some(upstream)) {
             state.offers.forget(&hash_part);
         }
-        state.absent.insert((offer.upstream, Question::Path(hash_part)), (), now_ms);
+        state.absent.insert((upstream, Question::Path(hash_part)), (), now_ms);
     }
 }

@@ -7,13 +7,18 @@ use std::time::Duration;
 use anyhow::Result;
 use shoal_grid::fetches::Wanted;
 use shoal_store::Store;
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::path_record::{PathKey, path_key};
 use shoal_wire::nix::store_path::StorePath;
 
-use super::asks::{Asks, Query};
-use super::offer::Offer;
+use super::asks::{Asks, Query, Tried};
+use super::offer::{Held, Offer};
+use crate::neighbours::Neighbours;
 
 /// Paths in one closure. A whole distribution has a few hundred thousand.
 const CLOSURE_PATHS_MAX: usize = 1_000_000;
+/// Paths that another node is asked for at once.
+const KEYS_AT_ONCE: usize = 256;
 
 /// Invalid paths that upstreams offer together with all they refer to.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +37,7 @@ impl Closure {
             let wanted: Vec<StorePath> = level.difference(&valid).cloned().collect();
             anyhow::ensure!(offers.len() + wanted.len() < CLOSURE_PATHS_MAX, "more than {CLOSURE_PATHS_MAX} paths");
             let queries: Vec<Query<'_>> = wanted.iter().map(Query::Path).collect();
-            let found = asks.find(&queries, budget, &BTreeSet::new());
+            let found = asks.find(&queries, budget, &Tried::default());
             level = BTreeSet::new();
             for (path, offer) in wanted.into_iter().zip(found) {
                 match offer {
@@ -45,6 +50,39 @@ impl Closure {
             }
             level.retain(|path| !offers.contains_key(path) && !absent.contains(path));
         }
+        let mut closure = Closure { offers };
+        closure.leave_out(absent);
+        Ok(closure)
+    }
+
+    /// The same of what one other node has, which has with each path all that it refers to.
+    pub fn find_at(
+        store: &Store,
+        neighbours: &Neighbours,
+        holder: NodeKey,
+        roots: impl Iterator<Item = PathKey>,
+    ) -> Result<Closure> {
+        let mut offers: BTreeMap<StorePath, Arc<Offer>> = BTreeMap::new();
+        let mut absent: BTreeSet<StorePath> = BTreeSet::new();
+        let mut keys: Vec<PathKey> = roots.collect();
+        while !keys.is_empty() {
+            anyhow::ensure!(offers.len() + keys.len() < CLOSURE_PATHS_MAX, "more than {CLOSURE_PATHS_MAX} paths");
+            let held: Vec<Option<Held>> =
+                keys.chunks(KEYS_AT_ONCE).flat_map(|keys| neighbours.find_at(holder, keys)).collect();
+            let mut level = BTreeSet::new();
+            for held in held.into_iter().flatten() {
+                let offer = Offer::of_member(held);
+                level.extend(offer.info.references.iter().cloned());
+                offers.insert(offer.info.path.clone(), Arc::new(offer));
+            }
+            let valid: BTreeSet<StorePath> = store.valid_of(&level)?.into_iter().collect();
+            // What was asked for and is not there by now is nowhere.
+            level.retain(|path| !valid.contains(path) && !offers.contains_key(path) && absent.insert(path.clone()));
+            keys = level.iter().filter_map(|path| path_key(path.hash_part())).collect();
+        }
+        absent.retain(|path| !offers.contains_key(path));
+        let valid = store.valid_of(offers.keys())?;
+        valid.iter().for_each(|path| drop(offers.remove(path)));
         let mut closure = Closure { offers };
         closure.leave_out(absent);
         Ok(closure)

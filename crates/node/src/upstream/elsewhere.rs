@@ -27,7 +27,7 @@ impl Upstreams {
         F: FnOnce(&Upstreams, Duration) -> Option<T> + Send + 'static,
     {
         let upstreams = self.clone();
-        let turn = self.0.as_ref()?.turns.clone().acquire_owned();
+        let turn = self.engine()?.turns.clone().acquire_owned();
         let turn = timeout(CLIENT_BUDGET, turn).await.ok()?.ok()?;
         let mut asked = tokio::task::spawn_blocking(move || {
             let _turn = turn;

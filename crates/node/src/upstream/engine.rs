@@ -1,6 +1,6 @@
 //! Fetches paths: `shoal_grid::fetches` decides which and when, this file downloads and commits.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -8,16 +8,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use shoal_grid::fetches::{Action, Fetches, Wanted};
+use shoal_mesh::fetcher::Urgency;
 use shoal_store::{CommitError, Ingested, Store};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 use tokio::sync::Semaphore;
 
 use super::BUILD_BUDGET;
-use super::asks::{Asks, Query};
+use super::asks::{Asks, Query, Tried};
+use super::claims::{Claim, Turn};
 use super::closure::Closure;
 use super::flight::Flight;
-use super::offer::Offer;
+use super::offer::{CacheFile, Source};
 use super::pool::Pool;
 use super::source::{self, Trouble};
 use super::web::Refusal;
@@ -58,7 +60,9 @@ struct State {
 struct Held {
     info: PathInfo,
     ingested: Ingested,
-    text: Option<Vec<u8>>,
+    /// Of a derivation that a cache gave, to be checked: its contents, if it is a plain file. One that another node has
+    /// was checked there.
+    text: Option<Option<Vec<u8>>>,
 }
 
 impl Engine {
@@ -89,7 +93,7 @@ impl Engine {
     }
 
     /// Begins to fetch what is not on its way yet. `streamed` can be read while it comes in.
-    pub fn fetch(self: &Arc<Self>, closure: &Closure, streamed: Option<&StorePath>) -> Fetch {
+    pub fn fetch(self: &Arc<Self>, closure: &Closure, urgency: Urgency, streamed: Option<&StorePath>) -> Fetch {
         let mut wanted = closure.wanted();
         // Somebody waits for its first byte; the order of downloads is free.
         if let Some(at) = wanted.iter().position(|wanted| Some(&wanted.key) == streamed) {
@@ -101,8 +105,9 @@ impl Engine {
             let Some(offer) = closure.offers.get(path) else { continue };
             let flight = state.flights.entry(path.clone()).or_insert_with(|| {
                 let dir = (Some(path) == streamed).then(|| self.tmp());
-                Arc::new(Flight::new(offer.clone(), self.store.temp_roots(), dir.as_deref()))
+                Arc::new(Flight::new(offer.clone(), self.store.temp_roots(), urgency, dir.as_deref()))
             });
+            flight.hurry(urgency);
             flights.push(flight.clone());
         }
         let actions = state.fetches.want(wanted);
@@ -152,7 +157,7 @@ impl Engine {
             Ok(held) => {
                 flight.verified();
                 if flight.has_tape() {
-                    self.bring_references(&held.info);
+                    self.bring_references(&held.info, flight.urgency());
                 }
                 let mut state = self.lock();
                 state.held.insert(path.clone(), held);
@@ -164,13 +169,13 @@ impl Engine {
 
     /// Begins to fetch what a path refers to. Of one that is streamed this is not looked for before, because its reader
     /// waits. What is not to be had is found out when the path is committed.
-    fn bring_references(self: &Arc<Self>, info: &PathInfo) {
+    fn bring_references(self: &Arc<Self>, info: &PathInfo, urgency: Urgency) {
         let mut references = info.references.clone();
         references.remove(&info.path);
         match Closure::find(&self.store, &self.asks, &references, BUILD_BUDGET) {
             Ok(closure) if !closure.is_empty() => {
                 let references = closure.offers.keys().filter(|path| references.contains(path)).cloned().collect();
-                self.fetch(&closure, None).detach();
+                self.fetch(&closure, urgency, None).detach();
                 let actions = self.lock().fetches.want(vec![Wanted { key: info.path.clone(), references }]);
                 self.carry_out(actions);
             }
@@ -190,40 +195,64 @@ impl Engine {
         state.fetches.failed(path)
     }
 
-    /// Tries one upstream after the other.
+    /// Tries one source after the other: other nodes, then caches.
     fn download_from_any(&self, flight: &Flight) -> Result<Held, String> {
         let mut offer = flight.offer.clone();
-        let mut tried = BTreeSet::new();
+        let mut tried = Tried::default();
         loop {
             flight.begin(&offer);
-            let why = match self.download_from(flight, &offer) {
-                Ok(held) => return Ok(held),
-                Err(Trouble::Here(why)) => return Err(why),
-                Err(Trouble::Upstream(Refusal::Missing)) => "it is gone".to_string(),
-                Err(Trouble::Upstream(Refusal::Failed(why))) => {
-                    self.asks.failed(offer.upstream, &why);
-                    why
-                }
+            let (from, why) = match &offer.source {
+                Source::Mesh(held) => match self.asks.neighbours.fetch(held, flight) {
+                    Ok(ingested) => return Ok(self.held(&offer.info, ingested, None)),
+                    Err(why) => {
+                        tried.mesh = true;
+                        ("other nodes".to_string(), why)
+                    }
+                },
+                Source::Cache(file) => match self.asks.take_turn(&flight.path) {
+                    Turn::Theirs(theirs) if !tried.mesh => {
+                        offer = theirs;
+                        continue;
+                    }
+                    turn => match self.download_from(flight, &offer.info, file, turn) {
+                        Ok(held) => return Ok(held),
+                        Err(Trouble::Here(why)) => return Err(why),
+                        Err(Trouble::Upstream(refusal)) => self.note_failure(flight, file, refusal, &mut tried),
+                    },
+                },
             };
-            self.asks.caches[offer.upstream].failed_fetches.fetch_add(1, Ordering::Relaxed);
-            self.asks.withdraw(&offer);
-            tried.insert(offer.upstream);
-            let upstream = &self.asks.caches[offer.upstream].location.base;
-            let why = format!("cannot fetch '{}' from '{upstream}': {why}", self.dir.print(&flight.path));
+            let why = format!("cannot fetch '{}' from {from}: {why}", self.dir.print(&flight.path));
             tracing::info!(path = flight.path.base_name(), why, "an upstream did not deliver");
             let query = [Query::Path(&flight.path)];
             offer = self.asks.find(&query, RETRY_BUDGET, &tried).pop().flatten().ok_or(why)?;
         }
     }
 
-    fn download_from(&self, flight: &Flight, offer: &Offer) -> Result<Held, Trouble> {
-        let (cache, info) = (&self.asks.caches[offer.upstream], &offer.info);
+    /// Who did not deliver, and why.
+    fn note_failure(&self, flight: &Flight, file: &CacheFile, refusal: Refusal, tried: &mut Tried) -> (String, String) {
+        let why = match refusal {
+            Refusal::Missing => "it is gone".to_string(),
+            Refusal::Failed(why) => {
+                self.asks.failed(file.upstream, &why);
+                why
+            }
+        };
+        self.asks.caches[file.upstream].failed_fetches.fetch_add(1, Ordering::Relaxed);
+        self.asks.withdraw(&flight.path, file.upstream);
+        tried.caches.insert(file.upstream);
+        (format!("'{}'", self.asks.caches[file.upstream].location.base), why)
+    }
+
+    fn download_from(&self, flight: &Flight, info: &PathInfo, file: &CacheFile, turn: Turn) -> Result<Held, Trouble> {
+        let cache = &self.asks.caches[file.upstream];
+        let mut claim = if let Turn::Mine(claim) = turn { Some(claim) } else { None };
         let full = self.dir.print(&info.path);
         let theirs = |why: String| Trouble::Upstream(Refusal::Failed(why));
         let itself = info.references.contains(&info.path).then_some(&info.path);
         let ca = info.ca.map(|ca| CaHasher::new(ca.method_algo(), itself));
         let mut intake = Intake::new(&self.store, ca, info.path.is_derivation());
-        source::read(cache, offer, flight.file_bytes.clone(), |bytes| {
+        source::read(cache, file, info.nar_size, flight.file_bytes.clone(), |bytes| {
+            claim.iter_mut().for_each(Claim::renew);
             intake.write_all(bytes).map_err(|error| match error.kind() {
                 std::io::ErrorKind::InvalidData => theirs(format!("what it sends is no NAR: {error}")),
                 _ => Trouble::Here(error.to_string()),
@@ -235,10 +264,18 @@ impl Engine {
         let checked = self.asks.admission.check_contents(info, &ingested, ca);
         checked.map_err(|fault| theirs(fault_text(fault)))?;
         cache.count_fetched(flight.file_bytes.load(Ordering::Relaxed));
+        if let Some(claim) = claim {
+            claim.fulfil();
+        }
+        let text = info.path.is_derivation().then_some(text);
+        Ok(self.held(info, ingested, text))
+    }
+
+    fn held(&self, info: &PathInfo, ingested: Ingested, text: Option<Option<Vec<u8>>>) -> Held {
         let mut info = info.clone();
         info.ultimate = false;
         info.registration_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Ok(Held { info, ingested, text })
+        Held { info, ingested, text }
     }
 
     /// Makes paths valid; all they refer to is.
@@ -289,7 +326,7 @@ impl Engine {
     /// A derivation is checked when all it depends on is here.
     fn judge(&self, held: Held) -> Result<(PathInfo, Ingested), Fault> {
         let Held { info, ingested, text } = held;
-        if info.path.is_derivation() {
+        if let Some(text) = text {
             self.asks.admission.check_derivation(&info, text, &[])?;
         }
         Ok((info, ingested))

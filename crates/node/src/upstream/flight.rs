@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use shoal_mesh::fetcher::{Progress, Urgency};
 use shoal_store::TempRoots;
 use shoal_wire::nix::store_path::StorePath;
 
@@ -26,6 +27,8 @@ pub struct Flight {
     pub offer: Arc<Offer>,
     /// Set when bytes begin to arrive.
     pub begun: AtomicBool,
+    /// What waits for it, the most urgent.
+    urgency: Mutex<Urgency>,
     pub nar_bytes: AtomicU64,
     pub file_bytes: Arc<AtomicU64>,
     tape: Option<File>,
@@ -49,7 +52,7 @@ struct State {
 
 impl Flight {
     /// `dir` is where a tape goes, if one is wanted.
-    pub fn new(offer: Arc<Offer>, roots: TempRoots, dir: Option<&Path>) -> Flight {
+    pub fn new(offer: Arc<Offer>, roots: TempRoots, urgency: Urgency, dir: Option<&Path>) -> Flight {
         roots.add(&offer.info.path);
         offer.info.references.iter().for_each(|reference| roots.add(reference));
         let tape = dir.and_then(|dir| match nameless(dir) {
@@ -63,6 +66,7 @@ impl Flight {
             path: offer.info.path.clone(),
             offer,
             begun: AtomicBool::new(false),
+            urgency: Mutex::new(urgency),
             nar_bytes: AtomicU64::new(0),
             file_bytes: Arc::default(),
             tape,
@@ -74,6 +78,16 @@ impl Flight {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn urgency(&self) -> Urgency {
+        *self.urgency.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody else waits for it too.
+    pub fn hurry(&self, urgency: Urgency) {
+        let mut current = self.urgency.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = (*current).min(urgency);
     }
 
     pub fn has_tape(&self) -> bool {
@@ -112,6 +126,15 @@ impl Flight {
         state.readable = state.readable.max(state.written.min(self.offer.info.nar_size.saturating_sub(1)));
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// How far a transfer from other nodes is, of which no bytes are passed on.
+    pub fn progressed(&self, progress: Progress) {
+        if !self.has_tape() {
+            // They come compressed; how much NAR they are is not counted.
+            self.nar_bytes.store(progress.moved_bytes.min(progress.nar_bytes), Ordering::Relaxed);
+        }
+        self.file_bytes.store(progress.moved_bytes, Ordering::Relaxed);
     }
 
     /// What came is the NAR that was offered. On a tape that an earlier download spoiled it is not.

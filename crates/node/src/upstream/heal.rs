@@ -11,7 +11,7 @@ use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 
 use super::engine::Engine;
-use super::offer::Offer;
+use super::offer::CacheFile;
 use super::source::{self, Trouble};
 use super::web::Refusal;
 use super::{Upstreams, decode};
@@ -46,8 +46,8 @@ impl Upstreams {
                 why = format!("'{base}' has it in a compression that is not known here, '{}'", compression.name());
                 continue;
             }
-            let offer = Offer { info: info.clone(), upstream, url, compression, file_hash, file_size };
-            match bring(engine, &offer) {
+            let file = CacheFile { upstream, url, compression, file_hash, file_size };
+            match bring(engine, info, &file) {
                 Ok(()) => return Ok(()),
                 Err(error) => why = format!("'{base}': {error}"),
             }
@@ -56,17 +56,16 @@ impl Upstreams {
     }
 }
 
-fn bring(engine: &Engine, offer: &Offer) -> Result<(), String> {
-    let ingested = match download(engine, offer) {
+fn bring(engine: &Engine, info: &PathInfo, file: &CacheFile) -> Result<(), String> {
+    let ingested = match download(engine, info, file) {
         Ok(ingested) => ingested,
         Err(Trouble::Here(why)) => return Err(why),
         Err(Trouble::Upstream(Refusal::Missing)) => return Err("its NAR is gone".into()),
         Err(Trouble::Upstream(Refusal::Failed(why))) => {
-            engine.asks.failed(offer.upstream, &why);
+            engine.asks.failed(file.upstream, &why);
             return Err(why);
         }
     };
-    let info = &offer.info;
     if ingested.nar_hash != info.nar_hash {
         return Err("its NAR has not the hash that its narinfo says".into());
     }
@@ -78,9 +77,9 @@ fn bring(engine: &Engine, offer: &Offer) -> Result<(), String> {
     }
 }
 
-fn download(engine: &Engine, offer: &Offer) -> Result<Ingested, Trouble> {
+fn download(engine: &Engine, info: &PathInfo, file: &CacheFile) -> Result<Ingested, Trouble> {
     let mut ingest = engine.store.ingest();
-    source::read(&engine.asks.caches[offer.upstream], offer, Default::default(), |bytes| {
+    source::read(&engine.asks.caches[file.upstream], file, info.nar_size, Default::default(), |bytes| {
         ingest.write_all(bytes).map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidData => {
                 Trouble::Upstream(Refusal::Failed(format!("what it sends is no NAR: {error}")))

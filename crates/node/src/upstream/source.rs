@@ -10,7 +10,7 @@ use shoal_wire::nix::hash::{Hash, Hasher};
 
 use super::cache::Cache;
 use super::decode::{self, Bytes};
-use super::offer::Offer;
+use super::offer::CacheFile;
 use super::web::{Opened, Refusal};
 
 /// Times that one file is taken up again where its connection broke.
@@ -35,11 +35,12 @@ pub enum Trouble {
     Here(String),
 }
 
-/// Gives `take` the NAR that `offer` offers, piece by piece. What came is that NAR only if nothing failed, here or
-/// with the NAR's hash, which the caller checks.
+/// Gives `take` the NAR of `nar_size` bytes that is in `offer`, piece by piece. What came is that NAR only if nothing
+/// failed, here or with the NAR's hash, which the caller checks.
 pub fn read(
     cache: &Arc<Cache>,
-    offer: &Offer,
+    offer: &CacheFile,
+    nar_size: u64,
     file_bytes: Arc<AtomicU64>,
     mut take: impl FnMut(&[u8]) -> Result<(), Trouble>,
 ) -> Result<(), Trouble> {
@@ -56,13 +57,13 @@ pub fn read(
             Err(error) => return Err(failed(format!("its NAR broke off after {total} bytes: {error}"))),
         };
         total += n as u64;
-        if total > offer.info.nar_size {
-            return Err(failed(format!("its NAR is longer than the {} bytes it promised", offer.info.nar_size)));
+        if total > nar_size {
+            return Err(failed(format!("its NAR is longer than the {nar_size} bytes it promised")));
         }
         take(&buffer[..n])?;
     }
-    if total < offer.info.nar_size {
-        return Err(failed(format!("its NAR has {total} bytes, not the {} it promised", offer.info.nar_size)));
+    if total < nar_size {
+        return Err(failed(format!("its NAR has {total} bytes, not the {nar_size} it promised")));
     }
     file.lock().check_end(offer).map_err(failed)
 }
@@ -72,7 +73,7 @@ pub fn read(
 struct SharedFile(Arc<Mutex<File>>);
 
 impl SharedFile {
-    fn open(cache: Arc<Cache>, offer: &Offer, counter: Arc<AtomicU64>) -> Result<SharedFile, Refusal> {
+    fn open(cache: Arc<Cache>, offer: &CacheFile, counter: Arc<AtomicU64>) -> Result<SharedFile, Refusal> {
         let url = cache.file_url(&offer.url);
         let opened = cache.web.open(&url, 0)?;
         if let (Some(length), Some(size)) = (opened.length, offer.file_size)
@@ -151,7 +152,7 @@ impl File {
     }
 
     /// Reads what follows the compressed NAR, and compares the whole with what was promised.
-    fn check_end(&mut self, offer: &Offer) -> Result<(), String> {
+    fn check_end(&mut self, offer: &CacheFile) -> Result<(), String> {
         let rest = io::copy(&mut self.by_ref().take(TAIL_BYTES_MAX), &mut io::sink());
         if rest.map_err(|error| error.to_string())? >= TAIL_BYTES_MAX {
             return Err("its file does not end where its NAR does".into());

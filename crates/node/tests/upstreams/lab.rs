@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_node::build::derivations::Derivations;
+use shoal_node::neighbours::Neighbours;
 use shoal_node::upstream::{Authorities, Location, Options, Patience, Upstreams};
 use shoal_store::Store;
 use shoal_wire::nix::hash::{Hash, sha256};
@@ -53,7 +54,8 @@ impl Lab {
             require_sigs: true,
         };
         let derivations = Arc::new(Derivations::new(store.clone(), StoreDir::default()));
-        let upstreams = Upstreams::open(store.clone(), StoreDir::default(), derivations, options);
+        let upstreams =
+            Upstreams::open(store.clone(), StoreDir::default(), derivations, Neighbours::default(), options);
         Lab { _dir: dir, store, upstreams }
     }
 

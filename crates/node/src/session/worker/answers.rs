@@ -17,7 +17,7 @@ use crate::session::uploads::{NewObject, add_object};
 pub fn answer(client: &Client, request: Request) -> Result<Reply, Fault> {
     let store = client.store();
     Ok(match request {
-        Request::IsValidPath(r) => Reply::IsValidPath(store.is_valid(&r.path)?),
+        Request::IsValidPath(r) => Reply::IsValidPath(client.known(&r.path)?.is_some()),
         Request::QueryReferrers(r) => Reply::QueryReferrers(store.referrers(&r.path)?.into_iter().collect()),
         Request::AddTextToStore(r) => Reply::AddTextToStore(add_text(client, r)?),
         Request::AddTempRoot(r) => {
@@ -36,8 +36,8 @@ pub fn answer(client: &Client, request: Request) -> Result<Reply, Fault> {
         }
         Request::QueryDerivationOutputMap(r) => Reply::QueryDerivationOutputMap(client.output_map(&r.path)?),
         Request::QueryAllValidPaths(_) => Reply::QueryAllValidPaths(store.paths()?.into_iter().collect()),
-        Request::QueryPathInfo(r) => Reply::QueryPathInfo(store.path_info(&r.path)?.map(Into::into)),
-        Request::QueryPathFromHashPart(r) => Reply::QueryPathFromHashPart(store.path_from_hash_part(&r.hash_part)?),
+        Request::QueryPathInfo(r) => Reply::QueryPathInfo(client.known(&r.path)?.map(Into::into)),
+        Request::QueryPathFromHashPart(r) => Reply::QueryPathFromHashPart(client.path_of_hash_part(&r.hash_part)?),
         Request::QueryValidPaths(r) => Reply::QueryValidPaths(client.valid_of(&r.paths)?),
         Request::QueryValidDerivers(r) => Reply::QueryValidDerivers(client.valid_derivers(&r.path)?),
         Request::QueryMissing(r) => Reply::QueryMissing(client.missing(&r.paths)?),

@@ -1,0 +1,215 @@
+//! The other nodes of the mesh, for threads that may wait: sessions, builds, downloads, collections.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_mesh::fetcher::{Fetcher, Fetching, Want};
+use shoal_mesh::handle::{Located, Mesh};
+use shoal_mesh::records::holding;
+use shoal_store::Ingested;
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::announcement::Holding;
+use shoal_wire::mesh::path_record::{PathKey, PathRecord, path_key};
+use shoal_wire::mesh::sealed::Sealed;
+use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::StorePath;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use crate::upstream::{Flight, Held};
+
+pub mod orders;
+
+/// How long somebody waits for what other nodes know of a path.
+const ASK_PATIENCE: Duration = Duration::from_secs(3);
+/// How often those who watch a path arrive are told.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// Handed on at once of a NAR that is on its way.
+const PIECE_BYTES: usize = 128 << 10;
+
+/// Cheap to clone. None of them where this node is in no mesh, as in tests.
+#[derive(Clone, Default)]
+pub struct Neighbours(Option<Arc<Inner>>);
+
+struct Inner {
+    mesh: Mesh,
+    fetcher: Fetcher,
+    runtime: Handle,
+}
+
+impl Neighbours {
+    /// `runtime` is the one that the mesh runs on.
+    pub fn new(mesh: Mesh, fetcher: Fetcher, runtime: Handle) -> Self {
+        Neighbours(Some(Arc::new(Inner { mesh, fetcher, runtime })))
+    }
+
+    pub fn mesh(&self) -> Option<&Mesh> {
+        self.0.as_ref().map(|inner| &inner.mesh)
+    }
+
+    /// There is nobody to ask.
+    pub fn is_alone(&self) -> bool {
+        self.0.as_ref().is_none_or(|inner| inner.mesh.is_alone())
+    }
+
+    fn others(&self) -> Option<&Arc<Inner>> {
+        self.0.as_ref().filter(|inner| !inner.mesh.is_alone())
+    }
+
+    /// Who else has the paths with these hash parts.
+    pub fn find(&self, hash_parts: &[&str]) -> Vec<Option<Held>> {
+        let Some(inner) = self.others() else { return vec![None; hash_parts.len()] };
+        let keys: Vec<Option<PathKey>> = hash_parts.iter().map(|hash_part| path_key(hash_part)).collect();
+        let asked: Vec<PathKey> = keys.iter().flatten().copied().collect();
+        let found = inner.within(inner.find(&asked)).unwrap_or_default();
+        let mut found = found.into_iter();
+        // One for each that was asked for; none where there was no answer in time.
+        keys.into_iter().map(|key| key.and_then(|_| found.next().flatten())).collect()
+    }
+
+    /// What one node has of these.
+    pub fn find_at(&self, node: NodeKey, keys: &[PathKey]) -> Vec<Option<Held>> {
+        let Some(inner) = self.others() else { return vec![None; keys.len()] };
+        let records = inner.within(inner.records_at(node, keys)).unwrap_or_default();
+        let held = |record: Option<Arc<Sealed<PathRecord>>>| Some(Held { record: record?, holders: vec![node] });
+        let mut found: Vec<Option<Held>> = records.into_iter().map(held).collect();
+        found.resize(keys.len(), None);
+        found
+    }
+
+    /// Brings the contents of a path here, which its flight is told of as they come.
+    pub fn fetch(&self, held: &Held, flight: &Flight) -> Result<Ingested, String> {
+        let Some(inner) = self.0.as_ref() else { return Err("this node is in no mesh".into()) };
+        let want = Want {
+            record: PathRecord::clone(&held.record),
+            holders: held.holders.clone(),
+            urgency: flight.urgency(),
+            // A member answers for it, and each chunk is compared with its name.
+            checks_nar: false,
+        };
+        let key = want.record.key();
+        let fetching = inner.runtime.block_on(async { inner.fetcher.begin(want) });
+        if flight.has_tape() {
+            pass_on(&fetching, flight).map_err(|error| error.to_string())?;
+        }
+        inner.runtime.block_on(async {
+            let fetched = wait(&fetching, flight).await;
+            for dropped in fetching.dropped().iter().filter(|dropped| dropped.is_offence()) {
+                let node = self.name(&dropped.peer);
+                tracing::warn!(node, why = dropped.why, "a node sent what is not what it should be");
+            }
+            if fetched.is_err() {
+                inner.mesh.doubt(key).await;
+            }
+            fetched
+        })
+    }
+
+    /// Waits until paths that are valid here are on as many nodes as they should be. Error: for people.
+    pub fn keep<'a>(&self, paths: impl IntoIterator<Item = &'a PathInfo>) -> Result<(), String> {
+        let Some(inner) = self.others() else { return Ok(()) };
+        let holdings: Vec<Holding> = paths.into_iter().filter_map(holding).collect();
+        if holdings.is_empty() {
+            return Ok(());
+        }
+        inner.runtime.block_on(inner.mesh.keep(holdings)).map_err(|error| error.to_string())
+    }
+
+    /// Whether this node is to bring a path in from outside of the mesh.
+    pub fn claim(&self, path: &StorePath) -> bool {
+        let (Some(inner), Some(key)) = (self.others(), path_key(path.hash_part())) else { return true };
+        inner.runtime.block_on(inner.mesh.claim(key)) == inner.mesh.me()
+    }
+
+    pub fn renew_claim(&self, path: &StorePath) {
+        let (Some(inner), Some(key)) = (self.others(), path_key(path.hash_part())) else { return };
+        let inner = inner.clone();
+        // Nobody waits for the answer: whoever else has it by now, this download is under way.
+        inner.runtime.clone().spawn(async move { inner.mesh.claim(key).await });
+    }
+
+    pub fn unclaim(&self, path: &StorePath) {
+        let (Some(inner), Some(key)) = (self.others(), path_key(path.hash_part())) else { return };
+        let inner = inner.clone();
+        inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
+    }
+
+    /// What people call a node.
+    pub fn name(&self, node: &NodeKey) -> String {
+        let roster = self.mesh().map(Mesh::roster);
+        roster.as_ref().and_then(|roster| roster.get(node)).map(|peer| peer.record.name.clone()).unwrap_or_default()
+    }
+}
+
+/// Gives the flight the NAR as it comes.
+fn pass_on(fetching: &Fetching, flight: &Flight) -> std::io::Result<()> {
+    let mut reader = fetching.reader();
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match reader.read(&mut piece)? {
+            0 => return Ok(()),
+            n => flight.record(&piece[..n]),
+        }
+    }
+}
+
+/// Waits for the end, and tells the flight how far it is.
+async fn wait(fetching: &Fetching, flight: &Flight) -> Result<Ingested, String> {
+    loop {
+        match timeout(PROGRESS_PERIOD, fetching.wait()).await {
+            Ok(fetched) => return fetched.map(|fetched| fetched.ingested).map_err(|error| error.to_string()),
+            Err(_) => flight.progressed(fetching.progress()),
+        }
+    }
+}
+
+impl Inner {
+    /// Waits, but not longer than anybody should for what others know.
+    fn within<T>(&self, asked: impl Future<Output = T>) -> Option<T> {
+        // A timer is of the runtime that it is made in.
+        self.runtime.block_on(async { timeout(ASK_PATIENCE, asked).await.ok() })
+    }
+
+    async fn find(&self, keys: &[PathKey]) -> Vec<Option<Held>> {
+        let me = self.mesh.me();
+        let mut found = Vec::with_capacity(keys.len());
+        for (key, located) in keys.iter().zip(self.mesh.look_up(keys).await) {
+            found.push(match located {
+                Located::Held(mut whereabouts) => {
+                    whereabouts.holders.retain(|holder| *holder != me);
+                    match whereabouts.record {
+                        _ if whereabouts.holders.is_empty() => None,
+                        Some(record) => Some(Held { record, holders: whereabouts.holders }),
+                        None => self.ask_holders(key, whereabouts.holders).await,
+                    }
+                }
+                Located::Missing | Located::Unknown => None,
+            });
+        }
+        found
+    }
+
+    /// The owners had not been told what the holders answer for.
+    async fn ask_holders(&self, key: &PathKey, holders: Vec<NodeKey>) -> Option<Held> {
+        for holder in &holders {
+            if let Some(record) = self.records_at(*holder, &[*key]).await.pop().flatten() {
+                return Some(Held { record, holders });
+            }
+        }
+        self.mesh.doubt(*key).await;
+        None
+    }
+
+    async fn records_at(&self, node: NodeKey, keys: &[PathKey]) -> Vec<Option<Arc<Sealed<PathRecord>>>> {
+        let records = match self.fetcher.records(keys, node).await {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::debug!(%error, "a node does not say what it has");
+                return vec![None; keys.len()];
+            }
+        };
+        let believed = |(key, record): (&PathKey, Option<Sealed<PathRecord>>)| self.mesh.believed(key, record?.bytes());
+        keys.iter().zip(records).map(believed).collect()
+    }
+}
