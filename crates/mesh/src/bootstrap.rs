@@ -1,4 +1,8 @@
-//! Where a node that knows nobody yet finds members.
+//! Where a node that knows nobody yet finds members: in a list, and on its own network. Membership tells it the others.
+
+mod nearby;
+
+pub use nearby::{Nearby, NearbyError, Sighting};
 
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::nix::base64::{decode_hex_into, encode_hex};
@@ -23,11 +27,16 @@ impl FromStr for PeerAddress {
 
     fn from_str(text: &str) -> Result<Self, PeerAddressError> {
         let bad = || PeerAddressError(text.to_owned());
-        let (key, address) = text.split_once('@').ok_or_else(bad)?;
-        let mut node = NodeKey::default();
-        decode_hex_into(key.as_bytes(), &mut node).map_err(|_| bad())?;
+        let (digits, address) = text.split_once('@').ok_or_else(bad)?;
+        let node = key(digits).ok_or_else(bad)?;
         Ok(PeerAddress { node, address: address.parse().map_err(|_| bad())? })
     }
+}
+
+/// A key in hexadecimal.
+fn key(digits: &str) -> Option<NodeKey> {
+    let mut key = NodeKey::default();
+    decode_hex_into(digits.as_bytes(), &mut key).ok().map(|()| key)
 }
 
 impl fmt::Display for PeerAddress {

@@ -85,6 +85,12 @@ impl Node {
         Node::of_mesh(seed, MESH).await
     }
 
+    pub async fn at(seed: u8, bind: SocketAddr) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::with_secret(dir.path(), key(seed), key(MESH), wall_s()).unwrap();
+        Node::of(dir, identity, bind).await
+    }
+
     pub async fn of_mesh(seed: u8, mesh: u8) -> Node {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::with_secret(dir.path(), key(seed), key(mesh), wall_s()).unwrap();

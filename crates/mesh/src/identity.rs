@@ -170,8 +170,7 @@ impl Identity {
     /// Forgets the mesh.
     pub fn leave(dir: &Path) -> Result<(), IdentityError> {
         for name in [CERTIFICATE, MESH_KEY, SIGNING_KEYS, FACTS, SPENT_GRANTS, INCARNATION] {
-            let path = dir.join(name);
-            files::remove(&path).map_err(|error| IdentityError::File { path, error })?;
+            remove(dir, name)?;
         }
         Ok(())
     }
@@ -313,8 +312,10 @@ fn enter(
     certificate: &Certificate,
 ) -> Result<(), IdentityError> {
     make_directory(dir)?;
-    if let Some(key) = mesh_key {
-        write(dir, MESH_KEY, SECRET, format!("{}\n", key.to_secret_text()).as_bytes())?;
+    match mesh_key {
+        Some(key) => write(dir, MESH_KEY, SECRET, format!("{}\n", key.to_secret_text()).as_bytes())?,
+        // Of an earlier certificate, which let nodes in.
+        None => remove(dir, MESH_KEY)?,
     }
     let signing_keys: String = signing_keys.iter().take(SIGNING_KEYS_MAX).map(|key| format!("{key}\n")).collect();
     write(dir, SIGNING_KEYS, SECRET, signing_keys.as_bytes())?;
@@ -328,6 +329,11 @@ fn make_directory(dir: &Path) -> Result<(), IdentityError> {
 fn write(dir: &Path, name: &str, mode: u32, bytes: &[u8]) -> Result<(), IdentityError> {
     let path = dir.join(name);
     files::replace(&path, mode, bytes).map_err(|error| IdentityError::File { path, error })
+}
+
+fn remove(dir: &Path, name: &str) -> Result<(), IdentityError> {
+    let path = dir.join(name);
+    files::remove(&path).map_err(|error| IdentityError::File { path, error })
 }
 
 fn read(dir: &Path, name: &str, len_max: usize) -> Result<Option<Vec<u8>>, IdentityError> {

@@ -135,6 +135,17 @@ fn a_welcome_makes_a_member_that_can_let_others_in_if_its_role_says_so() {
 }
 
 #[test]
+fn who_joins_again_with_fewer_roles_keeps_no_mesh_key() {
+    let mesh = Mesh::new();
+    let dir = tempfile::tempdir().unwrap();
+    for (roles, admits) in [(Roles::ADMIT, true), (Roles::STORE, false)] {
+        let welcome = mesh.admit(2, &mesh.ticket(true, roles), NOW_S).unwrap();
+        Identity::accept(dir.path(), key(2), &welcome, NOW_S).unwrap();
+        assert_eq!(Identity::open(dir.path(), key(2)).unwrap().unwrap().admits(), admits);
+    }
+}
+
+#[test]
 fn a_revocation_outlasts_every_certificate_of_the_node() {
     let mesh = Mesh::new();
     let revocation = mesh.admitting.revoke(public(2), NOW_S).unwrap();

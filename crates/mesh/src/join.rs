@@ -5,7 +5,7 @@ use crate::identity::IdentityError;
 use crate::links::endpoint::{OpenError, bind};
 use crate::links::limits::DIAL_TIMEOUT;
 use crate::links::{Links, Refusal, locate, short};
-use crate::protocol::{Close, JOIN};
+use crate::protocol::{Close, JOIN, name_at};
 use iroh::endpoint::{Connection, Endpoint, ReadToEndError};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::certificate::Certificate;
@@ -18,7 +18,11 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::time::{Instant, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+/// How long one node is waited for before the next is asked too: more than a round trip anywhere.
+const STAGGER: Duration = Duration::from_secs(1);
 
 /// Why a node did not become a member, and what to do about it.
 #[derive(Debug, Error)]
@@ -66,7 +70,7 @@ fn lines(tried: &[Tried]) -> String {
     tried.iter().map(|tried| format!("\n  {tried}")).collect()
 }
 
-/// Asks the nodes of `ticket` one after the other to be let in, within `timeout`. Nothing of the ticket is shown to
+/// Asks the nodes of `ticket` to be let in, within `timeout`. Nothing of the ticket is shown to
 /// whoever does not hold the key that it names. What is answered is for [`crate::identity::Identity::accept`].
 pub async fn join(
     node_key: &SecretKey,
@@ -78,7 +82,7 @@ pub async fn join(
     let grant = ticket.grant()?;
     // A single-use ticket is good at one node only.
     let is_of_use = |contact: &&Contact| grant.once_at.is_none_or(|at| at == contact.node);
-    let contacts: Vec<&Contact> = ticket.contacts.iter().filter(is_of_use).collect();
+    let contacts: Vec<Contact> = ticket.contacts.iter().filter(is_of_use).cloned().collect();
     if contacts.is_empty() {
         return Err(JoinError::NoContact);
     }
@@ -86,7 +90,7 @@ pub async fn join(
         JoinRequest { claim: Claim::Grant(ticket.grant.clone()), name: name.to_owned(), extensions: BTreeMap::new() };
     let deadline = Instant::now() + timeout;
     let endpoint = bind(node_key, bind_to, &[]).await?;
-    let welcome = ask_all(&endpoint, &contacts, &request, deadline).await;
+    let welcome = ask_all(&endpoint, contacts, &request, deadline).await;
     let _ = tokio::time::timeout(crate::links::limits::CLOSE_TIMEOUT, endpoint.close()).await;
     let welcome = welcome?;
     check(&welcome.certificate, *node_key.public().bytes())?;
@@ -106,26 +110,48 @@ fn check(certificate: &Certificate, node: NodeKey) -> Result<(), JoinError> {
     }
 }
 
+/// Asks one after the other, the next when the one before has not answered for a while: the first certificate counts,
+/// and so does the first refusal that all would give.
 async fn ask_all(
     endpoint: &Endpoint,
-    contacts: &[&Contact],
+    contacts: Vec<Contact>,
     request: &JoinRequest,
     deadline: Instant,
 ) -> Result<Welcome, JoinError> {
-    let mut tried = Vec::new();
-    for contact in contacts {
-        let until = deadline.min(Instant::now() + DIAL_TIMEOUT);
-        let asked = match timeout_at(until, ask(endpoint, contact, request)).await {
-            Ok(asked) => asked,
-            Err(_) => Err(Miss::Passing("no answer in time".to_owned())),
-        };
-        match asked {
-            Ok(welcome) => return Ok(welcome),
-            Err(Miss::Final(error)) => return Err(error),
-            Err(Miss::Passing(why)) => tried.push(Tried { contact: (*contact).clone(), why }),
+    let mut left = contacts.into_iter();
+    let (mut asked, mut tried) = (JoinSet::new(), Vec::new());
+    let mut next = Instant::now();
+    loop {
+        tokio::select! {
+            () = sleep_until(next), if left.len() > 0 => {
+                if let Some(contact) = left.next() {
+                    asked.spawn(ask_in_time(endpoint.clone(), contact, request.clone(), deadline));
+                }
+                next = Instant::now() + STAGGER;
+            }
+            Some(ended) = asked.join_next() => match ended {
+                Ok((_, Ok(welcome))) => return Ok(welcome),
+                Ok((_, Err(Miss::Final(error)))) => return Err(error),
+                Ok((contact, Err(Miss::Passing(why)))) => {
+                    tried.push(Tried { contact, why });
+                    next = Instant::now();
+                }
+                Err(error) => return Err(JoinError::BadAnswer(error.to_string())),
+            },
+            else => return Err(JoinError::Unreachable(tried)),
         }
     }
-    Err(JoinError::Unreachable(tried))
+}
+
+async fn ask_in_time(
+    endpoint: Endpoint,
+    contact: Contact,
+    request: JoinRequest,
+    deadline: Instant,
+) -> (Contact, Result<Welcome, Miss>) {
+    let until = deadline.min(Instant::now() + DIAL_TIMEOUT);
+    let answer = timeout_at(until, ask(&endpoint, &contact, &request)).await;
+    (contact, answer.unwrap_or_else(|_| Err(Miss::Passing("no answer in time".to_owned()))))
 }
 
 /// Why one node did not let this one in.
@@ -148,7 +174,7 @@ impl From<Refusal> for Miss {
 async fn ask(endpoint: &Endpoint, contact: &Contact, request: &JoinRequest) -> Result<Welcome, Miss> {
     let addresses: Vec<SocketAddr> = contact.addresses.iter().copied().collect();
     let address = locate(&contact.node, &addresses).ok_or_else(|| Miss::Passing("its name is no key".to_owned()))?;
-    let connected = endpoint.connect(address, JOIN).await;
+    let connected = endpoint.connect(address, &name_at(JOIN, &contact.node)).await;
     let connection = connected.map_err(|error| Miss::Passing(format!("{error:#}")))?;
     let answer = exchange(&connection, request).await;
     connection.close(Close::Done.code(), b"everything was said");
@@ -200,8 +226,12 @@ impl Links {
         };
         let contact = Contact { node: admitting, addresses: self.known_addresses(&admitting).into_iter().collect() };
         let until = Instant::now() + DIAL_TIMEOUT;
-        let welcome = ask_all(self.endpoint(), &[&contact], &request, until).await?;
+        let welcome = ask_all(self.endpoint(), vec![contact], &request, until).await?;
         identity.renewed(welcome.certificate.clone(), wall_s())?;
         Ok(welcome.certificate)
     }
 }
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

@@ -45,7 +45,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use table::{Protocol, Table};
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 /// What came from a member whose certificate was verified.
@@ -69,7 +70,7 @@ pub struct LinksOptions {
     pub bind: SocketAddr,
 }
 
-/// A node's connections to the other members. Clones are the same.
+/// A node's connections to the other members. Clones are the same. Nothing but `async` functions needs a runtime around it.
 #[derive(Clone)]
 pub struct Links {
     inner: Arc<Inner>,
@@ -82,9 +83,11 @@ struct Inner {
     events: mpsc::Sender<Incoming>,
     chunks: Arc<dyn ServeChunks>,
     gate: Arc<Gate>,
+    dials: Semaphore,
     table: Mutex<Table>,
     counters: Counters,
     tasks: Mutex<JoinSet<()>>,
+    runtime: Handle,
 }
 
 impl Links {
@@ -104,9 +107,11 @@ impl Links {
             events,
             chunks,
             gate: Arc::default(),
+            dials: Semaphore::new(limits::DIALS_BEGINNING_MAX),
             table: Mutex::default(),
             counters: Counters::default(),
             tasks: Mutex::default(),
+            runtime: Handle::current(),
         });
         inner.spawn(door::accept(inner.clone()));
         Ok(Self { inner })
@@ -141,6 +146,12 @@ impl Links {
     /// Where a node is. Replaces what was learned before; a new address makes a node worth another dial at once.
     pub fn learn_addresses(&self, node: NodeKey, addresses: &[SocketAddr]) {
         self.inner.table().learn(node, addresses, Instant::now());
+    }
+
+    /// Where somebody who may be wrong says that a node is. It is looked for there too, and replaces what was suggested
+    /// before.
+    pub fn suggest_addresses(&self, node: NodeKey, addresses: &[SocketAddr]) {
+        self.inner.table().suggest(node, addresses, Instant::now());
     }
 
     /// Sends a frame, or drops it where it cannot be sent at once; a few wait for a link to be opened. Never waits.
@@ -196,7 +207,7 @@ impl Inner {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that have ended are not kept.
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
+        tasks.spawn_on(task, &self.runtime);
     }
 
     fn send_frame(self: &Arc<Self>, to: NodeKey, frame: Bytes) {

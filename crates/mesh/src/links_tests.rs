@@ -1,9 +1,11 @@
 use super::*;
 use crate::clock::wall_s;
 use crate::fixture::*;
+use crate::protocol::name_at;
 use shoal_wire::mesh::certificate::Certificate;
 use shoal_wire::mesh::format::Format;
 use shoal_wire::mesh::hello::Hello;
+use std::collections::BTreeSet;
 
 #[tokio::test]
 async fn members_exchange_frames_of_any_length_and_messages_in_their_order() {
@@ -127,7 +129,7 @@ async fn stranger(seed: u8) -> Endpoint {
 
 async fn dial(stranger: &Endpoint, to: &Node, protocol: &[u8]) -> Connection {
     let address = locate(&to.key(), &to.links.addresses()).unwrap();
-    within(stranger.connect(address, protocol)).await.unwrap()
+    within(stranger.connect(address, &name_at(protocol, &to.key()))).await.unwrap()
 }
 
 /// Lets node `seed` in by hand.
@@ -357,7 +359,7 @@ async fn what_waits_for_a_dead_peer_has_a_bound_and_is_given_up() {
     let dead = std::net::UdpSocket::bind(loopback()).unwrap();
     a.links.learn_addresses(public(2), &[dead.local_addr().unwrap()]);
     let long = HolderMessage::Records(vec![vec![7; 1 << 20]]);
-    for _ in 0..100 {
+    for _ in 0..20 {
         a.links.send_message(public(2), &long);
         a.links.send_frame(public(2), vec![1]);
     }
@@ -370,7 +372,149 @@ async fn what_waits_for_a_dead_peer_has_a_bound_and_is_given_up() {
     assert!(!a.links.send_message(public(3), &numbered(0)));
     until("it is given up", || a.links.queued(&public(2)).0 + a.links.queued(&public(3)).0 == 0).await;
     let counts = a.links.counts();
-    assert_eq!(counts.messages_lost, 100 + limits::MESSAGES_QUEUED_MAX as u64 + 1);
-    assert_eq!(counts.frames_dropped, 100);
+    assert_eq!(counts.messages_lost, 20 + limits::MESSAGES_QUEUED_MAX as u64 + 1);
+    assert_eq!(counts.frames_dropped, 20);
     assert!(!a.links.send_message(public(2), &numbered(1)), "it is not dialled again at once");
+}
+
+#[tokio::test]
+async fn three_talk_and_the_longest_messages_arrive() {
+    let mut nodes = [Node::new(1).await, Node::new(2).await, Node::new(3).await];
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        acquaint(&nodes[a], &nodes[b]);
+    }
+    let long = HolderMessage::Records(vec![vec![9; 32 << 10]; 255]);
+    assert!(encode(&long).len() <= HolderMessage::LEN_MAX);
+    let keys = nodes.each_ref().map(Node::key);
+    for from in &nodes {
+        for to in keys.iter().filter(|to| **to != from.key()) {
+            from.links.send_frame(*to, from.key().to_vec());
+            assert!(from.links.send_message(*to, &numbered(1)));
+        }
+    }
+    assert!(nodes[0].links.send_message(keys[1], &long) && nodes[0].links.send_message(keys[1], &numbered(1)));
+    for (node, long_messages) in nodes.iter_mut().zip([0, 1, 0]) {
+        let (mut frames, mut long_ones, mut ends) = (0, 0, 0);
+        for _ in 0..4 + 2 * long_messages {
+            match node.event().await {
+                Incoming::Frame { from, frame } => {
+                    assert_eq!(frame, from);
+                    frames += 1;
+                }
+                Incoming::Message { message, .. } if *message == long => long_ones += 1,
+                Incoming::Message { message, .. } => ends += number(&message),
+            }
+        }
+        assert_eq!((frames, long_ones, ends), (2, long_messages, 2 + long_messages));
+        assert_eq!(node.links.peers().len(), 2);
+    }
+}
+
+/// Its machine stops, and nothing closes the connection.
+#[tokio::test]
+async fn a_peer_that_freezes_is_given_up_and_holds_nothing_any_more() {
+    let mut a = Node::new(1).await;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let b = runtime.spawn(Node::new(2)).await.unwrap();
+    b.knows(&a);
+    b.links.send_frame(a.key(), vec![1]);
+    a.frame().await;
+    let (freeze, frozen) = std::sync::mpsc::channel::<()>();
+    runtime.spawn(async move {
+        let _ = frozen.recv();
+    });
+    let long = HolderMessage::Records(vec![vec![7; 1 << 20]]);
+    let sent = (0..20).filter(|_| a.links.send_message(b.key(), &long)).count();
+    assert!(sent >= 10);
+    until("it is given up", || a.links.peers().is_empty()).await;
+    assert_eq!(a.links.queued(&b.key()), (0, 0));
+    drop(freeze);
+    runtime.shutdown_background();
+}
+
+/// Who decides reads slowly: each of the three gets its share, though one has a thousand times as much to say.
+#[tokio::test]
+async fn peers_take_turns_when_the_reader_is_slow() {
+    let mut reader = Node::new(1).await;
+    let loud = Node::new(2).await;
+    let quiet = [Node::new(3).await, Node::new(4).await];
+    for node in [&loud, &quiet[0], &quiet[1]] {
+        node.knows(&reader);
+    }
+    for id in 0..2_000 {
+        loud.links.send_message(reader.key(), &numbered(id));
+    }
+    until("the channel is full", || reader.events.len() == reader.events.max_capacity()).await;
+    for node in &quiet {
+        assert!((0..5).all(|id| node.links.send_message(reader.key(), &numbered(id))));
+    }
+    until("all are linked", || reader.links.peers().len() == 3 && reader.links.counts().messages_received >= 67).await;
+    let mut heard = 0;
+    let mut read = 0;
+    while heard < 10 {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        let (from, _) = reader.message().await;
+        read += 1;
+        heard += usize::from(from != loud.key());
+    }
+    let full = reader.events.max_capacity();
+    assert!(read <= full + 40, "10 messages of the quiet ones came among {read}");
+}
+
+/// What happens when half of the mesh is out of reach.
+#[tokio::test]
+async fn many_dead_peers_do_not_hold_up_the_dial_of_a_live_one() {
+    let (a, b) = (Node::new(1).await, Node::new(2).await);
+    let dead = std::net::UdpSocket::bind(loopback()).unwrap();
+    let started = Instant::now();
+    for seed in 50..150 {
+        a.links.learn_addresses(public(seed), &[dead.local_addr().unwrap()]);
+        a.links.send_frame(public(seed), vec![1]);
+    }
+    a.knows(&b);
+    within(a.links.chunks(b.key())).await.unwrap();
+    // Each of the others holds its turn for a quarter of a second, sixteen at once.
+    assert!(started.elapsed() < limits::DIAL_TIMEOUT, "{:?}", started.elapsed());
+    assert_eq!(a.links.counts().frames_dropped, 0, "the dead ones were still waited for");
+}
+
+#[tokio::test]
+async fn who_listens_everywhere_announces_where_others_find_it() {
+    for wildcard in ["[::]:0", "0.0.0.0:0"] {
+        let (mut everywhere, other) = (Node::at(1, wildcard.parse().unwrap()).await, Node::new(2).await);
+        let local = everywhere.links.local_addr();
+        let announced = everywhere.links.addresses();
+        assert!(local.port() != 0 && !announced.is_empty());
+        for address in &announced {
+            assert!(!address.ip().is_unspecified() && address.port() == local.port(), "{address}");
+        }
+        // In both families at one port.
+        let over_v4 = SocketAddr::from(([127, 0, 0, 1], local.port()));
+        other.links.learn_addresses(everywhere.key(), &[over_v4]);
+        other.links.send_frame(everywhere.key(), vec![1]);
+        assert_eq!(everywhere.frame().await, (other.key(), vec![1]));
+    }
+    let taken = std::net::UdpSocket::bind(loopback()).unwrap();
+    let bind = taken.local_addr().unwrap();
+    let error = endpoint::bind(&key(1), bind, &[]).await.unwrap_err();
+    assert!(error.to_string().starts_with(&format!("cannot listen on udp {bind}")), "{error}");
+}
+
+/// A copied data directory: it must not cost the others more than a connection now and then.
+#[tokio::test]
+async fn two_nodes_of_one_key_take_each_others_place_only_now_and_then() {
+    let mut c = Node::new(3).await;
+    let twins = [Node::new(1).await, Node::new(1).await];
+    let mut links = BTreeSet::new();
+    let end = Instant::now() + std::time::Duration::from_secs(4);
+    while Instant::now() < end {
+        for twin in &twins {
+            twin.knows(&c);
+            twin.links.send_frame(c.key(), vec![1]);
+        }
+        while c.events.try_recv().is_ok() {}
+        links.extend(c.links.peers().iter().map(|peer| peer.since));
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!((2..30).contains(&links.len()), "{} links in four seconds", links.len());
 }

@@ -4,6 +4,8 @@
 //! certificate; nothing else is read before both are verified.
 
 use iroh::endpoint::VarInt;
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::nix::base64::encode_hex;
 
 /// A newcomer shows its ticket.
 pub const JOIN: &[u8] = b"shoal/join/1";
@@ -12,6 +14,13 @@ pub const JOIN: &[u8] = b"shoal/join/1";
 pub const SYNC: &[u8] = b"shoal/sync/1";
 /// Requests for path records, manifests and chunks, a stream each.
 pub const CHUNKS: &[u8] = b"shoal/chunks/1";
+
+/// The name that `protocol` is dialled by at `node`: after a slash it has the first half of the node's key in hexadecimal.
+/// Addresses come to others, and who has one now does not answer what is meant for who had it: the dial goes on to find
+/// the node at another address, where it would end at an answer of the wrong key.
+pub fn name_at(protocol: &[u8], node: &NodeKey) -> Vec<u8> {
+    [protocol, b"/", encode_hex(&node[..16]).as_bytes()].concat()
+}
 
 /// First byte of a one-way stream of [`SYNC`]: one frame follows.
 pub const STREAM_OF_FRAME: u8 = 0;

@@ -1,15 +1,18 @@
 //! Opening connections to members.
 
-use super::limits::DIAL_TIMEOUT;
+use super::limits::{DIAL_TIMEOUT, DIAL_TURN};
 use super::table::{Protocol, Table};
 use super::{Inner, Refusal, greeting, short, sync};
 use crate::dial::DialError;
+use crate::protocol::{Close, name_at};
 use iroh::endpoint::Connection;
 use iroh::{EndpointAddr, EndpointId};
 use shoal_wire::mesh::NodeKey;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::time::timeout;
 
 impl Inner {
     /// Starts to open a connection. Whether it may be had.
@@ -38,10 +41,9 @@ impl Inner {
     ) -> Result<(), Refusal> {
         let seen = super::peers::path(connection).map(|(address, _)| address);
         let registered = self.table().register(node, protocol, connection, is_dialled, seen)?;
-        self.counters.lost(registered.lost);
         if let Some(replaced) = registered.replaced {
             let reason = "a newer connection of the same nodes";
-            replaced.close(crate::protocol::Close::Replaced.code(), reason.as_bytes());
+            replaced.close(Close::Replaced.code(), reason.as_bytes());
         }
         greeting::widen(connection, protocol);
         tracing::debug!(peer = short(&node), ?protocol, is_dialled, address = ?seen, "linked");
@@ -58,15 +60,25 @@ impl Inner {
 }
 
 async fn run(inner: Arc<Inner>, node: NodeKey, protocol: Protocol, addresses: Vec<SocketAddr>) {
-    let opened = match tokio::time::timeout(DIAL_TIMEOUT, open(&inner, node, protocol, addresses)).await {
-        Ok(opened) => opened,
-        Err(_) => Err(Refusal::Lost(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()))),
+    // Never closed.
+    let Ok(turn) = inner.dials.acquire().await else { return };
+    if !inner.table().start(&node, protocol) {
+        return;
+    }
+    let mut dial = pin!(timeout(DIAL_TIMEOUT, open(&inner, node, protocol, addresses)));
+    let answered = match timeout(DIAL_TURN, &mut dial).await {
+        Ok(answered) => answered,
+        Err(_) => {
+            drop(turn);
+            dial.await
+        }
     };
+    let opened =
+        answered.unwrap_or_else(|_| Err(Refusal::Lost(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()))));
     let Err(refusal) = opened else { return };
-    let (is_duplicate, is_lasting) = (refusal.is_duplicate(), refusal.is_lasting());
+    let (is_duplicate, is_lasting) = (refusal.is_by(Close::Duplicate), refusal.is_lasting());
     let error = DialError::from(refusal);
-    let (waiters, lost) = inner.table().failed(&node, protocol, &error, is_lasting, Instant::now());
-    inner.counters.lost(lost);
+    let waiters = inner.table().failed(&node, protocol, &error, is_lasting, Instant::now());
     match &error {
         _ if is_duplicate => {}
         DialError::Refused(_) | DialError::Barred(_) => {
@@ -86,7 +98,7 @@ async fn open(
     addresses: Vec<SocketAddr>,
 ) -> Result<(), Refusal> {
     let address = locate(&node, &addresses).ok_or_else(|| Refusal::Lost("its name is no key".to_owned()))?;
-    let connected = inner.endpoint.connect(address, protocol.alpn()).await;
+    let connected = inner.endpoint.connect(address, &name_at(protocol.name(), &node)).await;
     let connection = connected.map_err(|error| Refusal::Lost(format!("{error:#}")))?;
     let greeted = greeting::greet(&connection, &inner.identity).await;
     greeted

@@ -1,9 +1,10 @@
 //! Connections that come in.
 
+use super::gate::Entrant;
 use super::limits::{HELLO_TIMEOUT, HOLD_MAX};
 use super::table::{Crossing, Protocol};
 use super::{Inner, Refusal, greeting, short, welcome};
-use crate::protocol::{CHUNKS, Close, JOIN, SYNC};
+use crate::protocol::{CHUNKS, Close, JOIN, SYNC, name_at};
 use iroh::endpoint::{Connection, Incoming, IncomingAddr};
 use shoal_wire::mesh::NodeKey;
 use std::net::SocketAddr;
@@ -11,34 +12,43 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) async fn accept(inner: Arc<Inner>) {
+    let names = [SYNC, CHUNKS, JOIN].map(|protocol| name_at(protocol, &inner.identity.node()));
     while let Some(incoming) = inner.endpoint.accept().await {
         let IncomingAddr::Ip(from) = incoming.remote_addr() else {
             incoming.ignore();
             continue;
         };
+        if !is_meant(&incoming, &names) {
+            incoming.ignore();
+            continue;
+        }
         if inner.gate.is_crowded() && !incoming.remote_addr_validated() {
             // It comes again with the proof, or was never there.
             let _ = incoming.retry();
             continue;
         }
         let Some(entrant) = inner.gate.enter(from.ip().to_canonical()) else {
-            inner.counters.refused();
-            incoming.refuse();
+            // It knocks again in a second, where a refusal would be the end of it.
+            inner.counters.ignored();
+            incoming.ignore();
             continue;
         };
         let inner_of_task = inner.clone();
-        inner.spawn(async move {
-            let _entrant = entrant;
-            receive(inner_of_task, incoming, from).await;
-        });
+        inner.spawn(receive(inner_of_task, incoming, from, entrant));
     }
 }
 
-async fn receive(inner: Arc<Inner>, incoming: Incoming, from: SocketAddr) {
+/// Whether it asks for one of `names`, as far as its first packet tells.
+fn is_meant(incoming: &Incoming, names: &[Vec<u8>]) -> bool {
+    let Some(mut asked) = incoming.decrypt().and_then(|initial| initial.alpns()) else { return true };
+    asked.any(|name| name.is_ok_and(|name| names.contains(&name.to_vec())))
+}
+
+async fn receive(inner: Arc<Inner>, incoming: Incoming, from: SocketAddr, entrant: Entrant) {
     let deadline = tokio::time::Instant::now() + HELLO_TIMEOUT;
     let Ok(Ok(connection)) = tokio::time::timeout_at(deadline, incoming).await else { return };
     let peer = *connection.remote_id().as_bytes();
-    let entered = match tokio::time::timeout_at(deadline, enter(&inner, peer, &connection)).await {
+    let entered = match tokio::time::timeout_at(deadline, enter(&inner, peer, &connection, entrant)).await {
         Ok(entered) => entered,
         Err(_) => Err(Refusal::silent()),
     };
@@ -52,15 +62,18 @@ async fn receive(inner: Arc<Inner>, incoming: Incoming, from: SocketAddr) {
 }
 
 /// One connection, by its protocol, until its other end is known.
-async fn enter(inner: &Arc<Inner>, peer: NodeKey, connection: &Connection) -> Result<(), Refusal> {
+async fn enter(inner: &Arc<Inner>, peer: NodeKey, connection: &Connection, entrant: Entrant) -> Result<(), Refusal> {
     inner.table().may_enter(&peer, Instant::now())?;
-    let protocol = match connection.alpn() {
-        alpn if alpn == SYNC => Protocol::Sync,
-        alpn if alpn == CHUNKS => Protocol::Chunks,
-        alpn if alpn == JOIN => return welcome::serve(inner, peer, connection).await,
-        _ => return Err(Refusal::new(Close::Malformed, "no such protocol")),
+    let is = |protocol| connection.alpn() == name_at(protocol, &inner.identity.node());
+    let protocol = match () {
+        () if is(SYNC) => Protocol::Sync,
+        () if is(CHUNKS) => Protocol::Chunks,
+        () if is(JOIN) => return welcome::serve(inner, peer, connection).await,
+        () => return Err(Refusal::new(Close::Malformed, "no such protocol")),
     };
     let reply = greeting::hear_greeting(connection, &inner.identity).await?;
+    // A member takes no stranger's place, however long it waits.
+    drop(entrant);
     give_way(inner, &peer, protocol).await?;
     inner.table().may_enter(&peer, Instant::now())?;
     greeting::answer(reply, connection, &inner.identity).await?;

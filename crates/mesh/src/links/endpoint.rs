@@ -1,6 +1,7 @@
 //! The QUIC endpoint: nobody is looked up, no relay is used, and strangers get little.
 
 use super::limits::*;
+use crate::protocol::name_at;
 use iroh::endpoint::{Endpoint, QuicTransportConfig, RelayMode, VarInt, presets};
 use shoal_wire::mesh::node_record::ADDRESSES_MAX;
 use shoal_wire::nix::signature::SecretKey;
@@ -31,7 +32,7 @@ pub(crate) async fn bind(
             .secret_key(iroh::SecretKey::from_bytes(node_key.seed()))
             .relay_mode(RelayMode::Disabled)
             .transport_config(transport())
-            .alpns(protocols.iter().map(|name| name.to_vec()).collect())
+            .alpns(protocols.iter().map(|protocol| name_at(protocol, node_key.public().bytes())).collect())
             .clear_ip_transports();
         for address in sockets(address) {
             builder = builder.bind_addr(address).map_err(|error| failed(error.to_string()))?;
@@ -49,7 +50,7 @@ fn sockets(address: SocketAddr) -> Vec<SocketAddr> {
     let both = address.is_ipv6() && address.ip().is_unspecified();
     let other = both.then(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()));
     // A machine may be without IPv6.
-    let first = (!both || UdpSocket::bind(address).is_ok()).then_some(address);
+    let first = (!both || UdpSocket::bind((address.ip(), 0)).is_ok()).then_some(address);
     first.into_iter().chain(other).collect()
 }
 

@@ -6,6 +6,10 @@ use std::time::Duration;
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A dial that took longer is given up: who waits for it has other members to ask.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Dials that begin at once: each costs a millisecond or more at both ends, and a node that starts dials all others.
+pub const DIALS_BEGINNING_MAX: usize = 16;
+/// A dial that is not answered by then costs nothing more, and lets another begin.
+pub const DIAL_TURN: Duration = Duration::from_millis(250);
 /// From the first failed dial to the next; twice as long each time.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(500);
 /// A node that comes back is found within this time, if it does not dial itself.
@@ -16,9 +20,9 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long a connection that comes in waits for the dial in the other direction that takes precedence. Shorter than
 /// the other end's patience, so that a dial that leads nowhere does not spoil the one that works.
-pub const HOLD_MAX: Duration = Duration::from_secs(1);
+pub const HOLD_MAX: Duration = Duration::from_secs(3);
 /// A connection that comes in so soon after one that took precedence is the other half of a simultaneous dial.
-pub const CROSSING: Duration = Duration::from_secs(1);
+pub const CROSSING: Duration = Duration::from_secs(3);
 /// A peer that was cut off is not spoken to for so long, lest it costs a handshake each time.
 pub const REST_AFTER_CUT: Duration = Duration::from_secs(2);
 /// How long closing waits for others to hear of it.

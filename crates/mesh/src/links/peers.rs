@@ -1,7 +1,6 @@
 //! What links are and have done, for people and metrics.
 
 use super::Links;
-use super::table::Lost;
 use iroh::TransportAddr;
 use iroh::endpoint::Connection;
 use shoal_wire::mesh::NodeKey;
@@ -36,6 +35,8 @@ pub struct Counts {
     pub messages_lost: u64,
     /// Connections that came in and were refused.
     pub refused: u64,
+    /// First packets that were left unanswered, since there were too many.
+    pub ignored: u64,
     /// Peers that were cut off.
     pub cut_off: u64,
 }
@@ -47,6 +48,7 @@ pub(super) struct Counters {
     messages_received: AtomicU64,
     messages_lost: AtomicU64,
     refused: AtomicU64,
+    ignored: AtomicU64,
     cut_off: AtomicU64,
 }
 
@@ -71,13 +73,12 @@ impl Counters {
         add(&self.messages_lost, count);
     }
 
-    pub fn lost(&self, lost: Lost) {
-        self.messages_lost(lost.messages);
-        self.frames_dropped(lost.frames);
-    }
-
     pub fn refused(&self) {
         add(&self.refused, 1);
+    }
+
+    pub fn ignored(&self) {
+        add(&self.ignored, 1);
     }
 
     pub fn cut_off(&self) {
@@ -122,13 +123,15 @@ impl Links {
 
     pub fn counts(&self) -> Counts {
         let counters = &self.inner.counters;
+        let lost = self.inner.table().lost;
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
             frames_received: total(&counters.frames_received),
-            frames_dropped: total(&counters.frames_dropped),
+            frames_dropped: total(&counters.frames_dropped) + lost.frames,
             messages_received: total(&counters.messages_received),
-            messages_lost: total(&counters.messages_lost),
+            messages_lost: total(&counters.messages_lost) + lost.messages,
             refused: total(&counters.refused),
+            ignored: total(&counters.ignored),
             cut_off: total(&counters.cut_off),
         }
     }

@@ -71,8 +71,9 @@ impl Refusal {
         }
     }
 
-    pub fn is_duplicate(&self) -> bool {
-        matches!(self, Refusal::Theirs(code, _) if *code == Close::Duplicate as u64)
+    /// Whether the other end closed for this reason.
+    pub fn is_by(&self, close: Close) -> bool {
+        matches!(self, Refusal::Theirs(code, _) if *code == close as u64)
     }
 }
 

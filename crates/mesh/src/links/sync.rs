@@ -3,6 +3,7 @@
 use super::limits::*;
 use super::table::{Peer, Protocol};
 use super::{Incoming, Inner, Refusal, short};
+use crate::dial::DialError;
 use crate::protocol::{Close, STREAM_OF_FRAME, STREAM_OF_MESSAGES};
 use bytes::Bytes;
 use iroh::endpoint::{Connection, ReadExactError, ReadToEndError, RecvStream, SendDatagramError, SendStream, VarInt};
@@ -33,13 +34,16 @@ pub(super) async fn run(inner: Arc<Inner>, peer: NodeKey, protocol: Protocol, se
         inner.cut(peer, *close, reason);
     }
     let refusal = refusal.close(&connection);
-    let lost = inner.table().retire(&peer, protocol, serial);
-    inner.counters.lost(lost);
-    match refusal {
-        Refusal::Theirs(code, _) if [Close::Stopping, Close::Replaced].map(|close| close as u64).contains(&code) => {
-            tracing::debug!(peer = short(&peer), ?protocol, %refusal, "a link ended");
+    let has_another = inner.table().retire(&peer, protocol, serial);
+    let is_replaced = refusal.is_by(Close::Replaced);
+    if is_replaced && !has_another {
+        // Two nodes with one key take each other's place; not more often than they must.
+        inner.table().defer(&peer, &DialError::from(refusal.clone()), false, Instant::now());
+    }
+    match &refusal {
+        Refusal::Theirs(..) if !is_replaced && !refusal.is_by(Close::Stopping) => {
+            tracing::warn!(peer = short(&peer), ?protocol, %refusal, "a link ended");
         }
-        Refusal::Theirs(..) => tracing::warn!(peer = short(&peer), ?protocol, %refusal, "a link ended"),
         _ => tracing::debug!(peer = short(&peer), ?protocol, %refusal, "a link ended"),
     }
 }

@@ -29,7 +29,7 @@ pub(super) enum Protocol {
 }
 
 impl Protocol {
-    pub fn alpn(self) -> &'static [u8] {
+    pub fn name(self) -> &'static [u8] {
         match self {
             Protocol::Sync => crate::protocol::SYNC,
             Protocol::Chunks => crate::protocol::CHUNKS,
@@ -60,6 +60,8 @@ pub(super) type Waiter = oneshot::Sender<Result<Connection, DialError>>;
 #[derive(Debug, Default)]
 pub(super) struct Dialling {
     pub waiters: Vec<Waiter>,
+    /// Its turn has come.
+    has_started: bool,
     /// Dropped when it has ended.
     ended: watch::Sender<()>,
 }
@@ -73,6 +75,8 @@ pub(super) struct Lane {
 #[derive(Debug)]
 pub(super) struct Peer {
     addresses: Vec<SocketAddr>,
+    /// Where somebody who may be wrong says that it is.
+    suggested: Vec<SocketAddr>,
     /// Where it was when a connection was open last.
     seen: Option<SocketAddr>,
     pub sync: Lane,
@@ -98,6 +102,7 @@ impl Peer {
     fn new(now: Instant) -> Self {
         Self {
             addresses: Vec::new(),
+            suggested: Vec::new(),
             seen: None,
             sync: Lane::default(),
             chunks: Lane::default(),
@@ -139,8 +144,13 @@ impl Peer {
 
     /// Where it may be.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        let seen = self.seen.filter(|seen| !self.addresses.contains(seen));
-        self.addresses.iter().copied().chain(seen).collect()
+        let mut all = self.addresses.clone();
+        for other in self.seen.iter().chain(&self.suggested) {
+            if !all.contains(other) {
+                all.push(*other);
+            }
+        }
+        all
     }
 
     /// Why it is not spoken to now.
@@ -164,6 +174,7 @@ pub(super) struct Table {
     pub peers: HashMap<NodeKey, Peer>,
     pub barred: BTreeSet<NodeKey>,
     pub is_closing: bool,
+    pub lost: Lost,
     open: usize,
     serial: u64,
     queued_bytes: usize,
@@ -177,14 +188,13 @@ pub(super) struct Registered {
     pub replaced: Option<Connection>,
     pub waiters: Vec<Waiter>,
     pub frames: Vec<Bytes>,
-    pub lost: Lost,
 }
 
-/// What waited for a link that is none any more.
+/// How much waited for links that ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Lost {
-    pub messages: usize,
-    pub frames: usize,
+    pub messages: u64,
+    pub frames: u64,
 }
 
 impl Default for Table {
@@ -194,12 +204,18 @@ impl Default for Table {
             peers: HashMap::new(),
             barred: BTreeSet::new(),
             is_closing: false,
+            lost: Lost::default(),
             open: 0,
             serial: 0,
             queued_bytes: 0,
             random: Random::new(seed),
         }
     }
+}
+
+fn usable(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let usable = addresses.iter().filter(|address| !address.ip().is_unspecified() && address.port() != 0);
+    usable.take(ADDRESSES_MAX).copied().collect()
 }
 
 impl Table {
@@ -216,21 +232,31 @@ impl Table {
 
     pub fn learn(&mut self, node: NodeKey, addresses: &[SocketAddr], now: Instant) {
         let Some(peer) = self.peer(node, now) else { return };
-        let usable = addresses.iter().filter(|address| !address.ip().is_unspecified() && address.port() != 0);
-        let addresses: Vec<SocketAddr> = usable.take(ADDRESSES_MAX).copied().collect();
+        let addresses = usable(addresses);
         if addresses.iter().any(|address| !peer.addresses.contains(address)) {
             (peer.failures, peer.not_before) = (0, None);
         }
         peer.addresses = addresses;
     }
 
-    /// Begins to open a connection: where to. An error where it is not to be tried now.
+    pub fn suggest(&mut self, node: NodeKey, addresses: &[SocketAddr], now: Instant) {
+        if let Some(peer) = self.peer(node, now) {
+            peer.suggested = usable(addresses);
+        }
+    }
+
+    /// Begins to open a connection where none is open: where to. An error where it is not to be tried now.
     pub fn begin(&mut self, node: NodeKey, protocol: Protocol, now: Instant) -> Result<Vec<SocketAddr>, DialError> {
         if self.is_closing {
             return Err(DialError::Barred("this node stops".to_owned()));
         }
         if self.barred.contains(&node) {
             return Err(DialError::Barred("it was thrown out".to_owned()));
+        }
+        // What waited for a connection that has ended is lost with it, and not what waits for this one.
+        let ended = self.peers.get_mut(&node).and_then(|peer| Some(peer.lane(protocol).link.as_ref()?.serial));
+        if let Some(serial) = ended {
+            self.retire(&node, protocol, serial);
         }
         let Some(peer) = self.peers.get_mut(&node) else { return Err(DialError::NoAddress) };
         if let Some(reason) = peer.rest(now) {
@@ -247,8 +273,18 @@ impl Table {
         Ok(addresses)
     }
 
-    /// A dial came to nothing. Who waited for it, and what is lost; nobody and nothing where a connection came in
-    /// meanwhile.
+    /// The turn of a dial has come. Whether it is still of use: a connection may have come in meanwhile.
+    pub fn start(&mut self, node: &NodeKey, protocol: Protocol) -> bool {
+        let Some(peer) = self.peers.get_mut(node) else { return false };
+        if peer.open(protocol).is_some() {
+            peer.lane(protocol).dialling = None;
+            return false;
+        }
+        let dialling = peer.lane(protocol).dialling.as_mut();
+        dialling.is_some_and(|dialling| !std::mem::replace(&mut dialling.has_started, true))
+    }
+
+    /// A dial came to nothing, and what waited for it is lost, unless a connection came in meanwhile. Who is to be told.
     pub fn failed(
         &mut self,
         node: &NodeKey,
@@ -256,22 +292,27 @@ impl Table {
         error: &DialError,
         is_lasting: bool,
         now: Instant,
-    ) -> (Vec<Waiter>, Lost) {
-        let jitter = 500 + self.random.below(1_000) as u32;
-        let Some(peer) = self.peers.get_mut(node) else { return (Vec::new(), Lost::default()) };
+    ) -> Vec<Waiter> {
+        let Some(peer) = self.peers.get_mut(node) else { return Vec::new() };
         let waiters = peer.lane(protocol).dialling.take().map(|dialling| dialling.waiters).unwrap_or_default();
-        if peer.open(protocol).is_some() {
-            return (waiters, Lost::default());
+        if peer.open(protocol).is_none() {
+            self.defer(node, error, is_lasting, now);
+            self.drop_waiting(node, protocol);
         }
+        waiters
+    }
+
+    /// A peer is not dialled for a while, longer each time.
+    pub fn defer(&mut self, node: &NodeKey, error: &DialError, is_lasting: bool, now: Instant) {
+        // Two nodes that dial each other in step get out of it.
+        let jitter = 500 + self.random.below(1_000) as u32;
+        let Some(peer) = self.peers.get_mut(node) else { return };
         let wait = match is_lasting {
             true => BACKOFF_MAX,
             false => (BACKOFF_MIN * 2u32.pow(peer.failures.min(8))).min(BACKOFF_MAX),
         };
         peer.failures = peer.failures.saturating_add(1);
-        // Two nodes that dial each other in step get out of it.
         peer.not_before = Some((now + (wait * jitter / 1_000).min(BACKOFF_MAX), error.clone()));
-        let lost = self.drop_waiting(node, protocol);
-        (waiters, lost)
     }
 
     /// A connection whose other end is known is the one from now on.
@@ -306,23 +347,23 @@ impl Table {
             Protocol::Chunks => Vec::new(),
         };
         self.serial = serial;
-        let lost = match replaced.is_some() {
+        match replaced.is_some() {
             true => self.drop_waiting(&node, protocol),
-            false => Lost::default(),
-        };
-        self.open += usize::from(replaced.is_none());
+            false => self.open += 1,
+        }
         ready.notify_one();
-        Ok(Registered { serial, replaced, waiters, frames, lost })
+        Ok(Registered { serial, replaced, waiters, frames })
     }
 
-    /// A link has ended: what is lost with it, if it was the one.
-    pub fn retire(&mut self, node: &NodeKey, protocol: Protocol, serial: u64) -> Lost {
-        let Some(peer) = self.peers.get_mut(node) else { return Lost::default() };
-        if peer.lane(protocol).link.take_if(|link| link.serial == serial).is_none() {
-            return Lost::default();
+    /// A link has ended; if it was the one, what waited for it is lost. Whether there is another.
+    pub fn retire(&mut self, node: &NodeKey, protocol: Protocol, serial: u64) -> bool {
+        let Some(peer) = self.peers.get_mut(node) else { return false };
+        if peer.lane(protocol).link.take_if(|link| link.serial == serial).is_some() {
+            self.open -= 1;
+            self.drop_waiting(node, protocol);
+            return false;
         }
-        self.open -= 1;
-        self.drop_waiting(node, protocol)
+        peer.open(protocol).is_some()
     }
 
     /// Whether a node is spoken to at all.
@@ -347,8 +388,8 @@ impl Table {
             return Crossing::Open;
         }
         match &peer.lane(protocol).dialling {
-            Some(dialling) => Crossing::Opening(dialling.ended.subscribe()),
-            None => Crossing::No,
+            Some(dialling) if dialling.has_started => Crossing::Opening(dialling.ended.subscribe()),
+            _ => Crossing::No,
         }
     }
 
@@ -394,13 +435,11 @@ impl Table {
         self.peers.get(node).map(|peer| (peer.messages.len(), peer.message_bytes)).unwrap_or_default()
     }
 
-    fn drop_waiting(&mut self, node: &NodeKey, protocol: Protocol) -> Lost {
-        let Some(peer) = self.peers.get_mut(node).filter(|_| protocol == Protocol::Sync) else {
-            return Lost::default();
-        };
-        let messages = std::mem::take(&mut peer.messages).len();
+    fn drop_waiting(&mut self, node: &NodeKey, protocol: Protocol) {
+        let Some(peer) = self.peers.get_mut(node).filter(|_| protocol == Protocol::Sync) else { return };
+        self.lost.messages += std::mem::take(&mut peer.messages).len() as u64;
+        self.lost.frames += std::mem::take(&mut peer.waiting_frames).len() as u64;
         self.queued_bytes -= std::mem::take(&mut peer.message_bytes);
-        Lost { messages, frames: std::mem::take(&mut peer.waiting_frames).len() }
     }
 }
 
