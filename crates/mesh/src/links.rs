@@ -19,6 +19,7 @@ mod greeting;
 pub mod limits;
 mod peers;
 mod refusal;
+mod sweep;
 mod sync;
 mod table;
 mod welcome;
@@ -114,6 +115,7 @@ impl Links {
             runtime: Handle::current(),
         });
         inner.spawn(door::accept(inner.clone()));
+        inner.spawn(sweep::run(inner.clone()));
         Ok(Self { inner })
     }
 

@@ -518,3 +518,26 @@ async fn two_nodes_of_one_key_take_each_others_place_only_now_and_then() {
     }
     assert!((2..30).contains(&links.len()), "{} links in four seconds", links.len());
 }
+
+#[tokio::test]
+async fn a_connection_for_chunks_is_closed_when_it_is_not_used_and_opened_again_when_it_is_wanted() {
+    let (a, b) = (Node::new(1).await, Node::new(2).await);
+    a.knows(&b);
+    let first = within(a.links.chunks(b.key())).await.unwrap();
+    let mut now = Instant::now();
+    let mut after = |time| {
+        now += time;
+        a.links.inner.sweep(now);
+    };
+    for _ in 0..3 {
+        within(echo(&first, b"used")).await;
+        after(limits::CHUNKS_IDLE);
+        assert_eq!(first.close_reason(), None);
+    }
+    after(limits::CHUNKS_IDLE / 2);
+    assert_eq!(first.close_reason(), None);
+    after(limits::CHUNKS_IDLE / 2);
+    assert!(first.close_reason().is_some());
+    let second = within(a.links.chunks(b.key())).await.unwrap();
+    assert_eq!(within(echo(&second, b"again")).await, b"again");
+}

@@ -18,6 +18,10 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Three of these must be lost before a link is taken for dead.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A connection for chunks over which nothing passed for so long is closed: another one costs less than keeping it.
+pub const CHUNKS_IDLE: Duration = Duration::from_secs(120);
+/// How often that is looked at.
+pub const SWEEP: Duration = Duration::from_secs(30);
 /// How long a connection that comes in waits for the dial in the other direction that takes precedence. Shorter than
 /// the other end's patience, so that a dial that leads nowhere does not spoil the one that works.
 pub const HOLD_MAX: Duration = Duration::from_secs(3);

@@ -41,7 +41,9 @@ pub(super) async fn run(inner: Arc<Inner>, peer: NodeKey, protocol: Protocol, se
         inner.table().defer(&peer, &DialError::from(refusal.clone()), false, Instant::now());
     }
     match &refusal {
-        Refusal::Theirs(..) if !is_replaced && !refusal.is_by(Close::Stopping) => {
+        Refusal::Theirs(..)
+            if !is_replaced && ![Close::Stopping, Close::Done].iter().any(|close| refusal.is_by(*close)) =>
+        {
             tracing::warn!(peer = short(&peer), ?protocol, %refusal, "a link ended");
         }
         _ => tracing::debug!(peer = short(&peer), ?protocol, %refusal, "a link ended"),

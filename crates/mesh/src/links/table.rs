@@ -7,6 +7,7 @@
 
 use super::bucket::Bucket;
 use super::limits::*;
+use super::sweep::Activity;
 use crate::dial::DialError;
 use bytes::Bytes;
 use iroh::endpoint::Connection;
@@ -46,6 +47,7 @@ pub(super) struct Link {
     pub since: SystemTime,
     /// This node dialled it.
     pub is_dialled: bool,
+    pub activity: Activity,
 }
 
 impl Link {
@@ -340,7 +342,14 @@ impl Table {
             // The dial goes on, and finds that it is not needed.
             false => lane.dialling.as_mut().map(|dialling| std::mem::take(&mut dialling.waiters)).unwrap_or_default(),
         };
-        let link = Link { connection: connection.clone(), serial, opened: now, since: SystemTime::now(), is_dialled };
+        let link = Link {
+            connection: connection.clone(),
+            serial,
+            opened: now,
+            since: SystemTime::now(),
+            is_dialled,
+            activity: Activity::new(now),
+        };
         let replaced = lane.link.replace(link).map(|old| old.connection);
         let frames = match protocol {
             Protocol::Sync => std::mem::take(&mut peer.waiting_frames),
