@@ -321,8 +321,14 @@ impl Transfer {
         for outcome in outcomes {
             self.settle_one(now, request, *outcome, &mut actions);
         }
-        if self.requests.get(&request).is_some_and(|request| request.left.is_empty()) {
-            self.close(request);
+        match self.requests.get(&request) {
+            Some(open) if open.left.is_empty() => _ = self.close(request),
+            // The rest came from others.
+            Some(open) if open.needed == 0 => {
+                self.close(request);
+                actions.push(Action::Cancel { request });
+            }
+            _ => {}
         }
         self.fill(now, &mut actions);
         actions
@@ -489,3 +495,7 @@ impl Transfer {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "transfer_tests.rs"]
+mod tests;

@@ -14,9 +14,11 @@ const REPLICATION_REQUESTS_MAX: usize = 2;
 const LOOK_MAX: usize = 512;
 /// Least bytes of a request near the end of a fetch, where each gets a part of what is left.
 const SHARE_MIN: u64 = 256 << 10;
-/// How much longer than here, and how much longer than twice as long, a chunk must take where it was asked for, to be
-/// asked for again.
+/// How much longer than twice as long as here a chunk must take where it was asked for, to be asked for again; than as
+/// long, if a reader waits for it.
 const AGAIN_MS: Time = 100;
+/// Chunks before a reader that are looked at: some 8 MiB, which clients take in a moment.
+const READ_AHEAD: usize = 128;
 /// Peers that one chunk is asked of at a time.
 const ASKED_MAX: usize = 2;
 
@@ -124,27 +126,33 @@ impl Transfer {
         while read.front().is_some_and(|hash| !self.chunks.contains_key(hash)) {
             read.pop_front();
         }
-        let first = read.front().and_then(|hash| self.chunks.get(hash));
-        let Some(&request) = first.and_then(|chunk| chunk.asked.first()) else { return Vec::new() };
-        match self.is_slower(now, request, key) {
-            true => self.part_of(request, id, key, bytes_max, false),
-            false => Vec::new(),
+        let ahead = read.iter().take(READ_AHEAD).filter_map(|hash| self.chunks.get(hash)?.asked.first());
+        let mut requests: Vec<u64> = ahead.copied().collect();
+        requests.dedup();
+        for request in requests {
+            if self.is_slower(now, request, key, 1) {
+                let part = self.part_of(request, id, key, bytes_max, false);
+                if !part.is_empty() {
+                    return part;
+                }
+            }
         }
+        Vec::new()
     }
 
     /// A part of what another was asked for and will bring much later than this peer would.
     fn again(&mut self, now: Time, id: FetchId, key: &NodeKey, bytes_max: u64) -> Vec<ChunkRef> {
-        let slow = self.requests.keys().filter(|request| self.is_slower(now, **request, key));
+        let slow = self.requests.keys().filter(|request| self.is_slower(now, **request, key, 2));
         let mut parts = slow.map(|request| self.part_of(*request, id, key, bytes_max, true));
         parts.find(|part| !part.is_empty()).unwrap_or_default()
     }
 
-    /// Whether a request takes much longer than it would at this peer.
-    fn is_slower(&self, now: Time, request: u64, key: &NodeKey) -> bool {
+    /// Whether a request takes much longer than it would at this peer, with all else that was asked of it so many times.
+    fn is_slower(&self, now: Time, request: u64, key: &NodeKey, times: u64) -> bool {
         let Some(request) = self.requests.get(&request).filter(|request| request.peer != *key) else { return false };
         let (Some(there), Some(here)) = (self.peers.get(&request.peer), self.peers.get(key)) else { return false };
         let bytes = request.left.iter().map(|chunk| u64::from(chunk.len)).sum();
-        there.busy_ms(now, 0) > 2 * here.busy_ms(now, bytes) + AGAIN_MS
+        there.busy_ms(now, 0) > times * here.busy_ms(now, bytes) + AGAIN_MS
     }
 
     /// Up to half of what a request has not brought and this fetch wants: its last, or its first.

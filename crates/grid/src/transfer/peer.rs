@@ -3,9 +3,9 @@
 use super::{BREAK_REST_MS, BREAKS_MAX, Outcome, RequestId, Time};
 use std::collections::BTreeSet;
 
-/// Speed of a peer that nothing is known of, in bytes a second: a quarter of what a fast one sends, so that it is soon
-/// known, and half a second's work of it is 4 MiB.
-const FIRST_RATE: u64 = 8 << 20;
+/// Speed of a peer that nothing is known of, in bytes a second: half a second's work of it is 1 MiB, which a slow one
+/// sends soon enough and a fast one is asked for again and again until its speed is known.
+const FIRST_RATE: u64 = 2 << 20;
 /// Time over which speed is measured at least: below it timers and batches blur it.
 const SAMPLE_MS: Time = 50;
 /// Work that a peer is given at most.
@@ -35,8 +35,9 @@ pub struct Peer {
     pub busy_since: Option<Time>,
     busy: u32,
     breaks: u32,
-    /// Bytes a second.
+    /// Bytes a second, and whether they were measured.
     rate: u64,
+    is_known: bool,
     sampled: Time,
     sample: u64,
 }
@@ -52,6 +53,7 @@ impl Default for Peer {
             busy: 0,
             breaks: 0,
             rate: FIRST_RATE,
+            is_known: false,
             sampled: 0,
             sample: 0,
         }
@@ -76,7 +78,9 @@ impl Peer {
                 self.sample += u64::from(len);
                 let elapsed = now.saturating_sub(self.sampled);
                 if elapsed >= SAMPLE_MS {
-                    self.rate = (self.rate + self.sample * 1000 / elapsed) / 2;
+                    let rate = self.sample * 1000 / elapsed;
+                    self.rate = if self.is_known { (self.rate + rate) / 2 } else { rate };
+                    self.is_known = true;
                     (self.sampled, self.sample) = (now, 0);
                 }
             }
