@@ -4,8 +4,9 @@
 //! - a chunk that several fetches want is asked for once, and again only from a second peer, when the first would take
 //!   much longer;
 //! - a peer is asked for no more than it sends in about half a second at the speed it showed;
-//! - who waits more urgently is served first, and of those who wait alike each in turn; another copy never takes more than
-//!   half of a peer's requests;
+//! - who waits more urgently is served first, and of those who wait alike the one that is due first: a small path soon, a
+//!   big one later, so that small ones do not wait behind it and it does not starve; another copy never takes more than half
+//!   of a peer's requests;
 //! - a peer that lies, is silent or cannot be reached is asked nothing more for the fetches of that time, and what it was
 //!   asked for is asked of others at once;
 //! - every fetch ends once: by [`Action::Done`], by [`Action::Failed`], or because it was withdrawn.
@@ -38,6 +39,8 @@ pub const LONE_SILENCE_MAX_MS: Time = 10_000;
 pub const BUSY_MAX_MS: Time = 60_000;
 /// How often a peer's streams may break in a row. Once is a restart.
 const BREAKS_MAX: u32 = 2;
+/// Bytes a second at which a path is due: a GiB after a hundred seconds, before all small paths that are wanted then.
+const DUE_RATE: u64 = 10 << 20;
 /// Rest after a broken stream.
 const BREAK_REST_MS: Time = 250;
 /// How often time alone is looked at.
@@ -124,8 +127,6 @@ pub struct Transfer {
     requests: BTreeMap<RequestId, Request>,
     /// The first has number 1.
     requests_begun: RequestId,
-    /// Grows with each request, so that fetches take turns.
-    turn: u64,
 }
 
 #[derive(Debug)]
@@ -139,8 +140,8 @@ struct Fetch {
     open_bytes: u64,
     /// What a reader waits for next is at its front, once what came is taken away.
     read: Option<VecDeque<Hash>>,
-    /// When it was served last.
-    turn: u64,
+    /// Of equally urgent ones the one with the least is served first.
+    due: Time,
 }
 
 #[derive(Debug)]
@@ -167,26 +168,28 @@ impl Transfer {
     pub fn begin(&mut self, now: Time, fetch: FetchId, wanted: Wanted) -> Vec<Action> {
         let mut actions = Vec::new();
         self.waiting.insert((wanted.urgency, fetch), wanted);
-        self.admit(&mut actions);
+        self.admit(now, &mut actions);
         self.fill(now, &mut actions);
         actions
     }
 
     /// Begins what waits, as far as there is room.
-    fn admit(&mut self, actions: &mut Vec<Action>) {
+    fn admit(&mut self, now: Time, actions: &mut Vec<Action>) {
         while let Some(next) = self.waiting.first_entry() {
             if !self.chunks.is_empty() && self.chunks.len() + next.get().chunks.len() > CHUNKS_MAX {
                 return;
             }
             let ((_, fetch), wanted) = next.remove_entry();
-            self.enter(fetch, wanted, actions);
+            self.enter(now, fetch, wanted, actions);
         }
     }
 
-    fn enter(&mut self, id: FetchId, wanted: Wanted, actions: &mut Vec<Action>) {
+    fn enter(&mut self, now: Time, id: FetchId, wanted: Wanted, actions: &mut Vec<Action>) {
         if wanted.chunks.is_empty() {
             return actions.push(Action::Done { fetch: id });
         }
+        let bytes: u64 = wanted.chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
+        let due = now + bytes * 1000 / DUE_RATE;
         let mut fetch = Fetch {
             urgency: wanted.urgency,
             holders: wanted.holders.into_iter().collect(),
@@ -194,7 +197,7 @@ impl Transfer {
             open: 0,
             open_bytes: 0,
             read: wanted.is_read.then(|| wanted.chunks.iter().map(|chunk| chunk.hash).collect()),
-            turn: 0,
+            due,
         };
         for chunk in wanted.chunks {
             let known = self.chunks.entry(chunk.hash).or_insert_with(|| Chunk {
@@ -263,13 +266,13 @@ impl Transfer {
     pub fn withdraw(&mut self, now: Time, fetch: FetchId) -> Vec<Action> {
         let mut actions = Vec::new();
         self.waiting.retain(|(_, waiting), _| *waiting != fetch);
-        self.leave(fetch, &mut actions);
+        self.leave(now, fetch, &mut actions);
         self.fill(now, &mut actions);
         actions
     }
 
     /// Takes a fetch out with what only it wanted.
-    fn leave(&mut self, id: FetchId, actions: &mut Vec<Action>) {
+    fn leave(&mut self, now: Time, id: FetchId, actions: &mut Vec<Action>) {
         if self.fetches.remove(&id).is_none() {
             return;
         }
@@ -284,7 +287,7 @@ impl Transfer {
         for request in needless {
             self.need_less(request, actions);
         }
-        self.admit(actions);
+        self.admit(now, actions);
     }
 
     /// One chunk less is wanted from this request.
@@ -341,7 +344,7 @@ impl Transfer {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.answered(now, chunk.len, outcome);
         if outcome == Outcome::Here {
-            return self.came(&chunk.hash, id, actions);
+            return self.came(now, &chunk.hash, id, actions);
         }
         let Some(known) = self.chunks.get_mut(&chunk.hash) else { return };
         if outcome == Outcome::Absent && !known.absent_at.contains(&from) {
@@ -353,7 +356,7 @@ impl Transfer {
         self.put_back(&chunk.hash, id);
     }
 
-    fn came(&mut self, hash: &Hash, by: RequestId, actions: &mut Vec<Action>) {
+    fn came(&mut self, now: Time, hash: &Hash, by: RequestId, actions: &mut Vec<Action>) {
         let Some(chunk) = self.chunks.remove(hash) else { return };
         if let Some(request) = self.requests.get_mut(&by) {
             request.needed = request.needed.saturating_sub(1);
@@ -368,7 +371,7 @@ impl Transfer {
             if fetch.open == 0 {
                 self.fetches.remove(&id);
                 actions.push(Action::Done { fetch: id });
-                self.admit(actions);
+                self.admit(now, actions);
             }
         }
     }
@@ -377,7 +380,7 @@ impl Transfer {
     pub fn found(&mut self, now: Time, hashes: &[Hash]) -> Vec<Action> {
         let mut actions = Vec::new();
         for hash in hashes {
-            self.came(hash, 0, &mut actions);
+            self.came(now, hash, 0, &mut actions);
         }
         self.fill(now, &mut actions);
         actions

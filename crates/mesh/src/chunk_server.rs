@@ -69,6 +69,7 @@ struct Inner {
     key: Arc<SecretKey>,
     turns: Option<Turns>,
     buffers: Arc<Semaphore>,
+    unread_max: Duration,
     counts: Counts,
 }
 
@@ -84,11 +85,16 @@ struct Counts {
 impl ChunkServer {
     /// `key` is the node's: it signs the records of what this store has.
     pub fn new(store: Store, key: Arc<SecretKey>, limits: ServerLimits) -> ChunkServer {
+        ChunkServer::with_patience(store, key, limits, outbox::UNREAD_MAX)
+    }
+
+    fn with_patience(store: Store, key: Arc<SecretKey>, limits: ServerLimits, unread_max: Duration) -> ChunkServer {
         ChunkServer(Arc::new(Inner {
             store,
             key,
             turns: limits.upload_bytes_per_s.map(Turns::new),
             buffers: Arc::new(Semaphore::new(BUFFERED_MAX / answer::READ_LEN)),
+            unread_max,
             counts: Counts::default(),
         }))
     }
@@ -117,7 +123,7 @@ impl Inner {
     /// The requests of one connection. Whoever drops this drops its answers.
     async fn serve(self: Arc<Self>, peer: NodeKey, connection: Connection) {
         connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_MAX));
-        let peer = Arc::new(Peer::new(peer, connection.clone(), REQUESTS_MAX));
+        let peer = Arc::new(Peer::new(peer, connection.clone(), REQUESTS_MAX, self.unread_max));
         let mut answers = JoinSet::new();
         loop {
             tokio::select! {
@@ -161,3 +167,7 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "chunk_server_tests.rs"]
+mod tests;

@@ -17,9 +17,12 @@ use shoal_wire::mesh::manifest::ChunkRef;
 /// below the smallest segment.
 pub const ARRIVALS_LEN_MAX: usize = 1 << 20;
 
+/// What is received into: a megabyte and the frame that goes beyond it, so that it never grows.
+const BUFFER_LEN: usize = ARRIVALS_LEN_MAX + HEADER_LEN + FRAME_LEN_MAX;
+
 /// Frames that are being received, end to end.
-#[derive(Default)]
 pub struct Arrivals {
+    store: Store,
     bytes: Vec<u8>,
     frames: Vec<Arrival>,
 }
@@ -35,6 +38,14 @@ struct Arrival {
 pub struct Verified {
     batch: Batch,
     refused: Option<ChunkError>,
+}
+
+impl Store {
+    /// None yet.
+    pub fn arrivals(&self) -> Result<Arrivals> {
+        let bytes = self.idle_buffers.take(|| Ok(Vec::with_capacity(BUFFER_LEN)))?;
+        Ok(Arrivals { store: self.clone(), bytes, frames: Vec::new() })
+    }
 }
 
 impl Arrivals {
@@ -80,7 +91,8 @@ impl Arrivals {
     }
 
     /// Compares each with its name, in order, up to the first that is refused. Takes a core; writes nothing.
-    pub fn verify(self, store: &Store) -> Result<Verified> {
+    pub fn verify(self) -> Result<Verified> {
+        let store = self.store.clone();
         let mut decoder = store.decoders.take(Decoder::new)?;
         let verified = self.verify_with(&mut decoder);
         store.decoders.put(decoder);
@@ -138,6 +150,11 @@ impl Verified {
     pub fn refused(&self) -> Option<&ChunkError> {
         self.refused.as_ref()
     }
+
+    /// The same, taken out.
+    pub fn take_refused(&mut self) -> Option<ChunkError> {
+        self.refused.take()
+    }
 }
 
 impl ChunkHold {
@@ -147,6 +164,9 @@ impl ChunkHold {
         let batch = &mut verified.batch;
         let is_held: Vec<bool> = batch.records.iter().map(|(.., header)| self.pins.contains(&header.hash)).collect();
         batch.retain(&is_held);
-        batch.write(&self.store)
+        let written = batch.write(&self.store);
+        batch.bytes.clear();
+        self.store.idle_buffers.put(std::mem::take(&mut batch.bytes));
+        written
     }
 }

@@ -63,6 +63,7 @@ pub fn open(dir: &Path, options: Options) -> Result<Inner, OpenError> {
         hashing: Arc::new(HashService::new()),
         packers: PackerPool::new(options.level),
         idle_packers: Pool::default(),
+        idle_buffers: Pool::default(),
         decoders: Pool::default(),
         helpers: Helpers::default(),
         frame_lists: FrameLists::default(),

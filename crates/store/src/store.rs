@@ -46,6 +46,8 @@ pub struct Inner {
     pub hashing: Arc<HashService>,
     pub packers: PackerPool,
     pub idle_packers: Pool<Packer>,
+    /// What frames from elsewhere are received into.
+    pub idle_buffers: Pool<Vec<u8>>,
     pub decoders: Pool<Decoder>,
     pub helpers: Helpers,
     pub frame_lists: FrameLists,

@@ -30,7 +30,7 @@ impl Transfer {
         while !open.is_empty() {
             open.retain(|key| self.ask_more(now, key, actions));
         }
-        self.fail_stuck(actions);
+        self.fail_stuck(now, actions);
         self.forget_idle_peers();
     }
 
@@ -43,11 +43,11 @@ impl Transfer {
         let may_replicate = peer.has_room(now, REPLICATION_REQUESTS_MAX);
         let bytes_max = peer.request_bytes(now);
         let allowed = |urgency| urgency < Urgency::Replication || may_replicate;
-        let mut fetches: Vec<(Urgency, u64, FetchId)> = self
+        let mut fetches: Vec<(Urgency, Time, FetchId)> = self
             .fetches
             .iter()
             .filter(|(_, fetch)| fetch.holders.contains(key) && allowed(fetch.urgency))
-            .map(|(id, fetch)| (fetch.urgency, fetch.turn, *id))
+            .map(|(id, fetch)| (fetch.urgency, fetch.due, *id))
             .collect();
         fetches.sort_unstable();
         for (urgency, _, fetch) in fetches {
@@ -76,15 +76,11 @@ impl Transfer {
         actions: &mut Vec<Action>,
     ) {
         self.requests_begun += 1;
-        self.turn += 1;
         let request = self.requests_begun;
         for chunk in &chunks {
             if let Some(chunk) = self.chunks.get_mut(&chunk.hash) {
                 chunk.asked.push(request);
             }
-        }
-        if let Some(fetch) = self.fetches.get_mut(&fetch) {
-            fetch.turn = self.turn;
         }
         if let Some(peer) = self.peers.get_mut(key) {
             peer.asked(now, request, chunks.iter().map(|chunk| u64::from(chunk.len)).sum());
@@ -97,7 +93,10 @@ impl Transfer {
     /// The next chunks of a fetch that nobody was asked for and that this peer may have.
     fn next_of(&mut self, id: FetchId, key: &NodeKey, bytes_max: u64) -> Vec<ChunkRef> {
         let Some(fetch) = self.fetches.get_mut(&id) else { return Vec::new() };
-        let share = fetch.open_bytes / (2 * fetch.holders.len().max(1) as u64);
+        let share = match fetch.holders.len() as u64 {
+            0 | 1 => u64::MAX,
+            holders => fetch.open_bytes / (2 * holders),
+        };
         let mut batch = Batch::new(bytes_max.min(share.max(SHARE_MIN)));
         let mut passed = Vec::new();
         for _ in 0..LOOK_MAX {
@@ -180,7 +179,7 @@ impl Transfer {
     }
 
     /// Ends fetches whose next chunk nobody has who is left.
-    fn fail_stuck(&mut self, actions: &mut Vec<Action>) {
+    fn fail_stuck(&mut self, now: Time, actions: &mut Vec<Action>) {
         let mut stuck = Vec::new();
         for (&id, fetch) in &mut self.fetches {
             let waits = |hash: &Hash| self.chunks.get(hash).is_some_and(|chunk| chunk.asked.is_empty());
@@ -196,7 +195,7 @@ impl Transfer {
             }
         }
         for (fetch, why) in stuck {
-            self.leave(fetch, actions);
+            self.leave(now, fetch, actions);
             actions.push(Action::Failed { fetch, why });
         }
     }

@@ -23,14 +23,19 @@ use tokio::time::timeout;
 /// Bytes read from segments at once: enough that handing them between threads costs little.
 pub const READ_LEN: usize = 512 << 10;
 
+/// Requests of one urgency after which their order begins anew: many times more than can be open.
+const PRIORITIES: u32 = 1 << 24;
+
 pub async fn answer(server: &Arc<Inner>, peer: &Peer, send: &mut SendStream, ask: Ask) -> Result<(), SendError> {
     let urgency = match &ask {
         Ask::Chunks { urgency, .. } => *urgency,
         // Small, and always the beginning of something bigger.
         _ => Urgency::Client,
     };
-    // The stream is there: it was just accepted.
-    let _ = send.set_priority(-i32::from(urgency as u8));
+    // One answer after the other: streams that take turns cost whoever reads them a third more. The stream is there: it
+    // was just accepted.
+    let number = peer.asked.fetch_add(1, Ordering::Relaxed) % PRIORITIES;
+    let _ = send.set_priority(-((urgency as u32 * PRIORITIES + number) as i32));
     match ask {
         Ask::Chunks { hashes, urgency } => chunks(server, peer, send, urgency, hashes).await,
         Ask::Log(drv) => log(server, peer, send, drv).await,

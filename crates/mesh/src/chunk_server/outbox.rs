@@ -5,6 +5,7 @@ use iroh::endpoint::{Connection, SendStream};
 use shoal_wire::mesh::NodeKey;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -31,13 +32,23 @@ pub struct Peer {
     pub connection: Connection,
     /// Requests that may be answered at a time.
     pub requests: Semaphore,
+    /// Requests so far.
+    pub asked: AtomicU32,
     /// When it took bytes last, on any stream.
     read: Mutex<Instant>,
+    unread_max: Duration,
 }
 
 impl Peer {
-    pub fn new(key: NodeKey, connection: Connection, requests_max: usize) -> Self {
-        Peer { key, connection, requests: Semaphore::new(requests_max), read: Mutex::new(Instant::now()) }
+    pub fn new(key: NodeKey, connection: Connection, requests_max: usize, unread_max: Duration) -> Self {
+        Peer {
+            key,
+            connection,
+            requests: Semaphore::new(requests_max),
+            asked: AtomicU32::new(0),
+            read: Mutex::new(Instant::now()),
+            unread_max,
+        }
     }
 
     pub async fn send(&self, stream: &mut SendStream, bytes: Bytes) -> Result<(), SendError> {
@@ -59,7 +70,7 @@ impl Peer {
             match timeout(LOOK, stream.write_many_chunks(&mut rest)).await {
                 Ok(Ok(_)) => *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now(),
                 Ok(Err(_)) => return Err(SendError::Gone),
-                Err(_) if self.unread(began) > UNREAD_MAX => return Err(SendError::NotRead),
+                Err(_) if self.unread(began) > self.unread_max => return Err(SendError::NotRead),
                 Err(_) => {}
             }
         }

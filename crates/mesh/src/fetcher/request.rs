@@ -48,7 +48,7 @@ async fn receive(engine: &Arc<Engine>, asked: &Asked, mut cancelled: oneshot::Re
         asked,
         stream,
         limits: ask.limits(),
-        arrivals: Arrivals::default(),
+        arrivals: engine.store.arrivals()?,
         is_filling: false,
         outcomes: Vec::new(),
         since: Instant::now(),
@@ -90,7 +90,7 @@ async fn found(
     if is_wanted {
         let (engine, flight) = (engine.clone(), flight.clone());
         let stored = spawn_blocking(move || {
-            let verified = arrivals.verify(&engine.store)?;
+            let verified = arrivals.verify()?;
             let names: Vec<[u8; 32]> = verified.names().copied().collect();
             flight.keep(verified)?;
             engine.found(&names);
@@ -162,7 +162,8 @@ impl Receiver<'_> {
             return Ok(());
         }
         let permit = self.engine.verifying.clone().acquire_owned().await;
-        let (arrivals, outcomes) = (std::mem::take(&mut self.arrivals), std::mem::take(&mut self.outcomes));
+        let arrivals = std::mem::replace(&mut self.arrivals, self.engine.store.arrivals()?);
+        let outcomes = std::mem::take(&mut self.outcomes);
         let (engine, flight, request) = (self.engine.clone(), self.asked.flight.clone(), self.asked.request);
         self.writing = Some(spawn_blocking(move || {
             let _permit = permit;
@@ -217,7 +218,7 @@ fn store(
     arrivals: Arrivals,
     outcomes: &[Outcome],
 ) -> Result<(), AskError> {
-    let verified = arrivals.verify(&engine.store)?;
+    let verified = arrivals.verify()?;
     let refused = verified.refused().map(ChunkError::to_string);
     let mut here = verified.len();
     let right = outcomes.iter().take_while(|outcome| match outcome {

@@ -9,6 +9,7 @@ mod disk_full;
 mod holding;
 mod ingest;
 mod model;
+mod moving;
 mod opening;
 mod planning;
 mod reading;
