@@ -137,7 +137,7 @@ fn a_slot_has_limits() {
     assert!(arrivals.slot(chunk(10), false, 1 << 20).is_err());
     arrivals.slot(chunk(10), false, 10).unwrap();
     arrivals.undo();
-    assert!(arrivals.is_empty() && arrivals.len() == 0);
+    assert_eq!((arrivals.is_empty(), arrivals.len()), (true, 0));
 }
 
 #[test]
