@@ -18,6 +18,7 @@ mod idle;
 mod limits;
 mod link;
 mod machine;
+mod mesh;
 mod noop;
 mod push;
 mod report;
@@ -66,6 +67,8 @@ enum Section {
     Idle,
     /// What one build costs beside its builder
     Sandbox,
+    /// Chunks from node to node, beside bare connections
+    Mesh,
 }
 
 /// What every section is told.
@@ -140,6 +143,7 @@ impl Section {
             Section::Store => "store",
             Section::Idle => "idle",
             Section::Sandbox => "sandbox",
+            Section::Mesh => "mesh",
         }
     }
 
@@ -153,6 +157,7 @@ impl Section {
             Section::Store => store::measure(plan, report),
             Section::Idle => idle::measure(plan, report),
             Section::Sandbox => sandbox::measure(plan, report),
+            Section::Mesh => mesh::measure(plan, report),
         }
     }
 }

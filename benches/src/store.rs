@@ -42,6 +42,11 @@ fn has_sha_instructions() -> bool {
 
 /// The rows of the store's own benchmark: what, value, bar.
 fn run(parts: &[&str], variable: Option<(&str, &str)>) -> Result<Vec<[String; 3]>> {
+    run_of("shoal-store", "store", parts, variable.as_slice())
+}
+
+/// The rows of a package's own benchmark.
+pub fn run_of(package: &str, bench: &str, parts: &[&str], variables: &[(&str, &str)]) -> Result<Vec<[String; 3]>> {
     let place = Place::new("st");
     let mut cargo = Cmd::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for name in ["HOME", "CARGO_HOME", "CARGO_TARGET_DIR", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
@@ -49,14 +54,14 @@ fn run(parts: &[&str], variable: Option<(&str, &str)>) -> Result<Vec<[String; 3]
             cargo = cargo.env(name, value);
         }
     }
-    if let Some((name, value)) = variable {
+    for (name, value) in variables {
         cargo = cargo.env(name, value);
     }
-    let cargo = cargo.args(["bench", "-q", "-p", "shoal-store", "--bench", "store", "--"]).args(parts);
+    let cargo = cargo.args(["bench", "-q", "-p", package, "--bench", bench, "--"]).args(parts);
     let finished = cargo.env("SHOAL_BENCH_DIR", place.path()).dir(&place::repository()).patience(PATIENCE).ok();
     let rows: Vec<_> = finished.lines().into_iter().filter_map(row).map(|row| row.map(str::to_string)).collect();
     if rows.is_empty() {
-        bail!("the store's benchmark printed no table: {finished}");
+        bail!("the benchmark of {package} printed no table: {finished}");
     }
     Ok(rows)
 }
