@@ -159,6 +159,7 @@ struct Request {
     fetch: FetchId,
     /// Not answered yet, in order.
     left: VecDeque<ChunkRef>,
+    left_bytes: u64,
     /// How many of `left` somebody still wants from it.
     needed: usize,
 }
@@ -306,7 +307,7 @@ impl Transfer {
         let Some(request) = self.requests.remove(&id) else { return VecDeque::new() };
         if let Some(peer) = self.peers.get_mut(&request.peer) {
             peer.requests.remove(&id);
-            peer.outstanding -= request.left.iter().map(|chunk| u64::from(chunk.len)).sum::<u64>();
+            peer.outstanding -= request.left_bytes;
         }
         request.left
     }
@@ -340,6 +341,7 @@ impl Transfer {
     fn settle_one(&mut self, now: Time, id: RequestId, outcome: Outcome, actions: &mut Vec<Action>) {
         let Some(request) = self.requests.get_mut(&id) else { return };
         let Some(chunk) = request.left.pop_front() else { return };
+        request.left_bytes -= u64::from(chunk.len);
         let from = request.peer;
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.answered(now, chunk.len, outcome);

@@ -82,11 +82,12 @@ impl Transfer {
                 chunk.asked.push(request);
             }
         }
+        let left_bytes = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
         if let Some(peer) = self.peers.get_mut(key) {
-            peer.asked(now, request, chunks.iter().map(|chunk| u64::from(chunk.len)).sum());
+            peer.asked(now, request, left_bytes);
         }
         let left: VecDeque<ChunkRef> = chunks.iter().copied().collect();
-        self.requests.insert(request, Request { peer: *key, fetch, needed: left.len(), left });
+        self.requests.insert(request, Request { peer: *key, fetch, needed: left.len(), left, left_bytes });
         actions.push(Action::Ask { request, fetch, peer: *key, urgency, chunks });
     }
 
@@ -150,15 +151,13 @@ impl Transfer {
     fn is_slower(&self, now: Time, request: u64, key: &NodeKey, times: u64) -> bool {
         let Some(request) = self.requests.get(&request).filter(|request| request.peer != *key) else { return false };
         let (Some(there), Some(here)) = (self.peers.get(&request.peer), self.peers.get(key)) else { return false };
-        let bytes = request.left.iter().map(|chunk| u64::from(chunk.len)).sum();
-        there.busy_ms(now, 0) > times * here.busy_ms(now, bytes) + AGAIN_MS
+        there.busy_ms(now, 0) > times * here.busy_ms(now, request.left_bytes) + AGAIN_MS
     }
 
     /// Up to half of what a request has not brought and this fetch wants: its last, or its first.
     fn part_of(&self, request: u64, fetch: FetchId, key: &NodeKey, bytes_max: u64, from_end: bool) -> Vec<ChunkRef> {
         let Some(request) = self.requests.get(&request) else { return Vec::new() };
-        let bytes: u64 = request.left.iter().map(|chunk| u64::from(chunk.len)).sum();
-        let mut batch = Batch::new(bytes_max.min(bytes / 2));
+        let mut batch = Batch::new(bytes_max.min(request.left_bytes / 2));
         let count = request.left.len();
         for n in 0..count {
             let at = if from_end { count - 1 - n } else { n };

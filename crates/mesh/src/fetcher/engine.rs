@@ -77,7 +77,9 @@ impl Engine {
         let mut state = self.state();
         state.fetches_begun += 1;
         let id = state.fetches_begun;
-        flight.set_fetch(Some(id));
+        if !flight.begins(id) {
+            return told;
+        }
         state.fetches.insert(id, (flight.clone(), tell));
         let actions = state.transfer.begin(self.now(), id, wanted);
         self.carry_out(&mut state, actions, "");
@@ -190,7 +192,7 @@ impl Engine {
 
     fn end(&self, state: &mut State, fetch: FetchId, brought: Brought) {
         if let Some((flight, tell)) = state.fetches.remove(&fetch) {
-            flight.set_fetch(None);
+            flight.ends();
             // It may have been given up.
             let _ = tell.send(brought);
         }

@@ -56,6 +56,8 @@ struct State {
     holders: BTreeSet<NodeKey>,
     urgency: Urgency,
     is_read: bool,
+    /// Nobody waits for it any more.
+    is_given_up: bool,
     dropped: Vec<Dropped>,
 }
 
@@ -66,6 +68,7 @@ impl Flight {
             holders: want.holders.into_iter().collect(),
             urgency: want.urgency,
             is_read: false,
+            is_given_up: false,
             dropped: Vec::new(),
         };
         Flight {
@@ -85,8 +88,22 @@ impl Flight {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn set_fetch(&self, fetch: Option<FetchId>) {
-        self.state().fetch = fetch;
+    /// Its chunks begin to be brought; whether anybody still waits for them.
+    pub fn begins(&self, fetch: FetchId) -> bool {
+        let mut state = self.state();
+        state.fetch = (!state.is_given_up).then_some(fetch);
+        state.fetch.is_some()
+    }
+
+    /// Its chunks are brought no more.
+    pub fn ends(&self) {
+        self.state().fetch = None;
+    }
+
+    fn give_up(&self) -> Option<FetchId> {
+        let mut state = self.state();
+        state.is_given_up = true;
+        state.fetch.take()
     }
 
     pub fn holders(&self) -> Vec<NodeKey> {
@@ -240,7 +257,9 @@ impl Drop for Interest {
             return;
         }
         self.task.abort();
-        if let Some(fetch) = self.flight.state().fetch.take() {
+        // The engine locks flights while it is locked itself, so never the other way round.
+        let fetch = self.flight.give_up();
+        if let Some(fetch) = fetch {
             self.engine.withdraw(fetch);
         }
         if let Some(hold) = self.flight.hold() {

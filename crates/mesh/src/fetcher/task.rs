@@ -14,13 +14,17 @@ use shoal_wire::mesh::manifest::{ChunkRef, ContentRoot};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::timeout;
 
 /// After so long without the manifest the next holder is asked for it too.
 const STAGGER: Duration = Duration::from_millis(300);
 /// How often a busy holder is asked for a manifest, and the first wait between; each is twice the one before.
 const BUSY_ASKS: u32 = 6;
 const BUSY_WAIT: Duration = Duration::from_millis(50);
+/// How often a fetch that waits for its place looks whether it became more urgent.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How often chunks are brought that were found damaged since they were here.
 const ROUNDS_MAX: u32 = 3;
 
@@ -39,11 +43,7 @@ pub async fn fly(fetcher: Arc<Inner>, flight: Arc<Flight>) {
 }
 
 async fn run(fetcher: &Arc<Inner>, flight: &Arc<Flight>) -> Result<Ingested, FetchFailure> {
-    let places = match flight.urgency() {
-        Urgency::Replication => &fetcher.replication_places,
-        Urgency::Build | Urgency::Client => &fetcher.places,
-    };
-    let _place = places.clone().acquire_owned().await.map_err(|_| FetchFailure::Stopped)?;
+    let _place = place(fetcher, flight).await?;
     let received = Arc::new(manifest(fetcher, flight).await?);
     flight.set_manifest(received.clone());
     for _ in 0..ROUNDS_MAX {
@@ -58,6 +58,18 @@ async fn run(fetcher: &Arc<Inner>, flight: &Arc<Flight>) -> Result<Ingested, Fet
         }
     }
     Err(FetchFailure::Unstable)
+}
+
+/// Waits for a place among those that are fetched at a time.
+async fn place(fetcher: &Inner, flight: &Flight) -> Result<OwnedSemaphorePermit, FetchFailure> {
+    let stopped = |_| FetchFailure::Stopped;
+    while flight.urgency() == Urgency::Replication {
+        // Somebody may come to wait for it.
+        if let Ok(place) = timeout(LOOK_AGAIN, fetcher.replication_places.clone().acquire_owned()).await {
+            return place.map_err(stopped);
+        }
+    }
+    fetcher.places.clone().acquire_owned().await.map_err(stopped)
 }
 
 /// Runs where it may wait for the disk.
