@@ -30,7 +30,7 @@ use crate::ring::{Key, NodeId, Ring};
 use claims::Claims;
 use farewell::Farewells;
 use holdings::Holdings;
-use lookup::{Lookup, Recent, Step};
+use lookup::{ASKED_AT_ONCE, Lookup, Recent, Step};
 use members::Members;
 use owned::{Answer, Conflict, Owned};
 use replication::{Orders, REPAIR_DELAY_MS, REPAIRS_MAX, is_acknowledged, targets};
@@ -182,7 +182,8 @@ impl Catalogue {
         self.absent.retain(|node, _| !members.live.contains(node));
         let ring = Ring::weighted(members.storers.iter().copied());
         self.members = members;
-        let settle_ms = if self.ring.is_empty() { 0 } else { RING_SETTLE_MS };
+        // Who was alone, or knew nobody, has nothing to wait for: others have been there before.
+        let settle_ms = if self.ring.len() <= 1 { 0 } else { RING_SETTLE_MS };
         self.next_ring = match (ring == self.ring, self.next_ring.take()) {
             (true, _) => None,
             (false, Some((_, at))) => Some((ring, at)),
@@ -277,17 +278,39 @@ impl Catalogue {
         if let Some(content) = self.holdings.get(&key) {
             let answer = Answer { content: Some(content), holders: vec![self.me], record: Vec::new() };
             self.out.push(Action::Found { id, key, answer });
-        } else if let Some(answer) = self.recent.get(&key, now_ms) {
+        } else {
+            self.ask(id, key);
+        }
+        (id, self.finish())
+    }
+
+    /// The same of what others hold, whether this node holds it or not: to show it, or because the copy here is damaged.
+    pub fn look_up_others(&mut self, key: Key, now_ms: u64) -> (u64, Vec<Action>) {
+        self.now_ms = now_ms;
+        self.ids += 1;
+        self.ask(self.ids, key);
+        (self.ids, self.finish())
+    }
+
+    fn ask(&mut self, id: u64, key: Key) {
+        let now_ms = self.now_ms;
+        if let Some(answer) = self.recent.get(&key, now_ms) {
             self.out.push(Action::Found { id, key, answer: answer.clone() });
         } else if self.lookups.len() >= WAITING_MAX {
             self.out.push(Action::Unreachable { id, key });
         } else {
             let suspected = &self.members.suspected;
-            let lookup = Lookup::new(self.live_owners(&key), |owner| suspected.contains(owner), now_ms);
+            let (mut owners, mut enough) = (self.live_owners(&key), ASKED_AT_ONCE);
+            if let Some((next, _)) = &self.next_ring {
+                // Some nodes tell the owners of before still, and some those of then.
+                let live = next.successors(&key).filter(|node| self.members.live.contains(node)).take(OWNERS);
+                owners.extend(live.filter(|node| !owners.contains(node)).collect::<Vec<_>>());
+                enough = owners.len();
+            }
+            let lookup = Lookup::new(owners, |owner| suspected.contains(owner), enough, now_ms);
             self.lookups.insert(id, (key, lookup));
             self.advance(id);
         }
-        (id, self.finish())
     }
 
     /// What was found does not hold: the holders did not have it. The next lookup asks the owners again.
@@ -498,7 +521,12 @@ impl Catalogue {
     /// Members that keep copies, in the ring's order for the key.
     fn storers(&self, key: &Key) -> Vec<NodeId> {
         let stores = |node: &NodeId| self.members.storers.binary_search_by_key(node, |(storer, _)| *storer).is_ok();
-        self.ring.successors(key).filter(stores).collect()
+        self.newest_ring().successors(key).filter(stores).collect()
+    }
+
+    /// With all changes that have not settled yet.
+    fn newest_ring(&self) -> &Ring {
+        self.next_ring.as_ref().map_or(&self.ring, |(ring, _)| ring)
     }
 
     /// The first live owners. While the ring has not settled, who comes next stands in for one that died.

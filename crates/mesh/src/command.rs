@@ -20,6 +20,7 @@ pub enum Outcome {
 }
 
 pub(crate) enum Command {
+    /// What other nodes have.
     LookUp {
         key: PathKey,
         reply: oneshot::Sender<Outcome>,

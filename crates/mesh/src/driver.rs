@@ -21,6 +21,7 @@ use shoal_grid::membership::{Membership, Now};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::announcement::{HolderMessage, Holding};
 use shoal_wire::mesh::node_record::NodeRecord;
+use shoal_wire::mesh::path_record::PathKey;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -66,6 +67,8 @@ pub(crate) struct Driver {
     orders: mpsc::Sender<Order>,
     roster: watch::Sender<Arc<Roster>>,
     started: Instant,
+    /// Copies that were to be ordered of nodes to which no message could be sent.
+    undelivered: Vec<(NodeKey, PathKey)>,
     /// Addresses that were configured; where there are none the links' own are told.
     announced: Vec<SocketAddr>,
     /// What is known of the members is on disk.
@@ -102,6 +105,7 @@ impl Driver {
             orders,
             roster,
             started,
+            undelivered: Vec::new(),
             announced,
             is_saved: false,
         };
@@ -165,7 +169,12 @@ impl Driver {
     }
 
     fn tick_catalogue(&mut self) -> Next {
-        let actions = self.catalogue.tick(self.now().ms);
+        let now_ms = self.now().ms;
+        for (node, key) in std::mem::take(&mut self.undelivered) {
+            let actions = self.catalogue.receive(node, HolderMessage::Declined(vec![key]), now_ms);
+            self.carry_out_all(actions);
+        }
+        let actions = self.catalogue.tick(now_ms);
         self.carry_out_all(actions);
         Next::Go
     }
@@ -191,7 +200,7 @@ impl Driver {
         let now = self.now();
         let actions = match command {
             Command::LookUp { key, reply } => {
-                let (id, actions) = self.catalogue.look_up(key, now.ms);
+                let (id, actions) = self.catalogue.look_up_others(key, now.ms);
                 self.waiting.for_lookup(id, reply);
                 actions
             }
@@ -256,7 +265,7 @@ impl Driver {
 
     fn meet(&mut self, contacts: Vec<(NodeKey, Vec<SocketAddr>)>) -> Next {
         for (node, addresses) in &contacts {
-            self.links.learn_addresses(*node, addresses);
+            self.links.suggest_addresses(*node, addresses);
         }
         self.membership.meet(contacts.into_iter().map(|(node, _)| node));
         Next::Go

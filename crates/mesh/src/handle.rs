@@ -1,16 +1,18 @@
 //! A node's part in its mesh, for the rest of the program.
 
+use crate::clock::wall_s;
 use crate::command::{Command, Order, Outcome};
 use crate::dial::ServeChunks;
 use crate::driver::{Driver, Parts};
 use crate::identity::Identity;
 use crate::links::{Links, LinksOptions, PeerLink};
 use crate::records::{Records, holding};
-use crate::roster::Roster;
+use crate::roster::{Peer, Roster};
 use anyhow::{Context, Result};
 use shoal_store::{Store, Watcher};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::announcement::{Holding, KEYS_MAX};
+use shoal_wire::mesh::certificate::Roles;
 use shoal_wire::mesh::node_record::NodeRecord;
 use shoal_wire::mesh::path_record::{PathKey, PathRecord, path_key};
 use shoal_wire::mesh::sealed::Sealed;
@@ -67,7 +69,7 @@ struct Shared {
 /// Where a path is.
 #[derive(Clone, Debug)]
 pub struct Whereabouts {
-    /// Live members that have it, this node among them perhaps.
+    /// Live members that have it, this node among them if it does.
     pub holders: Vec<NodeKey>,
     /// What a live member answers for; `None` where the owners had not been told yet: a holder knows.
     pub record: Option<Arc<Sealed<PathRecord>>>,
@@ -180,7 +182,7 @@ impl Mesh {
         self.0.roster.borrow().is_alone()
     }
 
-    /// Looks for paths, all at once.
+    /// Looks for paths at other nodes, all at once.
     pub async fn look_up(&self, keys: &[PathKey]) -> Vec<Located> {
         let mut replies = Vec::with_capacity(keys.len());
         for key in keys {
@@ -266,6 +268,36 @@ impl Mesh {
         Ok(revoked.await.context("this node is stopping")??)
     }
 
+    /// Gets this node another certificate where its own is old. Whether it did; an error where no member that could give
+    /// one did.
+    pub async fn renew_if_old(&self) -> Result<bool> {
+        let identity = &self.0.identity;
+        if !identity.is_old(wall_s()) {
+            return Ok(false);
+        }
+        let roster = self.roster();
+        let name = roster.get(&self.me()).map(|own| own.record.name.clone()).unwrap_or_default();
+        let may = |peer: &&Peer| peer.record.term.roles.contain(Roles::ADMIT);
+        let admitting: Vec<NodeKey> = match identity.admits() {
+            true => vec![self.me()],
+            false => roster.live().filter(may).map(|peer| peer.record.node).collect(),
+        };
+        let mut why = anyhow::anyhow!("no live node of the mesh lets nodes in");
+        for node in admitting {
+            match self.0.links.renew(node, &name).await {
+                Ok(certificate) => {
+                    let change = move |own: &mut NodeRecord| {
+                        (own.term, own.certified) = (certificate.term, certificate.signature);
+                    };
+                    self.update(change).await;
+                    return Ok(true);
+                }
+                Err(error) => why = error.into(),
+            }
+        }
+        Err(why)
+    }
+
     /// What this node holds.
     pub async fn holdings(&self) -> Vec<Holding> {
         let (reply, told) = oneshot::channel();
@@ -348,3 +380,7 @@ impl Watcher for StoreWatcher {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "handle_tests.rs"]
+mod tests;

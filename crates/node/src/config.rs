@@ -53,6 +53,7 @@ pub struct Config {
     /// `KEY@ADDR`.
     pub peer: Vec<String>,
     pub peer_dns: Vec<String>,
+    pub mdns: bool,
     /// Copies of a path, at least 1.
     pub copies: u32,
     /// Bytes a second; `None`: no limit.
@@ -144,6 +145,7 @@ impl Config {
             join: Vec::new(),
             peer: Vec::new(),
             peer_dns: Vec::new(),
+            mdns: false,
             copies: 2,
             mesh_upload_rate: None,
             socket: PathBuf::new(),

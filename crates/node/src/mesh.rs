@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use shoal_mesh::bootstrap::PeerAddress;
@@ -25,6 +26,8 @@ pub mod load;
 pub mod place;
 pub mod seek;
 
+/// How often it is looked whether the certificate is old, which it is at half of its term.
+const RENEWAL_PERIOD: Duration = Duration::from_secs(3_600);
 /// Longest name in a node record; that of the configuration may have one more.
 const NAME_LEN_MAX: usize = shoal_wire::mesh::node_record::NAME_LEN_MAX;
 
@@ -67,6 +70,21 @@ pub async fn open(config: &Config, store: &Store, place: Place) -> Result<Option
     let fetcher = Fetcher::new(store.clone(), Arc::new(mesh.links().clone()));
     let neighbours = Neighbours::new(mesh.clone(), fetcher, Handle::current());
     Ok(Some(Opened { neighbours, mesh, orders }))
+}
+
+/// Keeps this node's certificate good, for as long as it is polled.
+pub async fn stay_certified(mesh: Mesh) {
+    loop {
+        match mesh.renew_if_old().await {
+            Ok(true) => tracing::info!("this node's certificate was renewed"),
+            Ok(false) => {}
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "this node's certificate is old, and no other can be had; it is tried again");
+            }
+        }
+        tokio::time::sleep(RENEWAL_PERIOD).await;
+    }
 }
 
 fn contact(contact: &Contact) -> (NodeKey, Vec<SocketAddr>) {

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::upstream::{Flight, Held};
 
+mod lore;
 pub mod orders;
 
 /// How long somebody waits for what other nodes know of a path.

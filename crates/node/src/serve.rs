@@ -111,6 +111,10 @@ pub fn run(start: Start<'_>) -> Result<End> {
     runtime.spawn(settle::watch(node.store.clone(), node.builds.clone(), doors.sessions()));
     if let Some(mesh) = node.neighbours.mesh() {
         runtime.spawn(load::tell(mesh.clone(), node.builds.clone(), config.data_dir.clone()));
+        runtime.spawn(mesh::stay_certified(mesh.clone()));
+        if config.mdns {
+            runtime.spawn(seek::nearby(mesh.clone()));
+        }
         runtime.spawn(seek::seek(mesh.clone(), config.peer_dns.clone(), ready.http.map(|http| http.port())));
     }
 

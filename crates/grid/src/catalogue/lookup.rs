@@ -37,14 +37,16 @@ pub struct Lookup {
     to_ask: VecDeque<NodeId>,
     silent: BTreeSet<NodeId>,
     misses: usize,
+    /// So many misses are a miss.
+    enough: usize,
     begun_ms: u64,
     asked_ms: u64,
     found: Option<Answer>,
 }
 
 impl Lookup {
-    /// `owners` in the order of the ring.
-    pub fn new(owners: Vec<NodeId>, is_suspected: impl Fn(&NodeId) -> bool, now_ms: u64) -> Self {
+    /// `owners` in the order of the ring. After `enough` misses nobody has it.
+    pub fn new(owners: Vec<NodeId>, is_suspected: impl Fn(&NodeId) -> bool, enough: usize, now_ms: u64) -> Self {
         let (suspected, mut sound): (Vec<NodeId>, Vec<NodeId>) =
             owners.into_iter().partition(|owner| is_suspected(owner));
         sound.extend(suspected);
@@ -52,6 +54,7 @@ impl Lookup {
             to_ask: sound.into(),
             silent: BTreeSet::new(),
             misses: 0,
+            enough: enough.max(1),
             begun_ms: now_ms,
             asked_ms: now_ms,
             found: None,
@@ -73,7 +76,7 @@ impl Lookup {
         }
         let is_over =
             now_ms.saturating_sub(self.begun_ms) >= LOOKUP_MS || self.silent.is_empty() && self.to_ask.is_empty();
-        if self.misses >= ASKED_AT_ONCE || is_over && self.misses > 0 {
+        if self.misses >= self.enough || is_over && self.misses > 0 {
             return Step::Missing;
         }
         if is_over {
@@ -81,7 +84,7 @@ impl Lookup {
         }
         let is_late = now_ms.saturating_sub(self.asked_ms) >= HEDGE_MS;
         let wanted = match self.silent.len() + self.misses {
-            asked if asked < ASKED_AT_ONCE => ASKED_AT_ONCE - asked,
+            asked if asked < self.enough => self.enough - asked,
             _ => usize::from(is_late),
         };
         let next: Vec<NodeId> = self.to_ask.drain(..wanted.min(self.to_ask.len())).collect();

@@ -103,8 +103,11 @@ impl Driver {
             }
             match action {
                 catalogue::Action::Send { to, message } => {
-                    // What does not go out is told again.
-                    self.links.send_message(to, &message);
+                    let is_sent = self.links.send_message(to, &message);
+                    // Everything else is told again.
+                    if let (false, HolderMessage::Copy(wanted)) = (is_sent, message) {
+                        self.undelivered.extend(wanted.iter().map(|wanted| (to, wanted.holding.key)));
+                    }
                 }
                 catalogue::Action::Fetch { holding, from } => {
                     if self.orders.try_send(Order { holding, from }).is_err() {

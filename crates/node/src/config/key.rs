@@ -116,6 +116,12 @@ pub const KEYS: &[Key] = &[
         "Name whose addresses are nodes of the mesh, with the port of their binary cache if it is not this one's",
     ),
     key(
+        "mdns",
+        "false",
+        Set::Switch(|c, v| c.mdns = v),
+        "Look for nodes of the mesh on the local network, and be found there",
+    ),
+    key(
         "copies",
         "2",
         Set::One("N", |c, v| positive(v).map(|n| c.copies = n)),

@@ -219,14 +219,32 @@ impl NodeState {
                     let mut item = self.path_item(&info);
                     let names = pins.iter().filter(|pin| pin.paths.binary_search(&path).is_ok()).map(|pin| &pin.name);
                     item["pins"] = json!(names.collect::<Vec<_>>());
+                    if !named.is_empty() {
+                        let own = std::iter::once(self.ready.name.clone());
+                        item["nodes"] = json!(own.chain(self.holders(&path)).collect::<Vec<_>>());
+                    }
                     on_item(item)?;
                 }
                 // Deleted since the list was made.
                 None if named.is_empty() => {}
-                None => bail!("{} is not valid here", self.dir.print(&path)),
+                None => match self.upstreams.in_mesh([&path]).pop() {
+                    Some(offer) => {
+                        let mut item = self.path_item(&offer.info);
+                        item["nodes"] = json!(self.holders(&path));
+                        on_item(item)?;
+                    }
+                    None => bail!("{} is not valid here, nor at another node", self.dir.print(&path)),
+                },
             }
         }
         Ok(())
+    }
+
+    /// Names of other nodes that have a path.
+    fn holders(&self, path: &StorePath) -> Vec<String> {
+        let neighbours = self.upstreams.neighbours();
+        let found = neighbours.find(&[path.hash_part()]).pop().flatten();
+        found.iter().flat_map(|held| &held.holders).map(|node| neighbours.name(node)).collect()
     }
 
     /// In the words of `nix path-info --json`.
@@ -270,6 +288,7 @@ impl NodeState {
             derivations = self.store.path_info(&path)?.and_then(|info| info.deriver).into_iter().collect();
             derivations.extend(self.store.valid_derivers(&path)?);
         }
+        let asked = derivations.clone();
         for derivation in derivations {
             let Some(mut log) = self.store.log(&derivation)? else { continue };
             loop {
@@ -281,7 +300,12 @@ impl NodeState {
                 on_item(base64::encode(&piece).into())?;
             }
         }
-        bail!("no log of {} is kept here", self.dir.print(&path))
+        for derivation in &asked {
+            if let Some(log) = self.upstreams.neighbours().log(derivation) {
+                return log.chunks(LOG_PIECE_BYTES).try_for_each(|piece| on_item(base64::encode(piece).into()));
+            }
+        }
+        bail!("no log of {} is kept here or at another node", self.dir.print(&path))
     }
 
     fn usage(&self, named: &[String], closure: bool) -> Result<Value> {

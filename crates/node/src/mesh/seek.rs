@@ -6,9 +6,12 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use shoal_mesh::bootstrap::{Nearby, Sighting};
 use shoal_mesh::handle::Mesh;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::nix::base64::{decode_hex_into, encode_hex};
+
+use tokio::sync::mpsc;
 
 use crate::upstream::{Authorities, Patience, agent};
 
@@ -18,6 +21,8 @@ const PERIOD_ALONE: Duration = Duration::from_secs(2);
 const PERIOD: Duration = Duration::from_secs(60);
 /// Addresses of one name that are asked in a round; one that answers is enough.
 const ADDRESSES_MAX: usize = 16;
+/// Nodes of the local network that were seen and not met yet.
+const SIGHTINGS_MAX: usize = 64;
 /// Longest answer.
 const ANSWER_BYTES_MAX: u64 = 4096;
 /// Where a node's binary cache is unless the name says otherwise.
@@ -58,6 +63,20 @@ pub async fn seek(mesh: Mesh, names: Vec<String>, own_http_port: Option<u16>) {
         mesh.meet(found).await;
         tokio::time::sleep(if mesh.is_alone() { PERIOD_ALONE } else { PERIOD }).await;
     }
+}
+
+/// Tells the local network of this node, and meets those of its mesh that are there, for as long as it is polled.
+pub async fn nearby(mesh: Mesh) {
+    let (found, mut sightings) = mpsc::channel(SIGHTINGS_MAX);
+    let addresses = mesh.links().addresses();
+    let nearby = match Nearby::start(mesh.identity().mesh(), mesh.me(), &addresses, found) {
+        Ok(nearby) => nearby,
+        Err(error) => return tracing::warn!(%error, "cannot look for nodes on the local network"),
+    };
+    while let Some(Sighting { node, addresses }) = sightings.recv().await {
+        mesh.meet(vec![(node, addresses)]).await;
+    }
+    drop(nearby);
 }
 
 /// Members of the mesh `mesh_id` that answer behind `name`.

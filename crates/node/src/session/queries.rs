@@ -51,7 +51,10 @@ impl Client {
     /// Where an output came out. Both keys are answered, whichever of them it was stored under.
     pub(super) fn realisation(&self, query: &QueryRealisation) -> Result<RealisationReply, Fault> {
         Ok(match query {
-            QueryRealisation::ByHash(id) => RealisationReply::ByHash(self.store().realisation(id)?),
+            QueryRealisation::ByHash(id) => {
+                let here = self.store().realisation(id)?;
+                RealisationReply::ByHash(here.or_else(|| self.upstreams().neighbours().realisation(id)))
+            }
             QueryRealisation::ByPath(key) => RealisationReply::ByPath(self.build_trace(key)?),
         })
     }
@@ -61,7 +64,7 @@ impl Client {
             return Ok(Some(trace.value));
         }
         if !self.store().is_valid(&key.drv_path)? {
-            return Ok(None);
+            return Ok(self.upstreams().neighbours().build_trace(key).map(|trace| trace.value));
         }
         let known = self.output_map(&key.drv_path)?.remove(&key.output).flatten();
         let valid = known.map(|path| Ok::<_, Fault>(self.store().is_valid(&path)?.then_some(path))).transpose()?;

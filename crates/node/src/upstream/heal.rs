@@ -1,17 +1,20 @@
-//! Brings back what this node found damaged in its own store, from whichever upstream has it.
+//! Brings back what this node found damaged in its own store, from another node or whichever upstream has it.
 //!
 //! The record of a path says which bytes it had. An upstream whose NAR has that hash is believed, whoever signed it, and
 //! only chunks that are damaged are stored again.
 
 use std::io::Write;
 
+use shoal_mesh::fetcher::Urgency;
 use shoal_store::{Ingested, Store};
 use shoal_wire::nix::narinfo::NarInfo;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 
+use super::asks::Query;
 use super::engine::Engine;
-use super::offer::CacheFile;
+use super::flight::Flight;
+use super::offer::{CacheFile, Source};
 use super::source::{self, Trouble};
 use super::web::Refusal;
 use super::{Upstreams, decode};
@@ -34,7 +37,10 @@ impl Upstreams {
     /// Stores a recorded path again. Error: why no upstream could help, for people.
     fn heal(&self, info: &PathInfo) -> Result<(), String> {
         let Some(engine) = &self.0 else { return Err("this node has no upstream caches".into()) };
-        let mut why = "no upstream has it".to_string();
+        let mut why = match heal_from_mesh(engine, info) {
+            Ok(()) => return Ok(()),
+            Err(why) => why,
+        };
         for (upstream, narinfo) in engine.asks.narinfos(info.path.hash_part()) {
             let base = &engine.asks.caches[upstream].location.base;
             let NarInfo { info: theirs, url, compression, file_hash, file_size } = narinfo;
@@ -56,6 +62,19 @@ impl Upstreams {
     }
 }
 
+/// Other nodes have the path whole, or one chunk of it as well as another.
+fn heal_from_mesh(engine: &Engine, info: &PathInfo) -> Result<(), String> {
+    let offer = engine.asks.find_in_mesh(&[Query::Path(&info.path)]).pop().flatten();
+    let Some(offer) = offer else { return Err("no other node and no upstream has it".into()) };
+    if offer.info.nar_hash != info.nar_hash || offer.info.nar_size != info.nar_size {
+        return Err("other nodes have other contents for it".into());
+    }
+    let Source::Mesh(held) = &offer.source else { return Err("no other node has it".into()) };
+    let flight = Flight::new(offer.clone(), engine.store.temp_roots(), Urgency::Replication, None);
+    let ingested = engine.asks.neighbours.fetch(held, &flight)?;
+    keep(engine, info, ingested)
+}
+
 fn bring(engine: &Engine, info: &PathInfo, file: &CacheFile) -> Result<(), String> {
     let ingested = match download(engine, info, file) {
         Ok(ingested) => ingested,
@@ -69,6 +88,10 @@ fn bring(engine: &Engine, info: &PathInfo, file: &CacheFile) -> Result<(), Strin
     if ingested.nar_hash != info.nar_hash {
         return Err("its NAR has not the hash that its narinfo says".into());
     }
+    keep(engine, info, ingested)
+}
+
+fn keep(engine: &Engine, info: &PathInfo, ingested: Ingested) -> Result<(), String> {
     engine.store.commit(vec![(info.clone(), ingested)]).map_err(|error| error.to_string())?;
     match engine.store.is_valid(&info.path) {
         Ok(true) => Ok(()),

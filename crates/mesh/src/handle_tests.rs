@@ -1,0 +1,166 @@
+//! Whole nodes on loopback: a store, links, and what decides between them.
+
+use super::*;
+use crate::chunk_lab::{add, nar, noise};
+use crate::chunk_server::{ChunkServer, ServerLimits};
+use crate::clock::wall_s;
+use crate::fetcher::{Fetcher, Urgency, Want};
+use crate::fixture::{MESH, key, loopback, until, within};
+use shoal_store::{GcAction, GcRequest};
+use shoal_wire::mesh::path_record::PathRecord;
+use tempfile::TempDir;
+
+struct Member {
+    _dir: TempDir,
+    store: Store,
+    mesh: Mesh,
+    orders: mpsc::Receiver<Order>,
+    fetcher: Fetcher,
+}
+
+impl Member {
+    async fn start(seed: u8, knows: &[&Member]) -> Member {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::with_secret(&dir.path().join("mesh"), key(seed), key(MESH), wall_s()).unwrap();
+        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let server = ChunkServer::new(store.clone(), Arc::new(key(seed)), ServerLimits { upload_bytes_per_s: None });
+        let contacts = knows.iter().map(|other| (other.mesh.me(), vec![other.mesh.local_addr()])).collect();
+        let options = Options {
+            identity: Arc::new(identity),
+            store: store.clone(),
+            bind: loopback(),
+            chunks: Arc::new(server),
+            contacts,
+            announced: Vec::new(),
+            copies: 2,
+            describe: Box::new(move |own| own.name = format!("node-{seed}")),
+        };
+        let (mesh, orders) = Mesh::open(options).await.unwrap();
+        let fetcher = Fetcher::new(store.clone(), Arc::new(mesh.links().clone()));
+        Member { _dir: dir, store, mesh, orders, fetcher }
+    }
+
+    /// As an upload would leave it.
+    async fn stores(&self, name: &str) -> PathInfo {
+        let (store, name) = (self.store.clone(), name.to_owned());
+        let stored = tokio::task::spawn_blocking(move || {
+            let path = add(&store, &name, &nar([("a", noise(7, 100_000))]));
+            store.path_info(&path).unwrap().unwrap()
+        });
+        stored.await.unwrap()
+    }
+
+    async fn finds(&self, info: &PathInfo) -> Located {
+        within(self.mesh.look_up(&[path_key(info.path.hash_part()).unwrap()])).await.pop().unwrap()
+    }
+
+    /// Does what the next order wants, as a node does.
+    async fn carry_out_one(&mut self) {
+        let order = within(self.orders.recv()).await.unwrap();
+        let from = order.from[0];
+        let record = within(self.fetcher.records(&[order.holding.key], from)).await.unwrap().pop().flatten().unwrap();
+        let record = PathRecord::clone(&record);
+        let info = record.info();
+        let want = Want { record, holders: vec![from], urgency: Urgency::Replication, checks_nar: true };
+        let fetched = within(self.fetcher.fetch(want)).await.unwrap();
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.commit(vec![(info, fetched.ingested)]).unwrap()).await.unwrap();
+        self.mesh.fetched(order.holding).await;
+    }
+}
+
+async fn pair() -> (Member, Member) {
+    let a = Member::start(1, &[]).await;
+    let b = Member::start(2, &[&a]).await;
+    until("they see each other", || a.mesh.roster().storers() == 2 && b.mesh.roster().storers() == 2).await;
+    (a, b)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_is_acknowledged_when_another_node_has_it_too() {
+    let (a, mut b) = pair().await;
+    let info = a.stores("one").await;
+    let kept = tokio::spawn({
+        let (mesh, holding) = (a.mesh.clone(), holding(&info).unwrap());
+        async move { mesh.keep(vec![holding]).await }
+    });
+    b.carry_out_one().await;
+    assert_eq!(within(kept).await.unwrap(), Ok(()));
+    assert!(b.store.is_valid(&info.path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_node_has_another_finds_with_its_record() {
+    let (a, b) = pair().await;
+    let info = a.stores("one").await;
+    let mut found = Located::Missing;
+    until("the owners have heard of it", || {
+        found = now(b.finds(&info));
+        matches!(found, Located::Held(_))
+    })
+    .await;
+    let Located::Held(whereabouts) = found else { panic!("{found:?}") };
+    assert_eq!(whereabouts.holders, [a.mesh.me()]);
+    let missing = PathInfo::new(crate::chunk_lab::path("nowhere"), [1; 32], 1);
+    assert!(matches!(b.finds(&missing).await, Located::Missing));
+}
+
+/// For polls, which are no futures.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(future))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_copy_is_not_collected_and_another_one_may_be() {
+    let (a, mut b) = pair().await;
+    let info = a.stores("one").await;
+    let collect = |store: &Store| {
+        let store = store.clone();
+        async move {
+            let collected = tokio::task::spawn_blocking(move || store.collect(&GcRequest::new(GcAction::DeleteDead)));
+            collected.await.unwrap().unwrap().paths.len()
+        }
+    };
+    assert_eq!(within(collect(&a.store)).await, 0, "nobody else has it");
+    let mesh = a.mesh.clone();
+    let kept = tokio::spawn({
+        let holding = holding(&info).unwrap();
+        async move { mesh.keep(vec![holding]).await }
+    });
+    b.carry_out_one().await;
+    within(kept).await.unwrap().unwrap();
+    let mut deleted = 0;
+    until("the owners know of both", || {
+        deleted = now(collect(&a.store));
+        deleted == 1
+    })
+    .await;
+    assert_eq!(within(collect(&b.store)).await, 0, "it is the last one now");
+    assert!(b.store.is_valid(&info.path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_that_want_a_path_from_outside_one_brings_it() {
+    let (a, b) = pair().await;
+    let key = [9; 32];
+    let first = within(a.mesh.claim(key)).await;
+    assert_eq!(first, a.mesh.me());
+    assert_eq!(within(b.mesh.claim(key)).await, first);
+    a.mesh.unclaim(key).await;
+    let mut by = first;
+    until("it is free again", || {
+        by = now(b.mesh.claim(key));
+        by == b.mesh.me()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_is_known_to_have_left_and_who_comes_again_is_back() {
+    let (a, b) = pair().await;
+    let gone = b.mesh.me();
+    within(b.mesh.leave()).await;
+    until("it is heard", || !a.mesh.roster().is_live(&gone)).await;
+    let again = Member::start(2, &[&a]).await;
+    until("it is back", || a.mesh.roster().is_live(&gone) && again.mesh.roster().live().count() == 2).await;
+}
