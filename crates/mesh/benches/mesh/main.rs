@@ -5,6 +5,7 @@
 //! `SHOAL_BENCH_REPEATS` how often contenders take turns. Both ends run in this process and share its cores.
 
 mod lab;
+mod members;
 mod parts;
 mod raw;
 mod sample;
@@ -13,12 +14,14 @@ use parts::Report;
 
 type Part = fn(&mut Report);
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 7] = [
     ("one", parts::one_peer),
     ("four", parts::four_peers),
     ("stall", parts::one_stalls),
     ("change", parts::small_change),
     ("cut", parts::cut_and_resumed),
+    ("lookup", members::lookups),
+    ("members", members::many),
 ];
 
 fn main() {

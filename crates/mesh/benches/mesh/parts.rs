@@ -21,7 +21,7 @@ const CHANGED_MIB: usize = 192;
 pub struct Report(Vec<[String; 3]>);
 
 impl Report {
-    fn add(&mut self, name: &str, value: String, bar: &str) {
+    pub fn add(&mut self, name: &str, value: String, bar: &str) {
         println!("{name:<60} {value:>22}  {bar}");
         self.0.push([name.to_owned(), value, bar.to_owned()]);
     }
@@ -32,7 +32,7 @@ impl Report {
     }
 }
 
-fn runtime() -> Runtime {
+pub fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
 }
 
@@ -46,7 +46,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// CPU seconds of all threads of this process.
-fn process_cpu() -> f64 {
+pub fn process_cpu() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
