@@ -36,6 +36,8 @@ mod commands;
 mod copies;
 #[path = "e2e/crashes.rs"]
 mod crashes;
+#[path = "e2e/demo.rs"]
+mod demo;
 #[path = "e2e/examples.rs"]
 mod examples;
 #[path = "e2e/keeping.rs"]

@@ -110,28 +110,3 @@ fn doctor_looks_at_the_machine() {
         assert!(check["verdict"] == "ok" || check["fix"] != "", "no fix: {check}");
     }
 }
-
-#[test]
-fn a_demo_says_how_to_use_it_and_leaves_nothing() {
-    let machine = Machine::new(&Nix::newest());
-    let demo = shoal("demo").env("TMPDIR", machine.path("")).env("HOME", machine.home()).start();
-    let dir = machine.path(&format!("shoal-demo-{}", demo.pid().as_raw_nonzero()));
-    let env = dir.join("env");
-    shoal_tests::command::wait_for("a demo", std::time::Duration::from_secs(30), || env.exists().then_some(()));
-    let script = ". \"$1\"; \"$2\" check-config > /dev/null; shift 2; unset NIX_CLIENT_ROOT; export NIX_REMOTE=$DEMO_STORE; exec \"$@\"";
-    let nix = machine.nix.program("nix-build");
-    let built = Cmd::new("sh")
-        .args(["-euc", script, "sh"])
-        .arg(&env)
-        .arg(program())
-        .arg(nix)
-        .arg("--no-out-link")
-        .args(shapes::args(&machine, "", &["hello"]))
-        .env("HOME", machine.home())
-        .ok();
-    assert!(built.text().ends_with("-hello"), "{built}");
-    demo.signal(rustix::process::Signal::INT);
-    let said = demo.finish(std::time::Duration::from_secs(30)).expect_code(0);
-    assert!(said.stdout.contains("nix-build --store"), "{said}");
-    assert!(!dir.exists(), "the demo left its directory");
-}

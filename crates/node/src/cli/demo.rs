@@ -1,116 +1,133 @@
-//! `shoal demo`: a node in a temporary directory, with everything a client needs to try it.
+//! `shoal demo`: a mesh of nodes in a temporary directory, with everything a client needs to try it.
+//!
+//! Invariants:
+//! - each node is a process of its own, as on machines of their own;
+//! - all of them are below a [`keeper`], which ends them, their builds and the directory when its stdin does: whatever
+//!   ends the demo closes that;
+//! - should the keeper be the one that dies, the demo does the same in its place.
 
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
+use rustix::process::{getpid, set_child_subreaper};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Global, Outcome, output};
-use crate::clients;
-use crate::config::{Config, ConfigFlags};
-use crate::door::authorized_keys::Role;
-use crate::door::host_key;
-use crate::serve::ready::Ready;
-use crate::serve::{self, Start};
+use super::{Exit, Failure, Global, Outcome};
+use crate::config::ConfigFlags;
+use member::Plan;
+
+mod descendants;
+mod guide;
+mod keeper;
+mod member;
+
+/// As many as have a name.
+const NODES_MAX: u8 = 9;
 
 #[derive(Args)]
 pub struct Demo {
     /// Use this new directory and leave it there, instead of a temporary one
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// How many nodes, 1 to 9
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(NODES_MAX)))]
+    nodes: u8,
+    /// The directory of the demo that this process keeps
+    #[arg(long, hide = true, value_name = "DIR")]
+    keeper: Option<PathBuf>,
     #[command(flatten)]
     flags: ConfigFlags,
 }
 
-/// Removed with all that is in it when the demo ends.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Err(error) = shoal_sandbox::remove_tree(&self.0) {
-            tracing::warn!(%error, "cannot remove {}", self.0.display());
-        }
-    }
-}
-
 impl Demo {
     pub fn run(&self, global: &Global) -> Outcome {
+        match &self.keeper {
+            Some(dir) => keeper::keep(dir, self.dir.is_some(), &self.plans(global, dir)?),
+            None => self.watch(global),
+        }
+    }
+
+    fn plans(&self, global: &Global, dir: &Path) -> Result<Vec<Plan>> {
+        (1..=self.nodes).map(|number| Plan::new(global, &self.flags, dir, number, self.nodes)).collect()
+    }
+
+    /// Starts the keeper and waits until it has ended, or has it end when this process is to.
+    fn watch(&self, global: &Global) -> Outcome {
         let dir = match &self.dir {
             Some(dir) => std::path::absolute(dir)?,
             None => std::env::temp_dir().join(format!("shoal-demo-{}", std::process::id())),
         };
+        // What is wrong with the flags is said before anything is made.
+        self.plans(global, &dir)?;
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let _temporary = self.dir.is_none().then(|| Temporary(dir.clone()));
-        let data = dir.join("node");
-        let defaults = ConfigFlags::default()
-            .with("name", "demo")
-            .with("ssh", "127.0.0.1:0")
-            .with("http", "127.0.0.1:0")
-            .with("mesh", "127.0.0.1:0")
-            .with("data-dir", data.to_string_lossy())
-            .with("log-level", "warn");
-        let flags = self.flags.given.iter().fold(defaults, |flags, (key, values)| {
-            values.iter().fold(flags, |flags, value| flags.with(key.flag, value))
-        });
-        let config = global.load_here(flags.clone())?.config;
-        let key = dir.join("client-key");
-        let public = host_key::create(&key).context("cannot make an ssh key")?;
-        fs::create_dir(&data)?;
-        clients::add(&config.authorized_keys, public.public_key(), Role::Admin, None)?;
-        serve::run(Start {
-            verbose: global.verbose,
-            coloured: output::coloured(io::stderr().is_terminal()),
-            reload: Box::new(move || Ok(global.load_here(flags.clone())?.config)),
-            on_ready: Box::new({
-                let config = config.clone();
-                let dir = dir.clone();
-                let kept = self.dir.is_some();
-                move |ready, _| announce(&dir, kept, &config, ready)
-            }),
-            config,
-        })
-        .map(drop)
+        set_child_subreaper(Some(getpid())).context("cannot be told of what nodes leave behind")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = runtime.block_on(async { signals() })?;
+        let mut keeper = Command::new(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1))
+            .arg("--keeper")
+            .arg(&dir)
+            .stdin(Stdio::piped())
+            // A terminal's Ctrl-C is for this process.
+            .process_group(0)
+            .spawn()
+            .context("cannot start the demo's second process")?;
+        let tie = keeper.stdin.take();
+        thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(let_go(signals, tie)))?;
+        let status = keeper.wait()?;
+        descendants::end();
+        if self.dir.is_none() {
+            remove(&dir);
+        }
+        match status.success() {
+            true => Ok(()),
+            false => Err(Failure::new(Exit::Failed, format!("the demo did not end well ({status})")).into()),
+        }
     }
 }
 
-/// Writes the client's settings where a shell can source them, and says how to use them.
-fn announce(dir: &Path, kept: bool, config: &Config, ready: &Ready) -> Result<()> {
-    let ssh = ready.ssh.context("a demo needs its ssh door")?;
-    let host_key = fs::read_to_string(config.data_dir.join(host_key::FILE_NAME).with_extension("pub"))?;
-    let known_hosts = dir.join("known_hosts");
-    fs::write(&known_hosts, format!("[{}]:{} {host_key}", ssh.ip(), ssh.port()))?;
-    let signing_key =
-        crate::keys::signing_keys(config)?.first().map(|key| key.public().to_string()).unwrap_or_default();
-    let env = dir.join("env");
-    let text = format!(
-        "export NIX_SSHOPTS='-p {} -i {} -F none -o IdentitiesOnly=yes -o UserKnownHostsFile={}'\n\
-         export DEMO_STORE=ssh-ng://nix@{}\n\
-         export DEMO_SOCKET=unix://{}\n\
-         export DEMO_KEY={signing_key}\n",
-        ssh.port(),
-        dir.join("client-key").display(),
-        known_hosts.display(),
-        ssh.ip(),
-        ready.socket.display(),
-    );
-    fs::write(&env, text)?;
-    let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "A node runs in {dir}. In another terminal:\n\n  \
-         . {env}\n  \
-         nix-build --store $DEMO_STORE <expression>            # build on it over ssh\n  \
-         nix copy --to $DEMO_STORE <path>                      # upload\n  \
-         nix copy --from $DEMO_STORE --option extra-trusted-public-keys $DEMO_KEY <path>\n  \
-         nix build --eval-store auto --store $DEMO_SOCKET <installable>   # through its socket\n  \
-         shoal status --data-dir {data}\n\n\
-         Ctrl-C ends it{and}.",
-        dir = dir.display(),
-        env = env.display(),
-        data = config.data_dir.display(),
-        and = if kept { "" } else { " and removes the directory" },
-    )?;
-    Ok(out.flush()?)
+fn signals() -> Result<[Signal; 3]> {
+    let listen = |kind| signal(kind).context("cannot listen to signals");
+    Ok([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?])
+}
+
+/// Has the keeper end at the first signal.
+async fn let_go(signals: [Signal; 3], tie: Option<ChildStdin>) {
+    let [mut interrupt, mut terminate, mut hangup] = signals;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    drop(tie);
+}
+
+/// Removes the demo's directory with all that is in it.
+fn remove(dir: &Path) {
+    if let Err(error) = shoal_sandbox::remove_tree(dir) {
+        tracing::warn!(%error, "cannot remove {}", dir.display());
+    }
+}
+
+/// `127.0.0.1:0` and the like, which leave the port to the kernel, are good for every node.
+fn is_for_all(flag: &str, value: &str) -> bool {
+    match flag {
+        "ssh" | "http" | "mesh" => value == "none" || value.ends_with(":0"),
+        "name" | "socket" | "authorized-keys" | "mesh-address" => false,
+        _ => true,
+    }
+}
+
+/// A demo is a mesh of its own.
+fn check_apart(config: &crate::config::Config, nodes: u8) -> Result<()> {
+    let joins = !config.join.is_empty() || config.mesh_secret_file.is_some() || !config.peer_dns.is_empty();
+    let bad = |message: &str| Failure::new(Exit::Config, message);
+    ensure!(!joins, bad("a demo makes a mesh of its own: it takes no join, mesh-secret-file and peer-dns"));
+    ensure!(nodes == 1 || config.mesh.is_some(), bad("several nodes need their mesh; or give --nodes 1"));
+    Ok(())
 }
