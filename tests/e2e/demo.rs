@@ -42,9 +42,8 @@ impl Demo {
     /// Processes of the demo and of its clients: a directory of theirs is in the command line or the environment.
     fn processes(&self) -> Vec<String> {
         let dir = self.dir.parent().unwrap().as_os_str().as_encoded_bytes();
-        let names = |file: &Path| {
-            std::fs::read(file).unwrap_or_default().windows(dir.len()).any(|window| window == dir)
-        };
+        let names =
+            |file: &Path| std::fs::read(file).unwrap_or_default().windows(dir.len()).any(|window| window == dir);
         let entries = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
         let found = entries.filter(|process| names(&process.join("cmdline")) || names(&process.join("environ")));
         found.map(|process| process.display().to_string()).collect()

@@ -102,7 +102,7 @@ pub enum Command {
     Key(key::Key),
     /// Check the machine and say how to fix what is wrong
     Doctor(doctor::Doctor),
-    /// Run a node in a temporary directory, to try things on
+    /// Run some nodes in a temporary directory, to try things on
     Demo(demo::Demo),
     /// Check the configuration and show every setting with its origin
     CheckConfig(check_config::CheckConfig),

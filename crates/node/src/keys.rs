@@ -36,17 +36,29 @@ pub fn node_id(data_dir: &Path) -> Result<String> {
 /// The keys that sign what is built here: those of the configuration, else those of the mesh, else the node's own, which
 /// is made if absent.
 pub fn signing_keys(config: &Config) -> Result<Vec<SecretKey>> {
+    match given_signing_keys(config)? {
+        Some(keys) => Ok(keys),
+        None => Ok(vec![own_signing_key(config)?]),
+    }
+}
+
+/// The same where nothing is to be made.
+pub fn existing_signing_keys(config: &Config) -> Result<Vec<SecretKey>> {
+    match given_signing_keys(config)? {
+        Some(keys) => Ok(keys),
+        None => Ok(vec![read(&directory(&config.data_dir).join(SIGNING_KEY))?]),
+    }
+}
+
+fn given_signing_keys(config: &Config) -> Result<Option<Vec<SecretKey>>> {
     if !config.secret_key_file.is_empty() {
-        return config.secret_key_file.iter().map(|path| read(path)).collect();
+        return config.secret_key_file.iter().map(|path| read(path)).collect::<Result<_>>().map(Some);
     }
     if let Some(secret) = &config.mesh_secret_file {
-        return Ok(vec![of_mesh_secret(&read(secret)?)?]);
+        return Ok(Some(vec![of_mesh_secret(&read(secret)?)?]));
     }
     let of_mesh = crate::mesh::directory(&config.data_dir).join(MESH_SIGNING_KEYS);
-    if of_mesh.exists() {
-        return read_all(&of_mesh);
-    }
-    Ok(vec![own_signing_key(config)?])
+    if of_mesh.exists() { read_all(&of_mesh).map(Some) } else { Ok(None) }
 }
 
 /// What this node signs with while it is in no mesh, and what it signed with before it was in one.
@@ -58,16 +70,6 @@ pub fn own_signing_key(config: &Config) -> Result<SecretKey> {
 fn of_mesh_secret(secret: &SecretKey) -> Result<SecretKey> {
     let seed = blake3::derive_key("shoal 2026 signing key of a mesh secret", secret.seed());
     Ok(SecretKey::from_seed(&format!("{}-signing", secret.name()), seed)?)
-}
-
-/// The files [`signing_keys`] reads.
-pub fn signing_key_files(config: &Config) -> Vec<PathBuf> {
-    let of_mesh = crate::mesh::directory(&config.data_dir).join(MESH_SIGNING_KEYS);
-    match config.secret_key_file.is_empty() {
-        true if of_mesh.exists() => vec![of_mesh],
-        true => vec![directory(&config.data_dir).join(SIGNING_KEY)],
-        false => config.secret_key_file.clone(),
-    }
 }
 
 /// Secret keys in Nix's form, one a line.
@@ -119,6 +121,30 @@ mod tests {
         assert_eq!(first.name(), "here-1");
         assert_eq!(signing_keys(&config).unwrap()[0].public(), first);
         assert_eq!(node_id(dir.path()).unwrap(), node_id(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn nodes_with_one_mesh_secret_show_one_signing_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        make(&secret, "shoal-mesh").unwrap();
+        let shown = |name: &str| {
+            let mut config = Config::detected();
+            config.data_dir = dir.path().join(name);
+            config.mesh_secret_file = Some(secret.clone());
+            existing_signing_keys(&config).unwrap().iter().map(|key| key.public().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(shown("one"), shown("two"));
+        assert!(shown("one")[0].starts_with("shoal-mesh-signing:"), "{:?}", shown("one"));
+    }
+
+    #[test]
+    fn to_show_keys_makes_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::detected();
+        config.data_dir = dir.path().join("data");
+        assert!(existing_signing_keys(&config).is_err());
+        assert!(!config.data_dir.exists());
     }
 
     #[test]

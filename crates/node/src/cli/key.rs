@@ -32,9 +32,8 @@ impl Key {
             Key::Generate(args) => println!("{}", keys::make(&args.output, &args.name)?.public()),
             Key::Show(read) => {
                 let config = global.load(ConfigFlags::default())?.config;
-                let files = keys::signing_key_files(&config);
-                let public = files.iter().map(|file| Ok(keys::read(file)?.public().to_string()));
-                let public: Vec<String> = public.collect::<anyhow::Result<_>>()?;
+                let keys = keys::existing_signing_keys(&config)?;
+                let public: Vec<String> = keys.iter().map(|key| key.public().to_string()).collect();
                 match read.json {
                     true => output::json(&json!({ "public_keys": public }))?,
                     false => println!("{}", public.join("\n")),

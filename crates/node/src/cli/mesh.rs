@@ -50,7 +50,7 @@ pub struct Invite {
     /// How long the ticket is good
     #[arg(long, value_name = "TIME", default_value = "1d", value_parser = parse_duration)]
     ttl: Duration,
-    /// How long a node that came by it is a member, unless that is renewed
+    /// How long a node that came by it is a member, unless that is renewed [default: a year]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     membership: Option<Duration>,
 }

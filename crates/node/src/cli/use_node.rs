@@ -85,10 +85,7 @@ pub fn setup(config: &Config, ready: &Ready, host: Option<&str>) -> Result<Setup
     let public_key_file = config.data_dir.join(host_key::FILE_NAME).with_extension("pub");
     let host_key =
         fs::read_to_string(&public_key_file).with_context(|| format!("cannot read {}", public_key_file.display()))?;
-    let public_keys = keys::signing_key_files(config)
-        .iter()
-        .map(|file| Ok(keys::read(file)?.public().to_string()))
-        .collect::<Result<_>>()?;
+    let public_keys = keys::existing_signing_keys(config)?.iter().map(|key| key.public().to_string()).collect();
     Ok(Setup {
         alias: format!("shoal-{}", ready.name),
         host: host_of(ssh),

@@ -92,9 +92,12 @@ impl MeshControl {
 
     fn invite(&self, reusable: bool, roles: &[String], ttl_s: u64, membership_s: u64) -> Result<Value> {
         let mesh = self.mesh()?;
-        let own = Contact { node: mesh.me(), addresses: mesh.links().addresses().into_iter().collect() };
-        // Others that let nodes in, in case that this one is down; a single-use ticket is good here only.
         let roster = mesh.roster();
+        // Those of the configuration, where there are any.
+        let announced = roster.get(&mesh.me()).map(|own| own.record.addresses.clone()).unwrap_or_default();
+        let addresses = if announced.is_empty() { mesh.links().addresses() } else { announced };
+        let own = Contact { node: mesh.me(), addresses: addresses.into_iter().collect() };
+        // Others that let nodes in, in case that this one is down; a single-use ticket is good here only.
         let admits = |peer: &&Peer| peer.record.term.roles.contain(Roles::ADMIT) && peer.record.node != mesh.me();
         let others = roster
             .live()

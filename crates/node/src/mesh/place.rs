@@ -42,10 +42,19 @@ pub async fn find(config: &Config) -> Result<Place> {
     let dir = directory(&config.data_dir);
     let node_key = || keys::node_key(&config.data_dir);
     if let Some(secret) = &config.mesh_secret_file {
-        let identity = Identity::with_secret(&dir, node_key()?, read_secret(secret)?, wall_s())?;
+        let secret = read_secret(secret)?;
+        if let Some(old) = Identity::open(&dir, node_key()?)?
+            && old.mesh() != *secret.public().bytes()
+            && knows_no_others(&old)
+        {
+            Identity::leave(&dir)?;
+        }
+        let identity = Identity::with_secret(&dir, node_key()?, secret, wall_s())?;
         return Ok(Place { identity: Some(identity), contacts: Vec::new() });
     }
-    if let Some(identity) = Identity::open(&dir, node_key()?)? {
+    if let Some(identity) = Identity::open(&dir, node_key()?)?
+        && !is_to_join(config, &identity)?
+    {
         return Ok(Place { identity: Some(identity), contacts: contacts_of(config)? });
     }
     if config.join.is_empty() {
@@ -54,6 +63,26 @@ pub async fn find(config: &Config) -> Result<Place> {
         return Ok(Place { identity: Some(identity), contacts: Vec::new() });
     }
     join_any(config).await
+}
+
+/// Whether it is of a mesh of one, as a node makes it that is told nothing else.
+fn knows_no_others(identity: &Identity) -> bool {
+    // That is at most its own record.
+    identity.facts().len() <= 1
+}
+
+/// Whether the configuration has tickets, all of other meshes, and this node is alone in the one that it made at an
+/// earlier start.
+fn is_to_join(config: &Config, identity: &Identity) -> Result<bool> {
+    if config.join.is_empty() || !knows_no_others(identity) {
+        return Ok(false);
+    }
+    for text in &config.join {
+        if read_ticket(text)?.grant()?.mesh == identity.mesh() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Where tickets said that the mesh is. A node that has just joined knows nobody else, as does one that was away for long.
@@ -102,8 +131,7 @@ pub async fn by_ticket(config: &Config, text: &str) -> Result<Place> {
     let old = Identity::open(&dir, keys::node_key(&config.data_dir)?)?;
     let mesh = ticket.grant()?.mesh;
     let is_other = old.as_ref().is_some_and(|old| old.mesh() != mesh);
-    // What a mesh of one knows is at most its own record.
-    if is_other && old.as_ref().is_some_and(|old| old.facts().len() > 1) {
+    if is_other && !old.as_ref().is_none_or(knows_no_others) {
         anyhow::bail!("this node is in another mesh, with others; take it out first with 'shoal mesh leave'");
     }
     drop(old);
