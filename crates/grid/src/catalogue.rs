@@ -395,7 +395,8 @@ impl Catalogue {
         // Who holds other contents under this name cannot take these.
         let others: BTreeSet<NodeId> =
             self.owned.contents(key).skip(1).flat_map(|(_, holders)| holders.iter().copied()).collect();
-        let storers: Vec<NodeId> = self.storers(key).into_iter().filter(|node| !others.contains(node)).collect();
+        let beside = answer.holders.first().unwrap_or(&self.me);
+        let storers: Vec<NodeId> = self.storers(beside).into_iter().filter(|node| !others.contains(node)).collect();
         // Those that drain or keep no copies for others are about to go.
         let staying: Vec<NodeId> = answer.holders.iter().filter(|node| storers.contains(node)).copied().collect();
         let targets = targets(&self.able(key, &storers, &staying), &staying, self.copies.min(storers.len()));
@@ -424,7 +425,7 @@ impl Catalogue {
     /// Sees to it that a path that is to be acknowledged gets its copies.
     fn pursue(&mut self, key: Key) {
         let Some(holders) = self.pledges.get(&key) else { return };
-        let storers = self.storers(&key);
+        let storers = self.storers(&self.me);
         // Holders that stay: this one is not among them while it drains.
         let staying = |node: &&NodeId| storers.contains(*node);
         let kept: Vec<NodeId> = holders.iter().chain([&self.me]).filter(staying).copied().collect();
@@ -518,10 +519,12 @@ impl Catalogue {
         }
     }
 
-    /// Members that keep copies, in the ring's order for the key.
-    fn storers(&self, key: &Key) -> Vec<NodeId> {
+    /// Members that keep copies, in the ring's order for a holder: what one node stored together comes together to another,
+    /// as a path is valid only with all that it refers to. By the order for each path, a closure of a hundred paths went to
+    /// all nodes, and what they have in common went to all of them.
+    fn storers(&self, holder: &NodeId) -> Vec<NodeId> {
         let stores = |node: &NodeId| self.members.storers.binary_search_by_key(node, |(storer, _)| *storer).is_ok();
-        self.newest_ring().successors(key).filter(stores).collect()
+        self.newest_ring().successors(holder).filter(stores).collect()
     }
 
     /// With all changes that have not settled yet.

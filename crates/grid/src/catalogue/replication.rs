@@ -1,8 +1,8 @@
 //! How many copies there are, how many there should be, and who makes the next one.
 //!
-//! A path is acknowledged when it is durable on min(R, live) nodes. Copies go to the first members in the ring's order
-//! for its key that lack it, so that everybody would choose the same. The first live owner alone repairs, after a while,
-//! and a bounded number at once.
+//! A path is acknowledged when it is durable on min(R, live) nodes. Copies go to the first members that lack it in the
+//! ring's order for its holder, so that what is stored together stays together. The first live owner alone repairs, after
+//! a while, and a bounded number at once.
 
 use crate::ring::{Key, NodeId};
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ pub const REPAIRS_MAX: usize = 8;
 pub const COPY_TIMEOUT_MS: u64 = 60_000;
 
 /// Members that are to get a copy: `copies` in all, of which `holders` have one. `storers` are the live members that take
-/// copies, in the ring's order for the key.
+/// copies, in the order in which they are to.
 pub fn targets(storers: &[NodeId], holders: &[NodeId], copies: usize) -> Vec<NodeId> {
     let missing = copies.min(storers.len()).saturating_sub(holders.len());
     storers.iter().filter(|node| !holders.contains(node)).take(missing).copied().collect()
