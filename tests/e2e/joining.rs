@@ -1,0 +1,51 @@
+//! How a node comes into a mesh.
+
+use std::time::Duration;
+
+use shoal_tests::Node;
+use shoal_tests::command::wait_for;
+
+/// Two nodes that find each other, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `node` knows `count` nodes to be there, itself among them.
+fn wait_for_nodes(node: &Node, count: usize) {
+    wait_for("the nodes of the mesh", PATIENCE, || {
+        let peers = node.shoal("peers --json").run();
+        let peers: Vec<serde_json::Value> = serde_json::from_str(&peers.stdout).unwrap_or_default();
+        (peers.iter().filter(|peer| peer["state"] == "alive").count() == count).then_some(())
+    });
+}
+
+#[test]
+fn a_node_that_was_alone_joins_by_its_configuration() {
+    let first = Node::start(&[]);
+    let mut second = Node::start(&[]);
+    second.stop();
+    let ticket = first.shoal("mesh invite").ok();
+    second.use_flags(&["--join", ticket.text()]);
+    second.start_again();
+    wait_for_nodes(&first, 2);
+    wait_for_nodes(&second, 2);
+    let shown = |node: &Node| node.shoal("key show").ok().text().to_string();
+    assert_eq!(shown(&first), shown(&second), "they sign with one key");
+    second.stop();
+    second.start_again();
+    wait_for_nodes(&second, 2);
+}
+
+#[test]
+fn nodes_that_were_alone_are_one_mesh_by_a_secret() {
+    let mut nodes = [Node::start(&[]), Node::start(&[])];
+    let secret = nodes[0].data_dir().with_file_name("secret");
+    let secret = secret.to_str().unwrap();
+    nodes[0].shoal(&format!("mesh create --secret-file {secret}")).ok();
+    nodes.iter_mut().for_each(Node::stop);
+    nodes[0].use_flags(&["--mesh-secret-file", secret]);
+    nodes[0].start_again();
+    let of_first = nodes[0].ready().json.clone();
+    let peer = format!("{}@{}", of_first["node_id"].as_str().unwrap(), of_first["mesh"].as_str().unwrap());
+    nodes[1].use_flags(&["--mesh-secret-file", secret, "--peer", &peer]);
+    nodes[1].start_again();
+    nodes.iter().for_each(|node| wait_for_nodes(node, 2));
+}
