@@ -206,7 +206,8 @@ fn row(peer: &Value) -> Vec<String> {
     let state = match (is_self, text(peer, "presence")) {
         (true, "active") => "this node".to_string(),
         (true, presence) => format!("this node, {presence}"),
-        (false, "active") => text(peer, "state").to_string(),
+        // Who left says the same twice.
+        (false, "active" | "left") => text(peer, "state").to_string(),
         (false, presence) => format!("{}, {presence}", text(peer, "state")),
     };
     let link = &peer["link"];
