@@ -17,8 +17,9 @@ struct Demo {
 }
 
 impl Demo {
-    fn start(machine: &Machine) -> Demo {
-        let demo = Cmd::new(program()).arg("demo").env("TMPDIR", machine.path("")).env("HOME", machine.home());
+    fn start(machine: &Machine, flags: &[&str]) -> Demo {
+        let demo =
+            Cmd::new(program()).arg("demo").args(flags).env("TMPDIR", machine.path("")).env("HOME", machine.home());
         let running = demo.start();
         let dir = machine.path(&format!("shoal-demo-{}", running.pid().as_raw_nonzero()));
         let env = dir.join("env");
@@ -53,7 +54,7 @@ impl Demo {
 #[test]
 fn a_demo_says_how_to_use_it_and_leaves_nothing() {
     let machine = Machine::new(&Nix::newest());
-    let demo = Demo::start(&machine);
+    let demo = Demo::start(&machine, &[]);
     let built = demo.build(&machine, "hello").ok();
     assert!(built.text().ends_with("-hello"), "{built}");
     let peers: Finished = demo.shell(&machine, "exec \"$shoal\" peers --data-dir \"$DEMO_DIR_2\"").ok();
@@ -69,7 +70,7 @@ fn a_demo_says_how_to_use_it_and_leaves_nothing() {
 #[test]
 fn nothing_is_left_of_a_demo_that_is_killed_during_a_build() {
     let machine = Machine::new(&Nix::newest());
-    let demo = Demo::start(&machine);
+    let demo = Demo::start(&machine, &["--nodes", "2", "--log-level", "error", "--http", "none", "--max-jobs", "1"]);
     let build = demo.build(&machine, "sleeps").start();
     let is_building = || {
         let builds = demo.shell(&machine, "exec \"$shoal\" builds --json --data-dir \"$DEMO_DIR_1\"").ok().json();
@@ -77,7 +78,7 @@ fn nothing_is_left_of_a_demo_that_is_killed_during_a_build() {
     };
     wait_for("a build", START_PATIENCE, is_building);
     let count = demo.processes().len();
-    assert!(count > 6, "a demo, its keeper, three nodes, a supervisor and the client are {count} processes");
+    assert!(count > 5, "a demo, its keeper, two nodes, a supervisor and the client are {count} processes");
     demo.running.signal(rustix::process::Signal::KILL);
     wait_for("the end of all processes", END_PATIENCE, || demo.processes().is_empty().then_some(()));
     assert!(!demo.dir.exists(), "the demo left its directory");

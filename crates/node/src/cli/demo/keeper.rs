@@ -84,7 +84,7 @@ fn start(dir: &Path, plans: &[Plan], tie: &Tie, members: &mut Vec<Member>) -> Re
         members.push(plan.start(ticket.as_deref()).context("cannot start a node")?);
         if ticket.is_none() && plans.len() > 1 {
             // The others are let in by the first.
-            if wait_for(tie, members, |members| members[0].ready()).context("node one")?.is_none() {
+            if wait_for(tie, members, |members| members[0].ready())?.is_none() {
                 return Ok(None);
             }
             ticket = Some(invite(dir, &plan.config.data_dir)?);

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal
 
 use super::{check_apart, is_for_all};
 use crate::cli::Global;
+use crate::config::key::Set;
 use crate::config::{Config, ConfigFlags};
 use crate::serve::ready::{self, Ready};
 
@@ -64,7 +65,11 @@ impl Plan {
             command.arg("--config").arg(file);
         }
         command.args((0..self.verbose).map(|_| "-v"));
-        for (key, values) in &self.flags.given {
+        for (nth, (key, values)) in self.flags.given.iter().enumerate() {
+            let is_replaced = self.flags.given[nth + 1..].iter().any(|(later, _)| later.flag == key.flag);
+            if is_replaced && !matches!(key.set, Set::Many(..)) {
+                continue;
+            }
             command.args(values.iter().map(|value| format!("--{}={value}", key.flag)));
         }
         command.args(ticket.map(|ticket| format!("--join={}", ticket.display())));
