@@ -48,6 +48,9 @@ pub const ABSENT_MS: u64 = 3_600_000;
 pub const CONFIRM_MS: u64 = 60_000;
 /// A holder that has not heard from every owner by then does not delete.
 pub const DROP_TIMEOUT_MS: u64 = 10_000;
+/// An owner that has met others for the first time so lately has not been told of everything, and says nothing of what it
+/// does not know: long enough for one announcement that is lost and told again.
+pub const UNTOLD_MS: u64 = 6_000;
 /// Lookups, acknowledgements, fetches for others and requests to delete that wait at once; beyond it they are refused.
 pub const WAITING_MAX: usize = 65_536;
 
@@ -106,6 +109,8 @@ pub struct Catalogue {
     ring: Ring,
     /// A ring that differs, and when it is taken.
     next_ring: Option<(Ring, u64)>,
+    /// When others were there for the first time.
+    met_ms: Option<u64>,
     /// Members that were live, and when they ceased to be.
     absent: BTreeMap<NodeId, u64>,
     holdings: Holdings,
@@ -138,6 +143,7 @@ impl Catalogue {
             members: Members::default(),
             ring: Ring::default(),
             next_ring: None,
+            met_ms: None,
             absent: BTreeMap::new(),
             holdings: Holdings::new(life, held),
             owned: Owned::default(),
@@ -180,6 +186,9 @@ impl Catalogue {
             self.orders.forget(node);
         }
         self.absent.retain(|node, _| !members.live.contains(node));
+        if self.met_ms.is_none() && members.live.len() > 1 {
+            self.met_ms = Some(now_ms);
+        }
         let ring = Ring::weighted(members.storers.iter().copied());
         self.members = members;
         // Who was alone, or knew nobody, has nothing to wait for: others have been there before.
@@ -469,8 +478,12 @@ impl Catalogue {
                     for owner in owners {
                         if owner == self.me {
                             let answer = self.owned.answer(&key, |node| self.members.live.contains(node));
+                            let is_known = !answer.holders.is_empty() || !self.is_untold();
                             if let Some((_, lookup)) = self.lookups.get_mut(&id) {
-                                lookup.answered(&owner, answer);
+                                match is_known {
+                                    true => lookup.answered(&owner, answer),
+                                    false => lookup.passed(&owner),
+                                }
                             }
                         } else {
                             self.send(owner, HolderMessage::Lookup { id, keys: vec![key] });
@@ -499,6 +512,11 @@ impl Catalogue {
             _ => now_ms,
         };
         self.lookups.values_mut().map(wait).min()
+    }
+
+    /// Whether this node does not know yet, as an owner, what others hold.
+    fn is_untold(&self) -> bool {
+        self.met_ms.is_some_and(|met_ms| self.now_ms.saturating_sub(met_ms) < UNTOLD_MS)
     }
 
     fn announce(&mut self) {

@@ -28,8 +28,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-/// How often the node looks at its own addresses, at callers that have gone away, and whether what it knows of the members
-/// is on disk. A crash loses what others tell again.
+/// How often what is known of the members goes to disk while they come and go. Who crashed before it knew anybody on disk finds
+/// nobody when it comes back, if nobody finds it.
+const SAVE_MS: u64 = 500;
+/// The same while they only tell of their load and addresses.
+const SAVE_UPDATES_MS: u64 = 30_000;
+/// How often the node looks at its own addresses and at callers that have gone away.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Ticks for which a node that leaves goes on, so that it is heard.
 const FAREWELL_TICKS: u32 = 5;
@@ -71,8 +75,11 @@ pub(crate) struct Driver {
     undelivered: Vec<(NodeKey, PathKey)>,
     /// Addresses that were configured; where there are none the links' own are told.
     announced: Vec<SocketAddr>,
-    /// What is known of the members is on disk.
+    /// Whether the members that are on disk are those that are known, whether what is there of one of them is old, and when
+    /// it was last written.
     is_saved: bool,
+    is_outdated: bool,
+    saved_ms: u64,
 }
 
 /// Whether the driver goes on.
@@ -108,6 +115,8 @@ impl Driver {
             undelivered: Vec::new(),
             announced,
             is_saved: false,
+            is_outdated: false,
+            saved_ms: 0,
         };
         driver.learn_all_addresses();
         driver.members_changed();
@@ -163,8 +172,13 @@ impl Driver {
     }
 
     fn tick(&mut self) -> Next {
-        let actions = self.membership.tick(self.now());
+        let now = self.now();
+        let actions = self.membership.tick(now);
         self.carry_out(actions);
+        let unsaved_ms = now.ms.saturating_sub(self.saved_ms);
+        if !self.is_saved && unsaved_ms >= SAVE_MS || self.is_outdated && unsaved_ms >= SAVE_UPDATES_MS {
+            drop(self.save());
+        }
         self.tick_catalogue()
     }
 
@@ -281,14 +295,10 @@ impl Driver {
             let addresses = self.links.addresses();
             self.membership.update(|own| own.addresses = addresses);
         }
-        if !self.is_saved {
-            drop(self.save());
-        }
         Next::Go
     }
 
     fn members_changed(&mut self) {
-        self.is_saved = false;
         self.roster.send_replace(Arc::new(Roster::of(self.membership.view())));
         let members = Members::of(self.membership.view());
         let actions = self.catalogue.set_members(members, self.now().ms);
@@ -303,7 +313,7 @@ impl Driver {
 
     /// Keeps what is known of the members for the next start.
     fn save(&mut self) -> tokio::task::JoinHandle<()> {
-        self.is_saved = true;
+        (self.is_saved, self.is_outdated, self.saved_ms) = (true, false, self.now().ms);
         let (identity, facts) = (self.identity.clone(), self.membership.snapshot());
         tokio::task::spawn_blocking(move || {
             // Others tell it again.

@@ -1,5 +1,6 @@
 //! The other nodes of the mesh, for threads that may wait: sessions, builds, downloads, collections.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +16,11 @@ use shoal_wire::mesh::sealed::Sealed;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::upstream::{Flight, Held};
+use lore::ASKED_MAX;
 
 mod lore;
 pub mod orders;
@@ -67,6 +70,18 @@ impl Neighbours {
         let mut found = found.into_iter();
         // One for each that was asked for; none where there was no answer in time.
         keys.into_iter().map(|key| key.and_then(|_| found.next().flatten())).collect()
+    }
+
+    /// Asks nodes themselves, one and all, for what owners do not know or say wrongly: a last resort. Those in `not` are
+    /// left out.
+    pub fn search(&self, path: &StorePath, not: &BTreeSet<NodeKey>) -> Option<Held> {
+        let (inner, key) = (self.others()?, path_key(path.hash_part())?);
+        let ask = move |inner: Arc<Inner>, node: NodeKey| async move {
+            let record = inner.fetcher.records(&[key], node).await?.pop().flatten();
+            Ok(record.and_then(|record| Some((inner.mesh.believed(&key, record.bytes())?, node))))
+        };
+        let (record, holder) = inner.runtime.block_on(inner.clone().first_answer(not, ask))?;
+        Some(Held { record, holders: vec![holder] })
     }
 
     /// What one node has of these.
@@ -172,9 +187,10 @@ impl Inner {
         self.runtime.block_on(async { timeout(ASK_PATIENCE, asked).await.ok() })
     }
 
-    async fn find(&self, keys: &[PathKey]) -> Vec<Option<Held>> {
+    async fn find(self: &Arc<Self>, keys: &[PathKey]) -> Vec<Option<Held>> {
         let me = self.mesh.me();
         let mut found = Vec::with_capacity(keys.len());
+        let mut unknown = Vec::new();
         for (key, located) in keys.iter().zip(self.mesh.look_up(keys).await) {
             found.push(match located {
                 Located::Held(mut whereabouts) => {
@@ -185,10 +201,39 @@ impl Inner {
                         None => self.ask_holders(key, whereabouts.holders).await,
                     }
                 }
-                Located::Missing | Located::Unknown => None,
+                Located::Missing => None,
+                Located::Unknown => {
+                    unknown.push(found.len());
+                    None
+                }
             });
         }
+        self.ask_everybody(keys, &unknown, &mut found).await;
         found
+    }
+
+    /// Asks live nodes themselves for those of `keys` of which no owner can say anything: a mesh that has just started, or
+    /// whose owners are out of reach.
+    async fn ask_everybody(self: &Arc<Self>, keys: &[PathKey], unknown: &[usize], found: &mut [Option<Held>]) {
+        if unknown.is_empty() {
+            return;
+        }
+        let wanted: Arc<[PathKey]> = unknown.iter().map(|&index| keys[index]).collect();
+        let (roster, me) = (self.mesh.roster(), self.mesh.me());
+        let mut asked = JoinSet::new();
+        for node in roster.live().map(|peer| peer.record.node).filter(|node| *node != me).take(ASKED_MAX) {
+            let (inner, wanted) = (self.clone(), wanted.clone());
+            asked.spawn(async move { (node, inner.records_at(node, &wanted).await) });
+        }
+        while let Some(Ok((node, records))) = asked.join_next().await {
+            for (&index, record) in unknown.iter().zip(records) {
+                match (&mut found[index], record) {
+                    (Some(held), Some(_)) => held.holders.push(node),
+                    (none, Some(record)) => *none = Some(Held { record, holders: vec![node] }),
+                    (_, None) => {}
+                }
+            }
+        }
     }
 
     /// The owners had not been told what the holders answer for.

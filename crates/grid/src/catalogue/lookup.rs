@@ -70,6 +70,11 @@ impl Lookup {
         }
     }
 
+    /// The owner cannot say.
+    pub fn passed(&mut self, owner: &NodeId) {
+        self.silent.remove(owner);
+    }
+
     pub fn step(&mut self, now_ms: u64) -> Step {
         if let Some(answer) = self.found.take() {
             return Step::Found(answer);

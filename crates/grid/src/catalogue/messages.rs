@@ -47,10 +47,17 @@ impl Catalogue {
                     let answer = self.owned.answer(key, |node| live.contains(node));
                     Found { key: *key, holders: answer.holders, record: answer.record }
                 });
-                let found = found.collect();
+                let is_untold = self.is_untold();
+                let found: Vec<Found> = found.filter(|found| !is_untold || !found.holders.is_empty()).collect();
                 self.send(from, HolderMessage::Answer { id, found });
             }
             HolderMessage::Answer { id, found } => {
+                if found.is_empty() {
+                    if let Some((_, lookup)) = self.lookups.get_mut(&id) {
+                        lookup.passed(&from);
+                    }
+                    self.advance(id);
+                }
                 for found in found {
                     let Some((key, lookup)) = self.lookups.get_mut(&id) else { break };
                     if *key == found.key {

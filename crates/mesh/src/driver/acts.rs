@@ -24,6 +24,10 @@ impl Driver {
                 membership::Action::Send { to, frame } => self.links.send_frame(to, frame),
                 membership::Action::Changed(change) => {
                     is_changed = true;
+                    match change {
+                        Change::Updated(_) => self.is_outdated = true,
+                        _ => self.is_saved = false,
+                    }
                     self.changed(change);
                 }
                 membership::Action::Cut { peer, offence } => {

@@ -1,6 +1,7 @@
 //! Why nothing came.
 
 use crate::dial::DialError;
+use crate::links::short;
 use shoal_grid::transfer::Fault;
 use shoal_store::Error as StoreError;
 use shoal_wire::mesh::NodeKey;
@@ -53,11 +54,16 @@ impl Dropped {
 
 /// Why a path was not fetched. What came of it is kept for a while.
 #[derive(Debug, Clone, Error)]
-#[error("{failure}")]
+#[error("{failure}{}", told(.dropped))]
 pub struct FetchError {
     pub failure: FetchFailure,
     /// Whom it was asked of in vain, and why.
     pub dropped: Vec<Dropped>,
+}
+
+/// Who was asked in vain, for people.
+fn told(dropped: &[Dropped]) -> String {
+    dropped.iter().map(|dropped| format!("; {}…: {}", short(&dropped.peer), dropped.why)).collect()
 }
 
 #[derive(Debug, Clone, Error)]

@@ -1,6 +1,7 @@
 //! What other nodes know beside paths: where outputs came out, and what builds printed. No owner keeps these, so several
 //! nodes are asked at once, and the first that knows answers.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io::Read;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use super::{Inner, Neighbours};
 use crate::upstream::LOG_LEN_MAX;
 
 /// Nodes that are asked; in a larger mesh some may know it and are not.
-const ASKED_MAX: usize = 32;
+pub(super) const ASKED_MAX: usize = 32;
 /// How long one is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -45,7 +46,7 @@ impl Neighbours {
             let key = key.clone();
             async move { Ok(inner.fetcher.realisations(&[key], node).await?.pop().flatten()) }
         };
-        inner.runtime.block_on(inner.clone().first_answer(ask))
+        inner.runtime.block_on(inner.clone().first_answer(&BTreeSet::new(), ask))
     }
 
     /// What a build of this derivation printed.
@@ -56,7 +57,7 @@ impl Neighbours {
             let wanted = wanted.clone();
             async move { inner.fetcher.log(&wanted, node).await }
         };
-        let packed = inner.runtime.block_on(inner.clone().first_answer(ask))?;
+        let packed = inner.runtime.block_on(inner.clone().first_answer(&BTreeSet::new(), ask))?;
         let mut log = Vec::new();
         let unpacked = zstd::stream::read::Decoder::new(&packed[..])
             .and_then(|decoder| decoder.take(LOG_LEN_MAX as u64).read_to_end(&mut log));
@@ -71,13 +72,22 @@ impl Neighbours {
 }
 
 impl Inner {
-    async fn first_answer<T, F>(self: Arc<Self>, ask: impl Fn(Arc<Inner>, NodeKey) -> F) -> Option<T>
+    /// The first answer of up to [`ASKED_MAX`] live nodes that are not in `not`.
+    pub(super) async fn first_answer<T, F>(
+        self: Arc<Self>,
+        not: &BTreeSet<NodeKey>,
+        ask: impl Fn(Arc<Inner>, NodeKey) -> F,
+    ) -> Option<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<Option<T>, AskError>> + Send + 'static,
     {
         let (roster, me) = (self.mesh.roster(), self.mesh.me());
-        let others = roster.live().map(|peer| peer.record.node).filter(|node| *node != me).take(ASKED_MAX);
+        let others = roster
+            .live()
+            .map(|peer| peer.record.node)
+            .filter(|node| *node != me && !not.contains(node))
+            .take(ASKED_MAX);
         let mut asked = JoinSet::new();
         for node in others {
             asked.spawn(timeout(PATIENCE, ask(self.clone(), node)));

@@ -94,6 +94,8 @@ impl<'a> Uploader<'a> {
     /// Judges the derivation, if it is one, and puts the path on the list.
     fn enter(&mut self, mut info: PathInfo, ingested: Ingested, text: Option<Vec<u8>>) -> Result<(), Fault> {
         if info.path.is_derivation() {
+            // It is judged by the derivations that it takes inputs from.
+            self.bring_references(std::iter::once(&info));
             let pending = [&self.pending, &self.committing];
             let derivation = self.client.services.admission.check_derivation(&info, text, &pending)?;
             self.pending.insert(info.path.clone(), derivation);
@@ -118,11 +120,14 @@ impl<'a> Uploader<'a> {
     /// Takes the batch, with what its paths refer to brought here.
     fn take_batch(&mut self) -> Vec<Entry> {
         let batch = std::mem::take(&mut self.batch);
-        let coming = batch.iter().map(|(info, _)| info);
-        let is_elsewhere = |path: &&StorePath| !self.added.contains(*path);
-        let references = coming.flat_map(|info| &info.references).filter(is_elsewhere).cloned();
-        self.client.bring(&references.collect());
+        self.bring_references(batch.iter().map(|(info, _)| info));
         batch
+    }
+
+    /// Fetches what these refer to and is not here, nor part of this upload.
+    fn bring_references<'b>(&self, coming: impl Iterator<Item = &'b PathInfo>) {
+        let references = coming.flat_map(|info| &info.references).filter(|path| !self.added.contains(*path)).cloned();
+        self.client.bring(&references.collect());
     }
 
     /// Commits the batch on another thread, once the batch before is valid.

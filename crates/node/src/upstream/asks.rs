@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use shoal_grid::upstreams::{Answer, Health, Lookup, Phase, Remembered, Step, UpstreamId, Upstreams};
+use shoal_wire::mesh::NodeKey;
 use shoal_wire::nix::narinfo::NarInfo;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::store_path::StorePath;
@@ -75,6 +76,7 @@ impl Query<'_> {
 pub struct Tried {
     pub caches: BTreeSet<UpstreamId>,
     pub mesh: bool,
+    pub holders: BTreeSet<NodeKey>,
 }
 
 #[derive(Clone)]

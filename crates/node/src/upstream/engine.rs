@@ -19,7 +19,7 @@ use super::asks::{Asks, Query, Tried};
 use super::claims::{Claim, Turn};
 use super::closure::Closure;
 use super::flight::Flight;
-use super::offer::{CacheFile, Source};
+use super::offer::{CacheFile, Offer, Source};
 use super::pool::Pool;
 use super::source::{self, Trouble};
 use super::web::Refusal;
@@ -205,6 +205,12 @@ impl Engine {
                 Source::Mesh(held) => match self.asks.neighbours.fetch(held, flight) {
                     Ok(ingested) => return Ok(self.held(&offer.info, ingested, None)),
                     Err(why) => {
+                        tried.holders.extend(held.holders.iter().copied());
+                        // Owners may know only of one that is gone and not dead yet.
+                        if let Some(other) = self.asks.neighbours.search(&flight.path, &tried.holders) {
+                            offer = Arc::new(Offer::of_member(other));
+                            continue;
+                        }
                         tried.mesh = true;
                         ("other nodes".to_string(), why)
                     }

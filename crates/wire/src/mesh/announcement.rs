@@ -64,7 +64,7 @@ pub enum HolderMessage {
         id: u64,
         keys: Vec<PathKey>,
     },
-    /// One for each key of the lookup, in its order.
+    /// One for each key of the lookup, in its order, but for those of which the owner cannot say: it was started lately.
     Answer {
         id: u64,
         found: Vec<Found>,
@@ -121,7 +121,7 @@ impl Format for HolderMessage {
             }
             Self::Records(records) => within::<Self>("records", (1..=RECORDS_MAX).contains(&records.len())),
             Self::Answer { found, .. } => {
-                few(found.len())?;
+                within::<Self>("keys", found.len() <= KEYS_MAX)?;
                 within::<Self>("holders", found.iter().all(|found| found.holders.len() <= HOLDERS_MAX))
             }
         }
