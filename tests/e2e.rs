@@ -46,6 +46,10 @@ mod joining;
 mod keeping;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
+#[path = "e2e/mesh.rs"]
+mod mesh;
+#[path = "e2e/mesh_losses.rs"]
+mod mesh_losses;
 #[path = "e2e/mini.rs"]
 mod mini;
 #[path = "e2e/options.rs"]

@@ -13,10 +13,14 @@ pub mod command;
 pub mod expected;
 #[path = "harness/machine.rs"]
 pub mod machine;
+#[path = "harness/mesh.rs"]
+pub mod mesh;
 #[path = "harness/node.rs"]
 pub mod node;
 #[path = "harness/place.rs"]
 pub mod place;
+#[path = "harness/random.rs"]
+pub mod random;
 #[path = "harness/shapes.rs"]
 pub mod shapes;
 #[path = "harness/sources.rs"]
@@ -27,6 +31,7 @@ pub mod web;
 pub use clients::Nix;
 pub use command::{Cmd, Finished};
 pub use machine::{Machine, Remote, built};
+pub use mesh::Mesh;
 pub use node::Node;
 pub use place::Place;
 

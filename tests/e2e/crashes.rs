@@ -1,10 +1,10 @@
 //! Nodes that are killed at random moments: what was acknowledged is there afterwards, and the node goes on.
 
 use std::collections::BTreeSet;
-use std::env;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use shoal_tests::random::Random;
 use shoal_tests::{Machine, Nix, Node, Remote, built, is_full, shapes};
 
 const ROUNDS: u32 = 10;
@@ -12,27 +12,6 @@ const ROUNDS_FULL: u32 = 60;
 /// A kill falls anywhere into what a round does.
 const KILL_AFTER_MS_MAX: u64 = 1_500;
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
-
-/// splitmix64: small, and the same everywhere for one seed.
-struct Random(u64);
-
-impl Random {
-    /// From `SHOAL_SEED`, or a new one; printed, so that a failure can be repeated.
-    fn seeded() -> Random {
-        let fresh = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-        let seed = env::var("SHOAL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(fresh);
-        println!("SHOAL_SEED={seed}");
-        Random(seed)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-}
 
 fn rounds() -> u32 {
     if is_full() { ROUNDS_FULL } else { ROUNDS }
@@ -58,9 +37,8 @@ fn killed_while_paths_come_in() {
     let mut promised = BTreeSet::new();
     for round in 0..rounds() {
         let file = machine.path(&format!("upload-{round}"));
-        let content: Vec<u8> =
-            (0..(random.below(24) + 1) << 18).flat_map(|_| random.below(u64::MAX).to_le_bytes()).collect();
-        std::fs::write(&file, content).unwrap();
+        let len = ((random.below(24) + 1) << 21) as usize;
+        std::fs::write(&file, random.noise(len)).unwrap();
         let path = machine.local("nix-store").arg("--add").arg(&file).ok().text().to_string();
         std::fs::remove_file(&file).unwrap();
         let store = machine.store(&node, Remote::SshNg);
@@ -87,7 +65,7 @@ fn killed_while_builds_run() {
     let mut node = Node::start(&[&machine]);
     let mut promised = BTreeSet::new();
     for round in 0..rounds() {
-        let salt = format!("{round}-{}", random.0);
+        let salt = format!("{round}-{}", random.below(u64::MAX));
         let build = |node: &Node| {
             shapes::build_command(&machine, node, Remote::SshNg, &salt, &["many", "chain", "twice", "outputs"])
         };

@@ -1,5 +1,6 @@
 //! A real node: the `shoal` program on a data directory of its own.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -55,6 +56,18 @@ pub struct Ready {
     pub socket: String,
     pub pid: u32,
     pub json: Value,
+}
+
+impl Ready {
+    fn read(data: &Path) -> Option<Ready> {
+        let json: Value = serde_json::from_slice(&fs::read(data.join("ready.json")).ok()?).ok()?;
+        let ssh_port = json["ssh"].as_str().and_then(|address| address.rsplit(':').next()?.parse().ok())?;
+        let socket = json["socket"].as_str()?.to_string();
+        let scheme = if json["http_tls"] == true { "https" } else { "http" };
+        let http = json["http"].as_str().map(|address| format!("{scheme}://{address}")).unwrap_or_default();
+        let pid = json["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok())?;
+        Some(Ready { ssh_port, http, socket, pid, json })
+    }
 }
 
 pub struct Node {
@@ -132,16 +145,22 @@ impl Node {
         let pid = running.pid().as_raw_nonzero().get() as u32;
         let ready = wait_for("a node that is ready", READY_PATIENCE, || {
             assert!(!running.has_ended(), "the node ended at once:\n{}", self.log());
-            let json: Value = serde_json::from_slice(&fs::read(data.join("ready.json")).ok()?).ok()?;
-            let port = json["ssh"].as_str().and_then(|address| address.rsplit(':').next()?.parse().ok())?;
-            let socket = json["socket"].as_str()?.to_string();
-            let scheme = if json["http_tls"] == true { "https" } else { "http" };
-            let http = json["http"].as_str().map(|address| format!("{scheme}://{address}")).unwrap_or_default();
-            (json["pid"] == pid).then_some(Ready { ssh_port: port, http, socket, pid, json })
+            Ready::read(&data).filter(|ready| ready.pid == pid)
         });
         self.start_time = since.elapsed();
         self.ready = Some(ready);
         self.running = Some(running);
+    }
+
+    /// Waits until the node has started again by itself, which keeps its pid and takes other ports.
+    pub fn wait_for_restart(&mut self) {
+        let data = self.data_dir();
+        let before = self.ready().ssh_port;
+        let again = wait_for("a node that started again", READY_PATIENCE, || {
+            assert!(!self.has_ended(), "the node ended:\n{}", self.log());
+            Ready::read(&data).filter(|ready| ready.ssh_port != before)
+        });
+        self.ready = Some(again);
     }
 
     pub fn ready(&self) -> &Ready {
@@ -177,6 +196,21 @@ impl Node {
         }
     }
 
+    /// Names of the valid paths.
+    pub fn valid(&self) -> BTreeSet<String> {
+        self.paths().iter().filter_map(|path| Some(path["path"].as_str()?.to_string())).collect()
+    }
+
+    /// The key that it signs with, as clients trust it.
+    pub fn key(&self) -> String {
+        self.shoal("key show").ok().text().to_string()
+    }
+
+    /// A new token of its cache.
+    pub fn token(&self, role: &str) -> String {
+        self.shoal(&format!("token create --role {role}")).ok().text().to_string()
+    }
+
     pub fn signal(&self, signal: Signal) {
         if let Some(running) = &self.running {
             running.signal(signal);
@@ -197,6 +231,11 @@ impl Node {
             let status = running.wait(PATIENCE);
             assert!(status.success(), "stopped with {status}:\n{}", self.log());
         }
+    }
+
+    /// Started, and neither killed nor stopped by the test.
+    pub fn runs(&self) -> bool {
+        self.running.is_some()
     }
 
     pub fn has_ended(&mut self) -> bool {

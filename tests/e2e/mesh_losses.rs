@@ -1,0 +1,158 @@
+//! What a mesh keeps while its nodes come, go and are killed.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use shoal_tests::command::wait_for;
+use shoal_tests::mesh::{invite, is_live, peers};
+use shoal_tests::random::Random;
+use shoal_tests::{Machine, Mesh, Nix, Node, Remote, built, is_full, shapes};
+
+use crate::mesh::substitute;
+
+const ROUNDS: u32 = 4;
+const ROUNDS_FULL: u32 = 30;
+/// A kill falls anywhere into what a round does.
+const KILL_AFTER_MS_MAX: u64 = 1_200;
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+/// A repair begins after half a minute, and a busy machine takes its time.
+const REPAIR_PATIENCE: Duration = Duration::from_secs(120);
+/// Until all know what happened.
+const HEARD_PATIENCE: Duration = Duration::from_secs(40);
+
+fn serves(node: &Node, path: &str) -> bool {
+    node.shoal(&format!("paths --json {path}")).run().status.success()
+}
+
+/// Any node is killed at any moment while a client pushes to any node.
+#[test]
+fn what_was_acknowledged_survives_any_kill_and_is_on_two_nodes_again() {
+    let machine = Machine::new(&Nix::newest());
+    let mut random = Random::seeded();
+    let mut mesh = Mesh::start(3, &[&machine]);
+    let mut promised = BTreeSet::new();
+    for round in 0..if is_full() { ROUNDS_FULL } else { ROUNDS } {
+        let file = machine.path(&format!("upload-{round}"));
+        let len = ((random.below(12) + 1) << 21) as usize;
+        std::fs::write(&file, random.noise(len)).unwrap();
+        let path = machine.local("nix-store").arg("--add").arg(&file).ok().text().to_string();
+        std::fs::remove_file(&file).unwrap();
+        let (entry, victim) = (random.below(3) as usize, random.below(3) as usize);
+        let store = machine.store(&mesh[entry], Remote::SshNg);
+        let mut client = machine.near("nix", &mesh[entry]).args(["copy", "--to", &store, &path]).start();
+        thread::sleep(Duration::from_millis(random.below(KILL_AFTER_MS_MAX)));
+        let ended = client.has_ended();
+        mesh[victim].kill();
+        let finished = client.finish(CLIENT_PATIENCE);
+        if ended || finished.status.success() {
+            promised.insert(path.clone());
+        }
+        for path in &promised {
+            for node in mesh.nodes.iter().filter(|node| node.runs()) {
+                assert!(serves(node, path), "round {round}: {path} is lost after node {victim} was killed");
+            }
+        }
+        mesh[victim].start_again();
+        mesh.wait_until_whole();
+    }
+    let promised: Vec<String> = promised.into_iter().collect();
+    wait_for("two copies of each path", REPAIR_PATIENCE, || {
+        promised.iter().all(|path| mesh.holders(path) >= 2).then_some(())
+    });
+    let key = mesh[0].key();
+    mesh.nodes.iter().for_each(|node| substitute(&Nix::newest(), node, &key, &promised));
+}
+
+#[test]
+fn who_leaves_hands_over_what_only_it_has() {
+    let machine = Machine::new(&Nix::newest());
+    let mesh = Mesh::start_with(3, &[&machine], &["--copies", "1"]);
+    let path = shapes::build_on(&machine, &mesh[1], Remote::SshNg, &["hello"]).remove(0);
+    assert_eq!(mesh.holders(&path), 1);
+    let configured = mesh[1].shoal("mesh leave").fails();
+    assert!(configured.stderr.contains("join"), "its configuration would bring it back: {configured}");
+    let alone = mesh[1].shoal("drain").ok();
+    assert!(alone.stdout.contains("paths are on other nodes"), "{alone}");
+    let others = [&mesh[0], &mesh[2]];
+    assert!(others.iter().any(|node| node.valid().contains(&path)), "nobody else has it");
+}
+
+#[test]
+fn tickets_let_in_whom_they_are_for() {
+    let mut first = Node::start(&[]);
+    let join = |node: &Node, ticket: &str| node.shoal(&format!("mesh join {ticket}"));
+    let mut others = [Node::start(&[]), Node::start(&[])];
+    others.iter_mut().for_each(Node::stop);
+    let once = invite(&first, "");
+    join(&others[0], &once).ok();
+    let spent = join(&others[1], &once).fails();
+    assert!(spent.stderr.contains("another has used it"), "{spent}");
+    let damaged = join(&others[1], &format!("{}0", &once[..once.len() - 1])).fails();
+    assert!(damaged.stderr.contains("ticket"), "{damaged}");
+    let short = invite(&first, "--reusable --ttl 1s");
+    thread::sleep(Duration::from_secs(2));
+    let late = join(&others[1], &short).run();
+    // Clocks may differ by minutes, so that a second says nothing.
+    assert!(late.status.success() || late.stderr.contains("ticket"), "{late}");
+    let dead = invite(&first, "--reusable");
+    first.stop();
+    others[1].shoal("mesh leave").fails();
+    let stranger = Node::start(&[]);
+    let unreachable = join(&stranger, &dead).fails();
+    assert!(unreachable.stderr.contains("none of the nodes in the ticket can be reached"), "{unreachable}");
+}
+
+#[test]
+fn a_revoked_node_is_out_and_the_others_go_on() {
+    let machine = Machine::new(&Nix::newest());
+    let mesh = Mesh::start(3, &[&machine]);
+    mesh[0].shoal("mesh revoke n2").ok();
+    wait_for("two that know of it", HEARD_PATIENCE, || {
+        let is_out = |node: &Node| !peers(node).iter().any(|(name, state)| name == "n2" && is_live(state));
+        (is_out(&mesh[0]) && is_out(&mesh[1])).then_some(())
+    });
+    let path = built(&shapes::build_command(&machine, &mesh[0], Remote::SshNg, "", &["hello"]).ok()).remove(0);
+    assert!(serves(&mesh[1], &path));
+    assert!(!mesh[2].valid().contains(&path), "who is out gets no copy");
+}
+
+#[test]
+fn a_collection_leaves_the_last_copy() {
+    let machine = Machine::new(&Nix::newest());
+    let mesh = Mesh::start(2, &[&machine]);
+    let path = shapes::build_on(&machine, &mesh[0], Remote::SshNg, &["hello"]).remove(0);
+    wait_for("both to have it", HEARD_PATIENCE, || (mesh.holders(&path) == 2).then_some(()));
+    wait_for("one copy to be enough", HEARD_PATIENCE, || {
+        mesh[0].shoal("gc").ok();
+        (mesh.holders(&path) == 1).then_some(())
+    });
+    mesh[1].shoal("gc").ok();
+    assert_eq!(mesh.holders(&path), 1, "the last copy stays");
+    assert!(serves(&mesh[0], &path));
+}
+
+/// Machines that want the same of a cache behind the mesh at once, each through another node.
+#[test]
+fn a_path_comes_from_the_cache_behind_the_mesh_once() {
+    let nix = Nix::newest();
+    let machine = Machine::new(&nix);
+    let upstream = Node::start(&[&machine]);
+    let paths = shapes::build_on(&machine, &upstream, Remote::SshNg, &["many", "chain", "hello", "twice"]);
+    let (url, key) = (upstream.ready().http.clone(), upstream.key());
+    let count = if is_full() { 8 } else { 4 };
+    let mesh = Mesh::start_with(count, &[], &["--upstream", &url, "--trusted-public-key", &key]);
+    thread::scope(|scope| {
+        for node in &mesh.nodes {
+            scope.spawn(|| substitute(&nix, node, &key, &paths));
+        }
+    });
+    let fetched = |node: &Node| {
+        let status = node.shoal("status --json").ok().json();
+        status["upstreams"][0]["fetched_paths"].as_u64().unwrap()
+    };
+    let fetched: u64 = mesh.nodes.iter().map(fetched).sum();
+    let wanted = mesh[0].valid().len() as u64;
+    assert!(wanted > 10 && fetched >= wanted, "{fetched} of {wanted}");
+    assert!(fetched <= wanted + wanted.div_ceil(100), "{fetched} downloads of {wanted} paths");
+}
