@@ -119,9 +119,13 @@ pub struct Catalogue {
     unconfirmed: BTreeMap<NodeId, (u64, BTreeSet<Key>)>,
     recent: Recent,
     lookups: BTreeMap<u64, (Key, Lookup)>,
+    /// When the first of them has waited long enough for an owner.
+    wake_ms: Option<u64>,
     /// Paths stored here that are not acknowledged yet, with their other holders.
     pledges: BTreeMap<Key, BTreeSet<NodeId>>,
     orders: Orders,
+    /// Those of them that are repairs, so that uploads do not take their places.
+    repairing: BTreeSet<(Key, NodeId)>,
     /// Paths of which copies lack, and when that is looked at.
     repairs: BTreeMap<Key, u64>,
     /// Paths that are being fetched for others, and since when.
@@ -150,8 +154,10 @@ impl Catalogue {
             unconfirmed: BTreeMap::new(),
             recent: Recent::default(),
             lookups: BTreeMap::new(),
+            wake_ms: None,
             pledges: BTreeMap::new(),
             orders: Orders::default(),
+            repairing: BTreeSet::new(),
             repairs: BTreeMap::new(),
             fetches: BTreeMap::new(),
             farewells: Farewells::default(),
@@ -303,7 +309,9 @@ impl Catalogue {
 
     fn ask(&mut self, id: u64, key: Key) {
         let now_ms = self.now_ms;
-        if let Some(answer) = self.recent.get(&key, now_ms) {
+        let live = &self.members.live;
+        let is_of_use = |answer: &&Answer| answer.holders.iter().all(|node| live.contains(node));
+        if let Some(answer) = self.recent.get(&key, now_ms).filter(is_of_use) {
             self.out.push(Action::Found { id, key, answer: answer.clone() });
         } else if self.lookups.len() >= WAITING_MAX {
             self.out.push(Action::Unreachable { id, key });
@@ -346,9 +354,7 @@ impl Catalogue {
         gone.iter().for_each(|node| self.forget(node));
         self.drop_unconfirmed();
         self.announce();
-        for id in self.lookups.keys().copied().collect::<Vec<_>>() {
-            self.advance(id);
-        }
+        self.advance_all();
         for key in self.pledges.keys().copied().collect::<Vec<_>>() {
             self.pursue(key);
         }
@@ -414,6 +420,7 @@ impl Catalogue {
 
     fn repair(&mut self) {
         let now_ms = self.now_ms;
+        self.repairing.retain(|(key, to)| self.orders.is_placed(key, to));
         let due: Vec<Key> = self.repairs.iter().filter(|(_, at)| **at <= now_ms).map(|(key, _)| *key).collect();
         for key in due {
             let Some((answer, targets)) = self.lacking(&key) else {
@@ -422,9 +429,10 @@ impl Catalogue {
             };
             let Some(content) = answer.content else { continue };
             for target in targets {
-                if !self.orders.place(key, target, REPAIRS_MAX, now_ms) {
+                if self.repairing.len() >= REPAIRS_MAX || !self.orders.place(key, target, WAITING_MAX, now_ms) {
                     continue;
                 }
+                self.repairing.insert((key, target));
                 let from = answer.holders.iter().take(SOURCES_MAX).copied().collect();
                 self.order(target, Wanted { holding: Holding { key, content }, from });
             }
@@ -443,7 +451,11 @@ impl Catalogue {
             self.out.push(Action::Acknowledged { key });
             return;
         }
-        let Some(content) = self.holdings.get(&key) else { return };
+        let Some(content) = self.holdings.get(&key) else {
+            // It was deleted or lost; nobody can copy it from here.
+            self.pledges.remove(&key);
+            return;
+        };
         for target in targets(&self.able(&key, &storers, &kept), &kept, self.copies.min(storers.len())) {
             if self.orders.place(key, target, WAITING_MAX, self.now_ms) {
                 self.order(target, Wanted { holding: Holding { key, content }, from: vec![self.me] });
@@ -491,7 +503,10 @@ impl Catalogue {
                     }
                     continue;
                 }
-                Step::Wait(_) => return,
+                Step::Wait(until) => {
+                    self.wake_ms = Some(self.wake_ms.map_or(until, |wake_ms| wake_ms.min(until)));
+                    return;
+                }
                 Step::Found(answer) => {
                     self.recent.insert(key, answer.clone(), self.now_ms);
                     self.out.push(Action::Found { id, key, answer });
@@ -504,14 +519,23 @@ impl Catalogue {
         }
     }
 
-    /// When the next tick is worth while: a lookup that waits for an owner.
-    pub fn next_ms(&mut self) -> Option<u64> {
-        let now_ms = self.now_ms;
-        let wait = |(_, lookup): &mut (Key, Lookup)| match lookup.clone().step(now_ms) {
-            Step::Wait(until) => until,
-            _ => now_ms,
-        };
-        self.lookups.values_mut().map(wait).min()
+    /// When [`Catalogue::hurry`] is worth while at the latest: a lookup waits for an owner.
+    pub fn next_ms(&self) -> Option<u64> {
+        self.wake_ms
+    }
+
+    /// Takes lookups on that wait for an owner that is late.
+    pub fn hurry(&mut self, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        self.advance_all();
+        self.finish()
+    }
+
+    fn advance_all(&mut self) {
+        self.wake_ms = None;
+        for id in self.lookups.keys().copied().collect::<Vec<_>>() {
+            self.advance(id);
+        }
     }
 
     /// Whether this node does not know yet, as an owner, what others hold.

@@ -119,6 +119,7 @@ impl Driver {
             saved_ms: 0,
         };
         driver.learn_all_addresses();
+        driver.membership.view().revocations().keys().for_each(|node| driver.links.bar(*node));
         driver.members_changed();
         Ok(driver)
     }
@@ -134,7 +135,7 @@ impl Driver {
             let next = tokio::select! {
                 biased;
                 _ = ticks.tick() => self.tick(),
-                () = sleep_until(wake.into()) => self.tick_catalogue(),
+                () = sleep_until(wake.into()) => self.hurry(),
                 command = commands.recv() => match command {
                     Some(command) => self.command(command),
                     None => return drop(self.save().await),
@@ -166,7 +167,7 @@ impl Driver {
         now(self.started)
     }
 
-    fn next_wake(&mut self) -> Instant {
+    fn next_wake(&self) -> Instant {
         let far = self.started + Duration::from_millis(self.now().ms + TICK_MS);
         self.catalogue.next_ms().map_or(far, |ms| (self.started + Duration::from_millis(ms)).min(far))
     }
@@ -180,6 +181,12 @@ impl Driver {
             drop(self.save());
         }
         self.tick_catalogue()
+    }
+
+    fn hurry(&mut self) -> Next {
+        let actions = self.catalogue.hurry(self.now().ms);
+        self.carry_out_all(actions);
+        Next::Go
     }
 
     fn tick_catalogue(&mut self) -> Next {
@@ -200,7 +207,7 @@ impl Driver {
                 self.carry_out(actions);
             }
             Incoming::Message { from, message } => match *message {
-                HolderMessage::Records(records) => self.verify(records),
+                HolderMessage::Records(records) => self.verify(from, records),
                 message => {
                     let actions = self.catalogue.receive(from, message, self.now().ms);
                     self.carry_out_all(actions);

@@ -47,7 +47,7 @@ impl Roster {
 
     /// No other node is known, dead ones included: nobody has a copy of anything.
     pub fn has_no_others(&self) -> bool {
-        let counts = |peer: &&Peer| !matches!(peer.standing, Standing::Left | Standing::Expired);
+        let counts = |peer: &&Peer| peer.standing != Standing::Left;
         self.peers.iter().filter(counts).count() <= 1
     }
 

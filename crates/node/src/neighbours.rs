@@ -20,13 +20,15 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::upstream::{Flight, Held};
-use lore::ASKED_MAX;
+use lore::{ASKED_MAX, PATIENCE};
 
 mod lore;
 pub mod orders;
 
 /// How long somebody waits for what other nodes know of a path.
 const ASK_PATIENCE: Duration = Duration::from_secs(3);
+/// How long one holder of a path is waited for that is to say what it has.
+const HOLDER_PATIENCE: Duration = Duration::from_millis(500);
 /// How often those who watch a path arrive are told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 /// Handed on at once of a NAR that is on its way.
@@ -95,17 +97,19 @@ impl Neighbours {
     }
 
     /// Brings the contents of a path here, which its flight is told of as they come.
-    pub fn fetch(&self, held: &Held, flight: &Flight) -> Result<Ingested, String> {
+    /// With `checks_nar` the NAR's hash is computed, although a member answers for it.
+    pub fn fetch(&self, held: &Held, flight: &Flight, checks_nar: bool) -> Result<Ingested, String> {
         let Some(inner) = self.0.as_ref() else { return Err("this node is in no mesh".into()) };
         let want = Want {
             record: PathRecord::clone(&held.record),
             holders: held.holders.clone(),
             urgency: flight.urgency(),
-            // A member answers for it, and each chunk is compared with its name.
-            checks_nar: false,
+            checks_nar,
         };
         let key = want.record.key();
-        let fetching = inner.runtime.block_on(async { inner.fetcher.begin(want) });
+        // What a fetch does when it is dropped takes the runtime too.
+        let _inside = inner.runtime.enter();
+        let fetching = inner.fetcher.begin(want);
         if flight.has_tape() {
             pass_on(&fetching, flight).map_err(|error| error.to_string())?;
         }
@@ -113,7 +117,12 @@ impl Neighbours {
             let fetched = wait(&fetching, flight).await;
             for dropped in fetching.dropped().iter().filter(|dropped| dropped.is_offence()) {
                 let node = self.name(&dropped.peer);
-                tracing::warn!(node, why = dropped.why, "a node sent what is not what it should be");
+                tracing::warn!(
+                    node,
+                    why = dropped.why,
+                    "a node sent what is not what it should be; its connections are closed"
+                );
+                inner.mesh.links().cut(dropped.peer, "it sent what is not what it should be");
             }
             if fetched.is_err() {
                 inner.mesh.doubt(key).await;
@@ -223,7 +232,10 @@ impl Inner {
         let mut asked = JoinSet::new();
         for node in roster.live().map(|peer| peer.record.node).filter(|node| *node != me).take(ASKED_MAX) {
             let (inner, wanted) = (self.clone(), wanted.clone());
-            asked.spawn(async move { (node, inner.records_at(node, &wanted).await) });
+            asked.spawn(async move {
+                let records = timeout(PATIENCE, inner.records_at(node, &wanted)).await;
+                (node, records.unwrap_or_default())
+            });
         }
         while let Some(Ok((node, records))) = asked.join_next().await {
             for (&index, record) in unknown.iter().zip(records) {
@@ -239,7 +251,8 @@ impl Inner {
     /// The owners had not been told what the holders answer for.
     async fn ask_holders(&self, key: &PathKey, holders: Vec<NodeKey>) -> Option<Held> {
         for holder in &holders {
-            if let Some(record) = self.records_at(*holder, &[*key]).await.pop().flatten() {
+            let records = timeout(HOLDER_PATIENCE, self.records_at(*holder, &[*key])).await;
+            if let Some(record) = records.ok().and_then(|mut records| records.pop().flatten()) {
                 return Some(Held { record, holders });
             }
         }

@@ -51,6 +51,8 @@ pub mod settle;
 const RUNTIME_THREADS_MAX: usize = 4;
 /// After the builds ended, clients hear of it and go. Who stays longer has nothing to wait for.
 const SESSION_GRACE: Duration = Duration::from_secs(5);
+/// What still runs on threads when everything else has ended may take this long.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often uploads that wait are looked through; they wait for an hour.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 const SESSION_POLL: Duration = Duration::from_millis(20);
@@ -147,6 +149,8 @@ pub fn run(start: Start<'_>) -> Result<End> {
     if let Some(mesh) = node.neighbours.mesh() {
         runtime.block_on(mesh.stop());
     }
+    // Downloads and other work that waits for others is not waited for.
+    runtime.shutdown_timeout(STOP_PATIENCE);
     tracing::info!("stopped");
     Ok(end)
 }

@@ -45,16 +45,17 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    /// `owners` in the order of the ring. After `enough` misses nobody has it.
+    /// `owners` in the order of the ring. After `enough` misses, or one of each, nobody has it.
     pub fn new(owners: Vec<NodeId>, is_suspected: impl Fn(&NodeId) -> bool, enough: usize, now_ms: u64) -> Self {
         let (suspected, mut sound): (Vec<NodeId>, Vec<NodeId>) =
             owners.into_iter().partition(|owner| is_suspected(owner));
         sound.extend(suspected);
+        let enough = enough.min(sound.len()).max(1);
         Lookup {
             to_ask: sound.into(),
             silent: BTreeSet::new(),
             misses: 0,
-            enough: enough.max(1),
+            enough,
             begun_ms: now_ms,
             asked_ms: now_ms,
             found: None,
@@ -81,7 +82,7 @@ impl Lookup {
         }
         let is_over =
             now_ms.saturating_sub(self.begun_ms) >= LOOKUP_MS || self.silent.is_empty() && self.to_ask.is_empty();
-        if self.misses >= self.enough || is_over && self.misses > 0 {
+        if self.misses >= self.enough {
             return Step::Missing;
         }
         if is_over {

@@ -149,7 +149,10 @@ impl Catalogue {
     }
 
     fn stored_by(&mut self, node: NodeId, key: &Key) {
-        self.orders.done(key, &node);
+        // The word of who was not asked for a copy does not count.
+        if !self.orders.done(key, &node) {
+            return;
+        }
         if let Some(holders) = self.pledges.get_mut(key) {
             holders.insert(node);
             self.pursue(*key);

@@ -30,6 +30,8 @@ pub fn is_acknowledged(holders: usize, copies: usize, live: usize) -> bool {
 
 /// Who could not get a copy is not asked for it again before this time, if somebody else can be.
 pub const FAILED_MS: u64 = 60_000;
+/// Nobody is asked for the same copy again before this time, though nobody else is left to ask.
+const AGAIN_MS: u64 = 5_000;
 /// Failures that are remembered.
 const FAILURES_MAX: usize = 65_536;
 
@@ -43,6 +45,9 @@ pub struct Orders {
 impl Orders {
     /// Notes an order; `false` where the same is under way, or too many are.
     pub fn place(&mut self, key: Key, to: NodeId, max: usize, now_ms: u64) -> bool {
+        if self.failed.get(&(key, to)).is_some_and(|since| now_ms.saturating_sub(*since) < AGAIN_MS) {
+            return false;
+        }
         let is_late = |since: &u64| now_ms.saturating_sub(*since) >= COPY_TIMEOUT_MS;
         match self.placed.get(&(key, to)) {
             Some(since) if !is_late(since) => return false,

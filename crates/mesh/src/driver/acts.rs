@@ -25,7 +25,7 @@ impl Driver {
                 membership::Action::Changed(change) => {
                     is_changed = true;
                     match change {
-                        Change::Updated(_) => self.is_outdated = true,
+                        Change::Updated(node) if !self.is_new_life(&node) => self.is_outdated = true,
                         _ => self.is_saved = false,
                     }
                     self.changed(change);
@@ -50,6 +50,11 @@ impl Driver {
         }
     }
 
+    /// Whether a member was started or contradicted, and is elsewhere perhaps.
+    fn is_new_life(&self, node: &NodeKey) -> bool {
+        self.membership.view().get(node).is_some_and(|member| member.version.sequence <= 1)
+    }
+
     fn changed(&mut self, change: Change) {
         let said = match change {
             Change::Joined(node) | Change::Returned(node) | Change::Updated(node) => {
@@ -65,7 +70,10 @@ impl Driver {
             Change::Suspected(_) => "a node does not answer",
             Change::Cleared(_) => "a node answers again",
             Change::Died(_) => "a node is dead",
-            Change::Expired(_) => "a node's certificate has expired",
+            Change::Expired(node) => {
+                self.links.cut(node, "its certificate has expired");
+                "a node's certificate has expired"
+            }
             Change::Left(node) => {
                 self.catalogue.forget(&node);
                 "a node left"
@@ -171,13 +179,20 @@ impl Driver {
     }
 
     /// Verifies what a holder sent, and has the catalogue learn what a live member answers for.
-    pub(super) fn verify(&self, records: Vec<Vec<u8>>) {
+    pub(super) fn verify(&self, from: NodeKey, records: Vec<Vec<u8>>) {
         let Ok(turn) = self.record_workers.clone().try_acquire_owned() else { return };
         let (commands, roster) = (self.commands.clone(), self.roster.borrow().clone());
+        let (links, name) = (self.links.clone(), self.name(&from));
         tokio::task::spawn_blocking(move || {
             let _turn = turn;
             for sealed in records {
-                let Ok(record) = Sealed::<PathRecord>::open(&sealed) else { continue };
+                let Ok(record) = Sealed::<PathRecord>::open(&sealed) else {
+                    tracing::warn!(
+                        node = name,
+                        "a node sends a path record that nobody signed; its connections are closed"
+                    );
+                    return links.cut(from, "it sent a path record that nobody signed");
+                };
                 if !roster.is_live(&record.author) {
                     continue;
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_mesh::handle::Mesh;
-use shoal_wire::mesh::node_record::{Load, Presence};
+use shoal_wire::mesh::node_record::Load;
 
 use crate::build::service::BuildService;
 
@@ -20,29 +20,22 @@ pub async fn tell(mesh: Mesh, builds: Arc<BuildService>, data_dir: std::path::Pa
     loop {
         ticks.tick().await;
         let (service, dir) = (builds.clone(), data_dir.clone());
-        let Ok((load, is_draining)) = tokio::task::spawn_blocking(move || look(&service, &dir)).await else { return };
-        let change = move |own: &mut shoal_wire::mesh::node_record::NodeRecord| {
-            own.load = load;
-            if is_draining && own.presence == Presence::Active {
-                own.presence = Presence::Draining;
-            }
-        };
-        mesh.update(change).await;
+        let Ok(load) = tokio::task::spawn_blocking(move || look(&service, &dir)).await else { return };
+        mesh.update(move |own| own.load = load).await;
     }
 }
 
-fn look(builds: &BuildService, data_dir: &Path) -> (Load, bool) {
+fn look(builds: &BuildService, data_dir: &Path) -> Load {
     let overview = builds.overview();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let load = Load {
+    Load {
         running: count(overview.running.len()),
         queued: count(overview.waiting),
         free_memory_mib: memory_mib().1,
         free_store_mib: disk_mib(data_dir).1,
         pressure: pressure(),
         ..Load::default()
-    };
-    (load, overview.draining)
+    }
 }
 
 /// All memory of the machine and what of it is free to be used, in MiB; 0 where that cannot be read.

@@ -19,6 +19,8 @@ use crate::{files, keys};
 const JOIN_PATIENCE: Duration = Duration::from_secs(20);
 /// In the directory of what the node keeps of its mesh: `KEY@ADDR`, one a line.
 const CONTACTS: &str = "contacts";
+/// Letters that are shown of what is no ticket and no file.
+const SHOWN_MAX: usize = 40;
 /// A ticket in a file is one line of some 2 KiB.
 const TICKET_FILE_BYTES_MAX: u64 = 16 << 10;
 
@@ -148,10 +150,13 @@ pub async fn by_ticket(config: &Config, text: &str) -> Result<Place> {
 
 /// A ticket, or the one in the file of this name.
 pub fn read_ticket(text: &str) -> Result<Ticket> {
+    let text = text.trim();
     if text.starts_with("shoal1") {
         return Ok(text.parse()?);
     }
-    let meta = std::fs::metadata(text).with_context(|| format!("'{text}' is neither a ticket nor a file with one"))?;
+    // A ticket is a secret, and what is nearly one may be.
+    let shown: String = text.chars().take(SHOWN_MAX).collect();
+    let meta = std::fs::metadata(text).with_context(|| format!("'{shown}' is neither a ticket nor a file with one"))?;
     anyhow::ensure!(meta.len() <= TICKET_FILE_BYTES_MAX, "{text} is too long for a ticket");
     let ticket = std::fs::read_to_string(text).with_context(|| format!("cannot read the ticket in {text}"))?;
     ticket.trim().parse().with_context(|| format!("{text} holds no ticket"))

@@ -21,7 +21,7 @@ use crate::upstream::LOG_LEN_MAX;
 /// Nodes that are asked; in a larger mesh some may know it and are not.
 pub(super) const ASKED_MAX: usize = 32;
 /// How long one is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Neighbours {
     /// Where an output came out, by the word of a member.

@@ -73,7 +73,8 @@ impl Client {
     /// Fetches those of `paths` that are not here, and tells nobody meanwhile. What cannot be fetched stays missing; the
     /// log says why.
     pub(super) fn bring(&self, paths: &BTreeSet<StorePath>) {
-        if paths.is_empty() || !self.substitutes() {
+        // Clients are told of what other nodes have whatever they say of substitutes.
+        if paths.is_empty() || self.upstreams().is_empty() {
             return;
         }
         paths.iter().for_each(|path| self.temp_roots.add(path));

@@ -201,6 +201,7 @@ pub fn add_object(client: &Client, object: NewObject, source: &mut impl BufRead)
     let path = client.dir().make_ca_path(&ca, &of, &name).map_err(|error| cannot_add(&name, &error))?;
     client.temp_roots.add(&path);
     if let Some(info) = store.path_info(&path)? {
+        client.acknowledge([&info])?;
         return Ok(info);
     }
     let mut info = PathInfo::new(path.clone(), ingested.nar_hash, ingested.nar_size);

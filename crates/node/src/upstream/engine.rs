@@ -202,7 +202,7 @@ impl Engine {
         loop {
             flight.begin(&offer);
             let (from, why) = match &offer.source {
-                Source::Mesh(held) => match self.asks.neighbours.fetch(held, flight) {
+                Source::Mesh(held) => match self.asks.neighbours.fetch(held, flight, false) {
                     Ok(ingested) => return Ok(self.held(&offer.info, ingested, None)),
                     Err(why) => {
                         tried.holders.extend(held.holders.iter().copied());

@@ -64,6 +64,9 @@ impl Upstreams {
 
 /// Other nodes have the path whole, or one chunk of it as well as another.
 fn heal_from_mesh(engine: &Engine, info: &PathInfo) -> Result<(), String> {
+    if engine.asks.neighbours.is_alone() {
+        return Err("no upstream has it".into());
+    }
     let offer = engine.asks.find_in_mesh(&[Query::Path(&info.path)]).pop().flatten();
     let Some(offer) = offer else { return Err("no other node and no upstream has it".into()) };
     if offer.info.nar_hash != info.nar_hash || offer.info.nar_size != info.nar_size {
@@ -71,7 +74,7 @@ fn heal_from_mesh(engine: &Engine, info: &PathInfo) -> Result<(), String> {
     }
     let Source::Mesh(held) = &offer.source else { return Err("no other node has it".into()) };
     let flight = Flight::new(offer.clone(), engine.store.temp_roots(), Urgency::Replication, None);
-    let ingested = engine.asks.neighbours.fetch(held, &flight)?;
+    let ingested = engine.asks.neighbours.fetch(held, &flight, true)?;
     keep(engine, info, ingested)
 }
 

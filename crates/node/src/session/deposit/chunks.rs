@@ -185,12 +185,13 @@ impl Deposits {
 impl Client {
     fn commit_entries(&self, hold: &mut ChunkHold, commit: Commit) -> Outcome {
         let mut pending = PendingDerivations::new();
-        let mut batch = Vec::new();
+        let (mut batch, mut known_already) = (Vec::new(), Vec::new());
         self.bring_references(commit.0.iter().map(|entry| &entry.info));
         for Entry { mut info, chunks } in commit.0 {
             self.temp_roots.add(&info.path);
             if let Some(known) = self.store().path_info(&info.path)? {
                 self.add_to_valid(&known, &info)?;
+                known_already.push(known);
                 continue;
             }
             self.judge_claim(&info)?;
@@ -208,7 +209,8 @@ impl Client {
             }
             batch.push((info, ingested));
         }
-        self.commit(batch)
+        self.commit(batch)?;
+        self.acknowledge(&known_already).map_err(|fault| Refusal::of_fault(503, fault))
     }
 }
 

@@ -81,7 +81,9 @@ impl Deposits {
         }
         client.temp_roots.add(&info.path);
         if let Some(known) = client.store().path_info(&info.path)? {
-            return client.add_to_valid(&known, &info);
+            client.add_to_valid(&known, &info)?;
+            // Whoever brought it may still wait for its copies, or have given up.
+            return client.acknowledge([&known]).map_err(|fault| Refusal::of_fault(503, fault));
         }
         client.judge_claim(&info)?;
         let file = url.split(['?', '#']).next().and_then(|url| url.strip_prefix("nar/")).unwrap_or_default();
