@@ -50,6 +50,8 @@ mod lifecycle;
 mod mesh;
 #[path = "e2e/mesh_losses.rs"]
 mod mesh_losses;
+#[path = "e2e/mesh_network.rs"]
+mod mesh_network;
 #[path = "e2e/mini.rs"]
 mod mini;
 #[path = "e2e/options.rs"]

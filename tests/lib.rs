@@ -15,6 +15,8 @@ pub mod expected;
 pub mod machine;
 #[path = "harness/mesh.rs"]
 pub mod mesh;
+#[path = "harness/network.rs"]
+pub mod network;
 #[path = "harness/node.rs"]
 pub mod node;
 #[path = "harness/place.rs"]

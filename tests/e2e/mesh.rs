@@ -20,7 +20,7 @@ fn trusting(key: &str) -> String {
 pub fn substitute(nix: &Nix, node: &Node, key: &str, paths: &[String]) {
     let reader = Machine::new(nix);
     let client = |arguments: &[&str]| reader.local("nix").env("NIX_CONFIG", trusting(key)).args(arguments);
-    client(&["copy", "--from", &node.ready().http]).args(FRESH).args(paths).ok();
+    client(&["copy", "--from", &node.ready().http]).beside(node).args(FRESH).args(paths).ok();
     client(&["store", "verify", "--recursive", "--sigs-needed", "1"]).args(paths).ok();
     reader.local("nix-store").args(["--verify", "--check-contents"]).ok();
 }

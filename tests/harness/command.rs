@@ -1,7 +1,9 @@
 //! Programs that are run with a deadline and never outlive their test.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
@@ -9,6 +11,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::node::Node;
 
 /// Long enough for any single step that a test does not give a limit of its own.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -88,6 +92,28 @@ impl Cmd {
     pub fn user(mut self, uid: u32) -> Cmd {
         self.command.uid(uid).gid(uid);
         self
+    }
+
+    /// Runs in this network namespace.
+    pub fn within(mut self, namespace: &str) -> Cmd {
+        let file =
+            File::open(Path::new("/run/netns").join(namespace)).unwrap_or_else(|error| panic!("{namespace}: {error}"));
+        // SAFETY: setns is async-signal-safe and touches no memory of this process; the file is open as long as the closure.
+        unsafe {
+            self.command.pre_exec(move || match libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
+        }
+        self
+    }
+
+    /// Runs on the network that the node is on.
+    pub fn beside(self, node: &Node) -> Cmd {
+        match node.namespace() {
+            Some(namespace) => self.within(namespace),
+            None => self,
+        }
     }
 
     pub fn stdin(mut self, from: Stdio) -> Cmd {

@@ -71,7 +71,7 @@ impl Machine {
 
     /// The same, that can also reach `node` over ssh under the name [`Machine::store`] gives it.
     pub fn near(&self, program: &str, node: &Node) -> Cmd {
-        self.local(program).env("NIX_SSHOPTS", self.ssh_options(node))
+        self.local(program).env("NIX_SSHOPTS", self.ssh_options(node)).beside(node)
     }
 
     /// A Nix program that works on `node`'s store.

@@ -74,6 +74,7 @@ pub struct Node {
     place: Place,
     flags: Vec<String>,
     user: Option<u32>,
+    namespace: Option<String>,
     running: Option<Running>,
     ready: Option<Ready>,
     /// How long the last start took until the node was ready.
@@ -99,7 +100,7 @@ impl Node {
         let place = Place::new("n");
         fs::create_dir(place.join("data")).unwrap_or_else(|error| panic!("data directory: {error}"));
         let flags = flags.iter().map(|flag| flag.to_string()).collect();
-        Node { place, flags, user: None, running: None, ready: None, start_time: Duration::ZERO }
+        Node { place, flags, user: None, namespace: None, running: None, ready: None, start_time: Duration::ZERO }
     }
 
     /// Runs as an ordinary user from the next start on.
@@ -109,6 +110,16 @@ impl Node {
         }
         self.user = Some(uid);
         self
+    }
+
+    /// Runs in this network namespace from the next start on.
+    pub fn within(mut self, namespace: &str) -> Node {
+        self.namespace = Some(namespace.to_string());
+        self
+    }
+
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     /// Starts with these flags from the next start on.
@@ -134,13 +145,21 @@ impl Node {
         if let Some(uid) = self.user {
             cmd = cmd.user(uid);
         }
+        if let Some(namespace) = &self.namespace {
+            cmd = cmd.within(namespace);
+        }
         let data = self.data_dir();
-        let cmd = cmd.arg("serve").arg("--data-dir").arg(&data).args(["--ssh", "127.0.0.1:0"]);
+        let cmd = cmd.arg("serve").arg("--data-dir").arg(&data);
+        // Where other nodes look for it.
+        let mesh =
+            self.ready.as_ref().and_then(|ready| ready.json["mesh"].as_str()).unwrap_or("127.0.0.1:0").to_string();
         let unless_given = |flag: &'static str| match self.flags.iter().any(|given| given == flag) {
             true => [].to_vec(),
+            false if flag == "--mesh" => vec![flag, &mesh],
             false => vec![flag, "127.0.0.1:0"],
         };
-        let cmd = cmd.args(unless_given("--http")).args(unless_given("--mesh")).args(&self.flags);
+        let cmd =
+            cmd.args(unless_given("--ssh")).args(unless_given("--http")).args(unless_given("--mesh")).args(&self.flags);
         let mut running = cmd.start_into(Stdio::null(), Stdio::from(log));
         let pid = running.pid().as_raw_nonzero().get() as u32;
         let ready = wait_for("a node that is ready", READY_PATIENCE, || {
