@@ -48,9 +48,12 @@ pub const ABSENT_MS: u64 = 3_600_000;
 pub const CONFIRM_MS: u64 = 60_000;
 /// A holder that has not heard from every owner by then does not delete.
 pub const DROP_TIMEOUT_MS: u64 = 10_000;
-/// An owner that has met others for the first time so lately has not been told of everything, and says nothing of what it
-/// does not know: long enough for one announcement that is lost and told again.
+/// An owner that has met others so lately has not been told of everything, and says nothing of what it does not know: long
+/// enough for the ring to settle, or for one announcement that is lost and told again.
 pub const UNTOLD_MS: u64 = 6_000;
+/// Up to so many members are asked themselves for what owners cannot say. In larger ones somebody comes all the time, and
+/// what halves that were apart stored meanwhile is found when it has been told.
+pub const SMALL_MESH: usize = 32;
 /// Lookups, acknowledgements, fetches for others and requests to delete that wait at once; beyond it they are refused.
 pub const WAITING_MAX: usize = 65_536;
 
@@ -109,7 +112,7 @@ pub struct Catalogue {
     ring: Ring,
     /// A ring that differs, and when it is taken.
     next_ring: Option<(Ring, u64)>,
-    /// When others were there for the first time.
+    /// When others came that were not there before: the first ones, and in a small mesh any.
     met_ms: Option<u64>,
     /// Members that were live, and when they ceased to be.
     absent: BTreeMap<NodeId, u64>,
@@ -192,7 +195,8 @@ impl Catalogue {
             self.orders.forget(node);
         }
         self.absent.retain(|node, _| !members.live.contains(node));
-        if self.met_ms.is_none() && members.live.len() > 1 {
+        let is_met = members.live.iter().any(|node| *node != self.me && !self.members.live.contains(node));
+        if is_met && (self.met_ms.is_none() || members.live.len() <= SMALL_MESH) {
             self.met_ms = Some(now_ms);
         }
         let ring = Ring::weighted(members.storers.iter().copied());

@@ -28,7 +28,7 @@ impl Catalogue {
         self.now_ms = now_ms;
         self.ids += 1;
         let id = self.ids;
-        match self.live_owners(&key).first().copied() {
+        match self.leader(&key) {
             Some(owner) if owner != self.me && self.claims.asked.len() < WAITING_MAX => {
                 self.claims.asked.insert(id, (key, owner, now_ms));
                 self.send(owner, HolderMessage::Claim { id, key });
@@ -44,11 +44,16 @@ impl Catalogue {
     /// This node does not bring it in after all.
     pub fn unclaim(&mut self, key: Key, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
-        match self.live_owners(&key).first().copied() {
+        match self.leader(&key) {
             Some(owner) if owner != self.me => self.send(owner, HolderMessage::Unclaim(key)),
             _ => self.end_claim(&self.me.clone(), &key),
         }
         self.finish()
+    }
+
+    /// By the newest ring: while it settles, two nodes that see the same members ask the same one.
+    fn leader(&self, key: &Key) -> Option<NodeId> {
+        self.newest_ring().successors(key).find(|node| self.members.live.contains(node))
     }
 
     /// As the owner: who brings the path in, or has it already.
