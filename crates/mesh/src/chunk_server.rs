@@ -12,6 +12,8 @@ mod outbox;
 mod turn;
 
 use crate::dial::{BoxFuture, ServeChunks};
+use crate::links::short;
+use crate::protocol::Close;
 use iroh::endpoint::{Connection, RecvStream, SendStream, VarInt};
 use outbox::Peer;
 use shoal_store::Store;
@@ -36,9 +38,8 @@ const ASK_TIME: Duration = Duration::from_secs(10);
 /// Bytes read from segments and not sent, of all peers, in pieces of [`answer::READ_LEN`].
 const BUFFERED_MAX: usize = 64 << 20;
 
-/// Codes of streams and connections that are ended.
+/// The code of a stream on which nothing was asked that can be answered.
 const BAD_REQUEST: VarInt = VarInt::from_u32(1);
-const NOT_READ: VarInt = VarInt::from_u32(2);
 
 /// What it gives away.
 #[derive(Debug, Clone, Copy, Default)]
@@ -161,7 +162,8 @@ impl Inner {
             Ok(()) => _ = send.finish(),
             Err(outbox::SendError::NotRead) => {
                 self.counts.cut.fetch_add(1, Ordering::Relaxed);
-                peer.connection.close(NOT_READ, b"what was asked for is not read");
+                tracing::warn!(node = short(&peer.key), "a node does not read what it asked for; it is cut off");
+                peer.connection.close(Close::NotRead.code(), b"what was asked for is not read");
             }
             Err(outbox::SendError::Gone) => {}
         }

@@ -59,6 +59,8 @@ pub enum Close {
     Cut = 14,
     /// Everything was said.
     Done = 15,
+    /// It asked for more than it reads.
+    NotRead = 16,
 }
 
 impl Close {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use shoal_mesh::handle::Mesh;
 use shoal_mesh::records::holding;
 use shoal_store::Store;
 use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::announcement::SOURCES_MAX;
 use shoal_wire::mesh::path_record::hash_part;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::Receiver;
@@ -20,10 +22,12 @@ use crate::upstream::Upstreams;
 /// Orders that are carried out together: as many as one round of questions asks for, and few enough that a client who
 /// wants something does not wait behind more.
 const TOGETHER_MAX: usize = 64;
+/// Orders are carried out by so many threads, so that a path that takes long keeps few others waiting.
+const COPIERS: usize = 4;
 /// Copies of one path that take longer are given up; the owner orders them again.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Carries orders out for as long as there are any, on a thread of its own.
+/// Carries orders out for as long as there are any, on threads of its own.
 pub struct Orders {
     pub neighbours: Neighbours,
     pub upstreams: Upstreams,
@@ -33,43 +37,45 @@ pub struct Orders {
 }
 
 impl Orders {
-    pub fn start(self, mut orders: Receiver<Order>) -> std::io::Result<()> {
-        let run = move || {
-            while let Some(first) = orders.blocking_recv() {
-                let mut together = vec![first];
-                while together.len() < TOGETHER_MAX
-                    && let Ok(next) = orders.try_recv()
-                {
-                    together.push(next);
+    pub fn start(self, orders: Receiver<Order>) -> std::io::Result<()> {
+        let (copies, orders) = (Arc::new(self), Arc::new(Mutex::new(orders)));
+        for _ in 0..COPIERS {
+            let (copies, orders) = (copies.clone(), orders.clone());
+            let run = move || {
+                while let Some(together) = next_orders(&orders) {
+                    let carried = catch_unwind(AssertUnwindSafe(|| copies.carry_out(together)));
+                    if carried.is_err() {
+                        // Those who wait for these copies order them elsewhere when they are late.
+                        tracing::error!("a bug ended the making of some copies");
+                    }
                 }
-                let carried = catch_unwind(AssertUnwindSafe(|| self.carry_out(together)));
-                if carried.is_err() {
-                    // Those who wait for these copies order them elsewhere when they are late.
-                    tracing::error!("a bug ended the making of some copies");
-                }
-            }
-        };
-        thread::Builder::new().name("copies".into()).spawn(run).map(drop)
+            };
+            thread::Builder::new().name("copies".into()).spawn(run)?;
+        }
+        Ok(())
     }
 
-    fn carry_out(&self, orders: Vec<Order>) {
-        let mut by_holder: BTreeMap<NodeKey, Vec<Order>> = BTreeMap::new();
-        for order in orders {
-            // Any of them has all that the path refers to.
-            let first = order.from.first().copied().unwrap_or_default();
-            by_holder.entry(first).or_default().push(order);
-        }
-        for (holder, orders) in by_holder {
-            if let Err(error) = self.copy(holder, &orders) {
-                tracing::warn!(error = format!("{error:#}"), node = self.neighbours.name(&holder), "cannot copy paths");
+    /// Each from the first of its holders; what that did not give, from the next.
+    fn carry_out(&self, mut orders: Vec<Order>) {
+        for turn in 0..SOURCES_MAX {
+            let mut by_holder: BTreeMap<NodeKey, Vec<&Order>> = BTreeMap::new();
+            for order in &orders {
+                if let Some(holder) = order.from.get(turn) {
+                    // Any of them has all that the path refers to.
+                    by_holder.entry(*holder).or_default().push(order);
+                }
             }
-            for order in orders {
-                self.answer(&order);
+            for (holder, orders) in by_holder {
+                if let Err(error) = self.copy(holder, &orders) {
+                    let node = self.neighbours.name(&holder);
+                    tracing::warn!(error = format!("{error:#}"), node, "cannot copy paths");
+                }
             }
+            orders.retain(|order| !self.is_answered(order, turn));
         }
     }
 
-    fn copy(&self, holder: NodeKey, orders: &[Order]) -> anyhow::Result<()> {
+    fn copy(&self, holder: NodeKey, orders: &[&Order]) -> anyhow::Result<()> {
         let closure = self.upstreams.closure_at(holder, orders.iter().map(|order| order.holding.key))?;
         let roots = self.store.temp_roots();
         closure.offers.keys().for_each(|path| roots.add(path));
@@ -80,18 +86,31 @@ impl Orders {
         Ok(())
     }
 
-    /// Whether the path is here now, with the contents that were wanted.
-    fn answer(&self, order: &Order) {
+    /// Says that the path is here now, with the contents that were wanted, or after the last holder's turn that it is not.
+    fn is_answered(&self, order: &Order, turn: usize) -> bool {
         let is_here = || {
             let path = self.store.path_from_hash_part(&hash_part(&order.holding.key)?).ok()??;
             let info = self.store.path_info(&path).ok()??;
             (holding(&info)? == order.holding).then_some(())
         };
-        self.runtime.block_on(async {
-            match is_here() {
-                Some(()) => self.mesh.fetched(order.holding).await,
-                None => self.mesh.fetch_failed(order.holding.key).await,
-            }
-        });
+        let is_last = turn + 1 >= order.from.len();
+        match is_here() {
+            Some(()) => self.runtime.block_on(self.mesh.fetched(order.holding)),
+            None if is_last => self.runtime.block_on(self.mesh.fetch_failed(order.holding.key)),
+            None => return false,
+        }
+        true
     }
+}
+
+/// What has been ordered, some of it together.
+fn next_orders(orders: &Mutex<Receiver<Order>>) -> Option<Vec<Order>> {
+    let mut orders = orders.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut together = vec![orders.blocking_recv()?];
+    while together.len() < TOGETHER_MAX
+        && let Ok(next) = orders.try_recv()
+    {
+        together.push(next);
+    }
+    Some(together)
 }
