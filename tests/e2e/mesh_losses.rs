@@ -49,7 +49,9 @@ fn what_was_acknowledged_survives_any_kill_and_is_on_two_nodes_again() {
         }
         for path in &promised {
             for node in mesh.nodes.iter().filter(|node| node.runs()) {
-                assert!(serves(node, path), "round {round}: {path} is lost after node {victim} was killed");
+                // Until the others know of the death, an answer takes a while.
+                let what = format!("{path} in round {round} after node {victim} was killed");
+                wait_for(&what, HEARD_PATIENCE, || serves(node, path).then_some(()));
             }
         }
         mesh[victim].start_again();

@@ -25,8 +25,9 @@ use lore::{ASKED_MAX, PATIENCE};
 mod lore;
 pub mod orders;
 
-/// How long somebody waits for what other nodes know of a path.
-const ASK_PATIENCE: Duration = Duration::from_secs(3);
+/// How long somebody waits for what other nodes know of a path: two seconds for owners that are silent, one for everybody
+/// who is asked instead, and some for a machine that is busy.
+const ASK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long one holder of a path is waited for that is to say what it has.
 const HOLDER_PATIENCE: Duration = Duration::from_millis(500);
 /// How often those who watch a path arrive are told.
