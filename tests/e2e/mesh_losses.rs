@@ -49,9 +49,7 @@ fn what_was_acknowledged_survives_any_kill_and_is_on_two_nodes_again() {
         }
         for path in &promised {
             for node in mesh.nodes.iter().filter(|node| node.runs()) {
-                // Until the others know of the death, an answer takes a while.
-                let what = format!("{path} in round {round} after node {victim} was killed");
-                wait_for(&what, HEARD_PATIENCE, || serves(node, path).then_some(()));
+                assert!(serves(node, path), "round {round}: {path} is lost after node {victim} was killed");
             }
         }
         mesh[victim].start_again();
@@ -91,14 +89,8 @@ fn tickets_let_in_whom_they_are_for() {
     assert!(spent.stderr.contains("another has used it"), "{spent}");
     let damaged = join(&others[1], &format!("{}0", &once[..once.len() - 1])).fails();
     assert!(damaged.stderr.contains("ticket"), "{damaged}");
-    let short = invite(&first, "--reusable --ttl 1s");
-    thread::sleep(Duration::from_secs(2));
-    let late = join(&others[1], &short).run();
-    // Clocks may differ by minutes, so that a second says nothing.
-    assert!(late.status.success() || late.stderr.contains("ticket"), "{late}");
     let dead = invite(&first, "--reusable");
     first.stop();
-    others[1].shoal("mesh leave").fails();
     let stranger = Node::start(&[]);
     let unreachable = join(&stranger, &dead).fails();
     assert!(unreachable.stderr.contains("none of the nodes in the ticket can be reached"), "{unreachable}");

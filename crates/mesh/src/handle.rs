@@ -322,7 +322,7 @@ impl Mesh {
     }
 
     async fn tell(&self, command: Command) {
-        // The driver ends only when the node does.
+        // It has ended where the node stops, or has left: nothing is decided any more.
         let _ = self.0.commands.send(command).await;
     }
 

@@ -15,7 +15,7 @@ use shoal_mesh::handle::Mesh;
 use shoal_store::Store;
 use shoal_wire::nix::signature::{PublicKey, TrustedKeys};
 use shoal_wire::nix::store_path::StoreDir;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -95,13 +95,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
     let ready = doors.ready(config, keys::node_id(&config.data_dir)?, &node);
     let scrubber = node.scrubber(config);
     let restart = Arc::new(Notify::new());
-    let members = MeshControl::new(
-        config,
-        node.neighbours.clone(),
-        node.builds.clone(),
-        runtime.handle().clone(),
-        restart.clone(),
-    );
+    let members = node.mesh_control(config, runtime.handle(), &restart);
     let state = node.state(ready.clone(), doors.sessions(), scrubber.clone(), members);
     let control = ControlSocket::open(&control::socket(&config.data_dir), state)?;
     let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
@@ -111,14 +105,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
 
     runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), marks));
     runtime.spawn(settle::watch(node.store.clone(), node.builds.clone(), doors.sessions()));
-    if let Some(mesh) = node.neighbours.mesh() {
-        runtime.spawn(load::tell(mesh.clone(), node.builds.clone(), config.data_dir.clone()));
-        runtime.spawn(mesh::stay_certified(mesh.clone()));
-        if config.mdns {
-            runtime.spawn(seek::nearby(mesh.clone()));
-        }
-        runtime.spawn(seek::seek(mesh.clone(), config.peer_dns.clone(), ready.http.map(|http| http.port())));
-    }
+    node.take_part(config, &runtime, &ready);
 
     scrub_by_schedule(&scrubber, config.scrub_interval)?;
 
@@ -183,7 +170,7 @@ impl Node {
         let options = upstream_options(config)?;
         let upstreams = Upstreams::open(store.clone(), dir.clone(), builds.derivations(), neighbours.clone(), options);
         if let Some(Opened { mesh, orders, .. }) = opened {
-            let runtime = tokio::runtime::Handle::current();
+            let runtime = Handle::current();
             let copies = Orders {
                 neighbours: neighbours.clone(),
                 upstreams: upstreams.clone(),
@@ -194,6 +181,21 @@ impl Node {
             copies.start(orders).context("cannot start a thread")?;
         }
         Ok(Node { dir, store, builds, neighbours, upstreams })
+    }
+
+    fn mesh_control(&self, config: &Config, runtime: &Handle, restart: &Arc<Notify>) -> MeshControl {
+        MeshControl::new(config, self.neighbours.clone(), self.builds.clone(), runtime.clone(), restart.clone())
+    }
+
+    /// What this node does for its mesh by itself, for as long as the runtime is there.
+    fn take_part(&self, config: &Config, runtime: &Runtime, ready: &Ready) {
+        let Some(mesh) = self.neighbours.mesh() else { return };
+        runtime.spawn(load::tell(mesh.clone(), self.builds.clone(), config.data_dir.clone()));
+        runtime.spawn(mesh::stay_certified(mesh.clone()));
+        if config.mdns {
+            runtime.spawn(seek::nearby(mesh.clone()));
+        }
+        runtime.spawn(seek::seek(mesh.clone(), config.peer_dns.clone(), ready.http.map(|http| http.port())));
     }
 
     fn scrubber(&self, config: &Config) -> Arc<Scrubber> {

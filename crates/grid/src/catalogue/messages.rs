@@ -11,17 +11,7 @@ impl Catalogue {
     pub fn receive(&mut self, from: NodeId, message: HolderMessage, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
         match message {
-            HolderMessage::Begins { life, holds_nothing } => {
-                match holds_nothing {
-                    true => self.forget(&from),
-                    false => {
-                        self.unconfirmed.insert(from, (now_ms, self.owned.held_by(&from)));
-                    }
-                }
-                self.holdings.owner_lives(&from, life, &self.ring);
-                self.send(from, HolderMessage::Lacks { life: self.life, keys: Vec::new() });
-                self.announce();
-            }
+            HolderMessage::Begins { life, holds_nothing } => self.begins(from, life, holds_nothing),
             HolderMessage::Holds(holdings) => {
                 let lacks = holdings.iter().filter(|holding| self.take_holding(from, **holding));
                 let keys = lacks.map(|holding| holding.key).collect();
@@ -51,22 +41,7 @@ impl Catalogue {
                 let found: Vec<Found> = found.filter(|found| !is_untold || !found.holders.is_empty()).collect();
                 self.send(from, HolderMessage::Answer { id, found });
             }
-            HolderMessage::Answer { id, found } => {
-                if found.is_empty() {
-                    if let Some((_, lookup)) = self.lookups.get_mut(&id) {
-                        lookup.passed(&from);
-                    }
-                    self.advance(id);
-                }
-                for found in found {
-                    let Some((key, lookup)) = self.lookups.get_mut(&id) else { break };
-                    if *key == found.key {
-                        let answer = Answer { content: None, holders: found.holders, record: found.record };
-                        lookup.answered(&from, answer);
-                        self.advance(id);
-                    }
-                }
-            }
+            HolderMessage::Answer { id, found } => self.lookup_answered(from, id, found),
             HolderMessage::Copy(wanted) => wanted.into_iter().for_each(|wanted| self.copy(from, wanted)),
             HolderMessage::Stored(keys) => keys.iter().for_each(|key| self.stored_by(from, key)),
             HolderMessage::Declined(keys) => keys.iter().for_each(|key| self.declined_by(from, key)),
@@ -88,6 +63,30 @@ impl Catalogue {
         self.finish()
     }
 
+    fn begins(&mut self, node: NodeId, life: u64, holds_nothing: bool) {
+        match holds_nothing {
+            true => self.forget(&node),
+            false => {
+                self.unconfirmed.insert(node, (self.now_ms, self.owned.held_by(&node)));
+            }
+        }
+        self.holdings.owner_lives(&node, life, &self.ring);
+        self.send(node, HolderMessage::Lacks { life: self.life, keys: Vec::new() });
+        self.announce();
+    }
+
+    /// A lookup is of one key. An owner that says nothing of it cannot say.
+    fn lookup_answered(&mut self, owner: NodeId, id: u64, found: Vec<Found>) {
+        let Some((key, lookup)) = self.lookups.get_mut(&id) else { return };
+        match found.into_iter().find(|found| found.key == *key) {
+            Some(Found { holders, record, .. }) => {
+                lookup.answered(&owner, Answer { content: None, holders, record });
+            }
+            None => lookup.passed(&owner),
+        }
+        self.advance(id);
+    }
+
     /// A holder told this owner. Whether its record is lacking here.
     pub(super) fn take_holding(&mut self, from: NodeId, holding: Holding) -> bool {
         if let Some((_, keys)) = self.unconfirmed.get_mut(&from) {
@@ -96,6 +95,10 @@ impl Catalogue {
         let (lacks, conflict) = self.owned.holds(from, holding);
         if let Some(conflict) = conflict {
             self.out.push(Action::Conflict(conflict));
+        }
+        // It may be heard before the word that the copy is made.
+        if self.holdings.get(&holding.key) == Some(holding.content) {
+            self.stored_by(from, &holding.key);
         }
         self.orders.done(&holding.key, &from);
         self.end_claim(&from, &holding.key);

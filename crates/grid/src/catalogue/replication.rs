@@ -82,8 +82,10 @@ impl Orders {
         self.failed.get(&(*key, *by)).is_some_and(|since| now_ms.saturating_sub(*since) < FAILED_MS)
     }
 
+    /// A node has its copy, late perhaps. Whether it was to.
     pub fn done(&mut self, key: &Key, by: &NodeId) -> bool {
-        self.placed.remove(&(*key, *by)).is_some()
+        let was_late = self.failed.remove(&(*key, *by)).is_some();
+        self.placed.remove(&(*key, *by)).is_some() || was_late
     }
 
     /// A member is gone, and what it was asked for with it.

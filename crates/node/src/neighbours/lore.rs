@@ -7,6 +7,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_grid::catalogue::SMALL_MESH;
 use shoal_mesh::fetcher::{AskError, Realised};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::chunks::RealisationKey;
@@ -19,7 +20,7 @@ use super::{Inner, Neighbours};
 use crate::upstream::LOG_LEN_MAX;
 
 /// Nodes that are asked; in a larger mesh some may know it and are not.
-pub(super) const ASKED_MAX: usize = 32;
+pub(super) const ASKED_MAX: usize = SMALL_MESH;
 /// How long one is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 

@@ -27,7 +27,7 @@ pub struct Flight {
     pub offer: Arc<Offer>,
     /// Set when bytes begin to arrive.
     pub begun: AtomicBool,
-    /// What waits for it, the most urgent.
+    /// Of the most urgent that waits for it.
     urgency: Mutex<Urgency>,
     pub nar_bytes: AtomicU64,
     pub file_bytes: Arc<AtomicU64>,
