@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_mesh::fetcher::{Fetcher, Fetching, Want};
-use shoal_mesh::handle::{Located, Mesh};
+use shoal_mesh::handle::Mesh;
 use shoal_mesh::records::holding;
 use shoal_store::Ingested;
 use shoal_wire::mesh::NodeKey;
@@ -16,20 +16,16 @@ use shoal_wire::mesh::sealed::Sealed;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 use tokio::runtime::Handle;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::upstream::{Flight, Held};
-use lore::{ASKED_MAX, PATIENCE};
 
 mod lore;
 pub mod orders;
+mod whereabouts;
 
-/// How long somebody waits for what other nodes know of a path: two seconds for owners that are silent, one for everybody
-/// who is asked instead, and some for a machine that is busy.
+/// How long somebody waits for what one other node has.
 const ASK_PATIENCE: Duration = Duration::from_secs(5);
-/// How long one holder of a path is waited for that is to say what it has.
-const HOLDER_PATIENCE: Duration = Duration::from_millis(500);
 /// How often those who watch a path arrive are told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 /// Handed on at once of a NAR that is on its way.
@@ -69,9 +65,8 @@ impl Neighbours {
         let Some(inner) = self.others() else { return vec![None; hash_parts.len()] };
         let keys: Vec<Option<PathKey>> = hash_parts.iter().map(|hash_part| path_key(hash_part)).collect();
         let asked: Vec<PathKey> = keys.iter().flatten().copied().collect();
-        let found = inner.within(inner.find(&asked)).unwrap_or_default();
-        let mut found = found.into_iter();
-        // One for each that was asked for; none where there was no answer in time.
+        // One for each that is asked for.
+        let mut found = inner.runtime.block_on(inner.find(&asked)).into_iter();
         keys.into_iter().map(|key| key.and_then(|_| found.next().flatten())).collect()
     }
 
@@ -197,78 +192,21 @@ impl Inner {
         self.runtime.block_on(async { timeout(ASK_PATIENCE, asked).await.ok() })
     }
 
-    async fn find(self: &Arc<Self>, keys: &[PathKey]) -> Vec<Option<Held>> {
-        let me = self.mesh.me();
-        let mut found = Vec::with_capacity(keys.len());
-        let mut unknown = Vec::new();
-        for (key, located) in keys.iter().zip(self.mesh.look_up(keys).await) {
-            found.push(match located {
-                Located::Held(mut whereabouts) => {
-                    whereabouts.holders.retain(|holder| *holder != me);
-                    match whereabouts.record {
-                        _ if whereabouts.holders.is_empty() => None,
-                        Some(record) => Some(Held { record, holders: whereabouts.holders }),
-                        None => self.ask_holders(key, whereabouts.holders).await,
-                    }
-                }
-                Located::Missing => None,
-                Located::Unknown => {
-                    unknown.push(found.len());
-                    None
-                }
-            });
-        }
-        self.ask_everybody(keys, &unknown, &mut found).await;
-        found
-    }
-
-    /// Asks live nodes themselves for those of `keys` of which no owner can say anything: a mesh that has just started, or
-    /// whose owners are out of reach.
-    async fn ask_everybody(self: &Arc<Self>, keys: &[PathKey], unknown: &[usize], found: &mut [Option<Held>]) {
-        if unknown.is_empty() {
-            return;
-        }
-        let wanted: Arc<[PathKey]> = unknown.iter().map(|&index| keys[index]).collect();
-        let (roster, me) = (self.mesh.roster(), self.mesh.me());
-        let mut asked = JoinSet::new();
-        for node in roster.live().map(|peer| peer.record.node).filter(|node| *node != me).take(ASKED_MAX) {
-            let (inner, wanted) = (self.clone(), wanted.clone());
-            asked.spawn(async move {
-                let records = timeout(PATIENCE, inner.records_at(node, &wanted)).await;
-                (node, records.unwrap_or_default())
-            });
-        }
-        while let Some(Ok((node, records))) = asked.join_next().await {
-            for (&index, record) in unknown.iter().zip(records) {
-                match (&mut found[index], record) {
-                    (Some(held), Some(_)) => held.holders.push(node),
-                    (none, Some(record)) => *none = Some(Held { record, holders: vec![node] }),
-                    (_, None) => {}
-                }
-            }
-        }
-    }
-
-    /// The owners had not been told what the holders answer for.
-    async fn ask_holders(&self, key: &PathKey, holders: Vec<NodeKey>) -> Option<Held> {
-        for holder in &holders {
-            let records = timeout(HOLDER_PATIENCE, self.records_at(*holder, &[*key])).await;
-            if let Some(record) = records.ok().and_then(|mut records| records.pop().flatten()) {
-                return Some(Held { record, holders });
-            }
-        }
-        self.mesh.doubt(*key).await;
-        None
-    }
-
     async fn records_at(&self, node: NodeKey, keys: &[PathKey]) -> Vec<Option<Arc<Sealed<PathRecord>>>> {
-        let records = match self.fetcher.records(keys, node).await {
-            Ok(records) => records,
+        match self.fetcher.records(keys, node).await {
+            Ok(records) => self.all_believed(keys, records),
             Err(error) => {
                 tracing::debug!(%error, "a node does not say what it has");
-                return vec![None; keys.len()];
+                vec![None; keys.len()]
             }
-        };
+        }
+    }
+
+    fn all_believed(
+        &self,
+        keys: &[PathKey],
+        records: Vec<Option<Sealed<PathRecord>>>,
+    ) -> Vec<Option<Arc<Sealed<PathRecord>>>> {
         let believed = |(key, record): (&PathKey, Option<Sealed<PathRecord>>)| self.mesh.believed(key, record?.bytes());
         keys.iter().zip(records).map(believed).collect()
     }

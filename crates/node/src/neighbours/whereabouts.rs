@@ -1,0 +1,151 @@
+//! Where paths are: what their owners say, and where owners cannot say, what holders and then everybody says themselves.
+//!
+//! Invariant: a path counts as not there only when whoever could know said so, or did not answer in [`FIND_PATIENCE`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_grid::membership::member::Standing;
+use shoal_mesh::fetcher::AskError;
+use shoal_mesh::handle::Located;
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::path_record::{PathKey, PathRecord};
+use shoal_wire::mesh::sealed::Sealed;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::Inner;
+use super::lore::{ASKED_MAX, PATIENCE};
+use crate::upstream::Held;
+
+/// How long somebody waits for what other nodes know of some paths: two seconds for owners that are silent, and three for
+/// nodes that are asked instead and are busy.
+const FIND_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a node is asked that is too busy, or whose connection breaks: it was started again, or the link was left over
+/// from its life before.
+const TRIES_MAX: usize = 5;
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+
+/// What is wanted of which node: places in the list of keys.
+type Questions = BTreeMap<NodeKey, Vec<usize>>;
+type Records = Vec<Option<Arc<Sealed<PathRecord>>>>;
+
+impl Inner {
+    /// One for each of `keys`.
+    pub(super) async fn find(self: &Arc<Self>, keys: &[PathKey]) -> Vec<Option<Held>> {
+        let deadline = Instant::now() + FIND_PATIENCE;
+        let me = self.mesh.me();
+        let mut search = Search { inner: self, keys, deadline, found: vec![None; keys.len()] };
+        // Holders whose owners had not been told what they answer for, and paths of which no owner can say anything.
+        let (mut at_holders, mut unknown) = (Questions::new(), BTreeSet::new());
+        for (index, located) in self.mesh.look_up(keys).await.into_iter().enumerate() {
+            match located {
+                Located::Held(mut whereabouts) => {
+                    whereabouts.holders.retain(|holder| *holder != me);
+                    match whereabouts.record {
+                        _ if whereabouts.holders.is_empty() => {}
+                        Some(record) => search.found[index] = Some(Held { record, holders: whereabouts.holders }),
+                        None => {
+                            whereabouts
+                                .holders
+                                .iter()
+                                .for_each(|node| at_holders.entry(*node).or_default().push(index));
+                            unknown.insert(index);
+                        }
+                    }
+                }
+                Located::Missing => {}
+                Located::Unknown => drop(unknown.insert(index)),
+            }
+        }
+        if !at_holders.is_empty() {
+            search.ask(at_holders).await;
+            for index in unknown.iter().filter(|index| search.found[**index].is_none()) {
+                self.mesh.doubt(keys[*index]).await;
+            }
+        }
+        unknown.retain(|index| search.found[*index].is_none());
+        if !unknown.is_empty() {
+            // A mesh that has just started, or whose owners are out of reach.
+            let all: Vec<usize> = unknown.into_iter().collect();
+            let roster = self.mesh.roster();
+            let others = roster.live().map(|peer| peer.record.node).filter(|node| *node != me).take(ASKED_MAX);
+            search.ask(others.map(|node| (node, all.clone())).collect()).await;
+        }
+        search.found
+    }
+
+    /// Asks one node what it has, again where it is busy or the connection breaks. `None`: it does not say.
+    async fn insist(&self, node: NodeKey, keys: &[PathKey]) -> Option<Records> {
+        for _ in 0..TRIES_MAX {
+            match self.fetcher.records(keys, node).await {
+                Ok(records) => return Some(self.all_believed(keys, records)),
+                Err(error) => {
+                    tracing::debug!(%error, "a node does not say what it has");
+                    if !matches!(error, AskError::Busy | AskError::Broke(_)) {
+                        return None;
+                    }
+                }
+            }
+            sleep(TRY_AGAIN).await;
+        }
+        None
+    }
+}
+
+struct Search<'a> {
+    inner: &'a Arc<Inner>,
+    keys: &'a [PathKey],
+    deadline: Instant,
+    found: Vec<Option<Held>>,
+}
+
+impl Search<'_> {
+    /// Asks several nodes at once, until each path is found or all have said what they have.
+    async fn ask(&mut self, questions: Questions) {
+        let mut open: BTreeSet<usize> = questions.values().flatten().copied().collect();
+        let roster = self.inner.mesh.roster();
+        let mut asked = JoinSet::new();
+        for (node, wanted) in questions {
+            // Who does not answer others is not waited for as long.
+            let is_sound = roster.get(&node).is_some_and(|peer| peer.standing == Standing::Alive);
+            let until = if is_sound { self.deadline } else { self.deadline.min(Instant::now() + PATIENCE) };
+            let inner = self.inner.clone();
+            let keys: Vec<PathKey> = wanted.iter().map(|index| self.keys[*index]).collect();
+            asked.spawn(async move {
+                let records = timeout_at(until, inner.insist(node, &keys)).await.ok().flatten();
+                (node, wanted, records)
+            });
+        }
+        let mut silent = Vec::new();
+        while let Some(answer) = asked.join_next().await {
+            // One that panicked said nothing.
+            let Ok((node, wanted, records)) = answer else { continue };
+            let Some(records) = records else {
+                silent.push(node);
+                continue;
+            };
+            for (index, record) in wanted.into_iter().zip(records) {
+                let Some(record) = record else { continue };
+                open.remove(&index);
+                match &mut self.found[index] {
+                    Some(held) => held.holders.push(node),
+                    none => *none = Some(Held { record, holders: vec![node] }),
+                }
+            }
+            if open.is_empty() {
+                return;
+            }
+        }
+        if !silent.is_empty() {
+            let name = |node: &NodeKey| roster.get(node).map_or("", |peer| peer.record.name.as_str()).to_string();
+            let nodes = silent.iter().map(name).collect::<Vec<_>>().join(", ");
+            tracing::info!(
+                paths = open.len(),
+                nodes,
+                "nodes do not say whether they have some paths; others do not have them"
+            );
+        }
+    }
+}
