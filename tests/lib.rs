@@ -3,6 +3,8 @@
 //! A test that needs something this machine cannot give (root, the package set beside the repository) says so and
 //! passes: see [`skip`].
 
+#[path = "harness/cable.rs"]
+pub mod cable;
 #[path = "harness/certificates.rs"]
 pub mod certificates;
 #[path = "harness/clients.rs"]

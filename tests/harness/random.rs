@@ -15,12 +15,22 @@ impl Random {
         Random(seed)
     }
 
+    /// The same choices each time.
+    pub fn of(seed: u64) -> Random {
+        Random(seed)
+    }
+
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % limit
+    }
+
+    /// Choices of their own for another thread, which follow from the same seed.
+    pub fn split(&mut self) -> Random {
+        Random(self.below(u64::MAX))
     }
 
     /// Bytes that do not compress.
