@@ -4,6 +4,7 @@
 //! node or the mesh answers for is [`sealed`].
 
 pub mod announcement;
+pub mod builds;
 pub mod certificate;
 pub mod chunks;
 pub mod format;

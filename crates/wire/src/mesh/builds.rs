@@ -1,0 +1,214 @@
+//! What members ask each other to build, and what an executor says while it does.
+//!
+//! A request is one stream: the asker sends a [`BuildAsk`] and keeps its side open; the answer is [`BuildFrame`]s until one
+//! that ends it. Each is preceded by its length, u32 and little-endian. Who asked and does not want the build any more
+//! resets the stream.
+//!
+//! An offer carries the derivation with all its inputs as store paths, so that the executor needs nothing of the graph
+//! that it came from. It decides itself whether it takes one.
+
+use super::NodeKey;
+use super::format::{Format, FormatError, within};
+use crate::nix::store_path::StorePath;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Longest derivation that is offered, as ATerm: real ones reach a few hundred KiB. Longer ones are built where they are.
+pub const DERIVATION_LEN_MAX: usize = 4 << 20;
+/// Nodes that an offer names as having inputs: an executor asks each of them what it has.
+pub const NEAR_MAX: usize = 16;
+/// Bytes of one line, or of a text for people.
+pub const TEXT_LEN_MAX: usize = 256 << 10;
+/// Lines of one frame, and bytes of them where there are several: what a packet or two carries well.
+pub const LINES_MAX: usize = 1_024;
+pub const LINES_LEN_MAX: usize = 64 << 10;
+/// Outputs of one derivation; the most that real ones have is about twenty.
+pub const OUTPUTS_MAX: usize = 1_024;
+/// Longest name of an output or a derivation: that of a store path.
+pub const NAME_LEN_MAX: usize = 211;
+
+/// As Nix's modes of building.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    Normal,
+    Repair,
+    Check,
+}
+
+/// Settings of the client; what it leaves out is the executor's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    pub keep_failed: Option<bool>,
+    pub timeout_s: Option<u64>,
+    pub max_silent_s: Option<u64>,
+    pub max_log_bytes: Option<u64>,
+    /// 0 means all of the machine's.
+    pub cores: Option<u64>,
+}
+
+/// One derivation that an executor is asked to build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    pub drv_path: StorePath,
+    /// The derivation's own name, which need not be that of its path.
+    pub name: String,
+    /// ATerm without input derivations.
+    pub derivation: Vec<u8>,
+    pub mode: Mode,
+    pub settings: Settings,
+    /// Nodes that have inputs, those with the most first.
+    pub near: Vec<NodeKey>,
+    /// Somebody waits for the outputs themselves: the end is told when they are on as many nodes as paths should be.
+    pub keep: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BuildAsk {
+    Build(Box<Offer>),
+    /// To hear of the build of this derivation that the asked node runs, or has run elsewhere; from its beginning.
+    Follow(StorePath),
+}
+
+impl BuildAsk {
+    pub fn drv_path(&self) -> &StorePath {
+        match self {
+            BuildAsk::Build(offer) => &offer.drv_path,
+            BuildAsk::Follow(drv_path) => drv_path,
+        }
+    }
+}
+
+/// Why an executor does not take an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// All its slots are taken.
+    Full,
+    /// It stops, or is to leave.
+    Draining,
+    /// Of another system, or without a feature.
+    CannotRun,
+    /// Its disk is full.
+    NoSpace,
+    /// It runs no build of what was to be followed.
+    Unknown,
+    /// What was offered cannot be read.
+    Unusable,
+}
+
+/// One output that is valid at the executor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuiltOutput {
+    pub path: StorePath,
+    pub nar_size: u64,
+}
+
+/// How the build ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// As the number of [`crate::nix::worker::BuildStatus`].
+    pub status: u8,
+    /// Nobody wanted it any more: says nothing about the derivation.
+    pub cancelled: bool,
+    pub error: Vec<u8>,
+    pub times_built: u64,
+    pub is_non_deterministic: bool,
+    /// Unix seconds, or 0.
+    pub start_time: u64,
+    pub stop_time: u64,
+    /// Microseconds.
+    pub cpu_user: Option<i64>,
+    pub cpu_system: Option<i64>,
+    /// By name. The derivation says which realisations they make.
+    pub outputs: BTreeMap<String, BuiltOutput>,
+    /// Which node has the outputs; `None`: the one that says so.
+    pub at: Option<NodeKey>,
+}
+
+/// What an executor says of one request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BuildFrame {
+    /// Ends the answer.
+    Refused {
+        reason: Reason,
+        /// For people.
+        text: String,
+        /// When it may be asked again.
+        retry_after_ms: u32,
+    },
+    /// It is taken; the inputs are brought first.
+    Accepted,
+    /// The builder runs, here or at the node with this name.
+    Started {
+        at: Option<String>,
+    },
+    Phase(String),
+    /// Lines of the builder's output, without their ends.
+    Lines(Vec<Vec<u8>>),
+    /// What the builder says to people.
+    Said(String),
+    /// What the executor says to people.
+    Message(String),
+    /// Nothing happened.
+    Alive,
+    /// Ends the answer.
+    Ended(Box<Outcome>),
+}
+
+impl BuildFrame {
+    /// Whether nothing follows.
+    pub fn is_last(&self) -> bool {
+        matches!(self, BuildFrame::Refused { .. } | BuildFrame::Ended(_))
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=NAME_LEN_MAX).contains(&name.len())
+}
+
+impl Format for BuildAsk {
+    const WHAT: &'static str = "request for a build";
+    const VERSION: u8 = 1;
+    const LEN_MAX: usize = DERIVATION_LEN_MAX + (4 << 10);
+
+    fn check(&self) -> Result<(), FormatError> {
+        within::<Self>("derivation path", self.drv_path().name().ends_with(".drv"))?;
+        let BuildAsk::Build(offer) = self else { return Ok(()) };
+        within::<Self>("name", is_name(&offer.name))?;
+        within::<Self>("derivation", offer.derivation.len() <= DERIVATION_LEN_MAX)?;
+        within::<Self>("nodes", offer.near.len() <= NEAR_MAX)
+    }
+}
+
+impl Format for BuildFrame {
+    const WHAT: &'static str = "word of a build";
+    const VERSION: u8 = 1;
+    /// An end with all its outputs is the longest.
+    const LEN_MAX: usize = 1 << 20;
+
+    fn check(&self) -> Result<(), FormatError> {
+        let text = |len: usize| within::<Self>("text", len <= TEXT_LEN_MAX);
+        match self {
+            BuildFrame::Refused { text: said, .. } => text(said.len()),
+            BuildFrame::Phase(said) | BuildFrame::Said(said) | BuildFrame::Message(said) => text(said.len()),
+            BuildFrame::Started { at } => within::<Self>("node", at.as_deref().is_none_or(is_name)),
+            BuildFrame::Lines(lines) => {
+                let len: usize = lines.iter().map(Vec::len).sum();
+                let fits = match lines.len() {
+                    1 => len <= TEXT_LEN_MAX,
+                    count => (2..=LINES_MAX).contains(&count) && len <= LINES_LEN_MAX,
+                };
+                within::<Self>("lines", fits)
+            }
+            BuildFrame::Ended(outcome) => {
+                text(outcome.error.len())?;
+                within::<Self>("outputs", outcome.outputs.len() <= OUTPUTS_MAX)?;
+                within::<Self>("output", outcome.outputs.keys().all(|name| is_name(name)))
+            }
+            BuildFrame::Accepted | BuildFrame::Alive => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "builds_tests.rs"]
+mod tests;

@@ -1,0 +1,161 @@
+use super::*;
+use crate::mesh::format::{decode, encode};
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+
+fn path(name: &str) -> StorePath {
+    StorePath::from_base_name(&format!("dd2s755w68andyyr5makbwzidf6whr5d-{name}")).unwrap()
+}
+
+fn asks() -> impl Strategy<Value = BuildAsk> {
+    let mode = prop_oneof![Just(Mode::Normal), Just(Mode::Repair), Just(Mode::Check)];
+    let settings = any::<(Option<bool>, Option<u64>, Option<u64>, Option<u64>, Option<u64>)>();
+    let settings = settings.prop_map(|(keep_failed, timeout_s, max_silent_s, max_log_bytes, cores)| Settings {
+        keep_failed,
+        timeout_s,
+        max_silent_s,
+        max_log_bytes,
+        cores,
+    });
+    let near = vec(any::<NodeKey>(), 0..=NEAR_MAX);
+    let offer = (vec(any::<u8>(), 0..2_000), mode, settings, near, any::<bool>());
+    prop_oneof![
+        Just(BuildAsk::Follow(path("a.drv"))),
+        offer.prop_map(|(derivation, mode, settings, near, keep)| {
+            let (drv_path, name) = (path("a.drv"), "a".to_owned());
+            BuildAsk::Build(Box::new(Offer { drv_path, name, derivation, mode, settings, near, keep }))
+        }),
+    ]
+}
+
+fn outcomes() -> impl Strategy<Value = Outcome> {
+    let outputs =
+        btree_map("[a-z]{1,8}", any::<u64>().prop_map(|nar_size| BuiltOutput { path: path("a"), nar_size }), 0..4);
+    let numbers = any::<(u8, bool, u64, bool, u64, u64, Option<i64>, Option<i64>)>();
+    (numbers, vec(any::<u8>(), 0..300), outputs, any::<Option<NodeKey>>()).prop_map(|(numbers, error, outputs, at)| {
+        let (status, cancelled, times_built, is_non_deterministic, start_time, stop_time, cpu_user, cpu_system) =
+            numbers;
+        Outcome {
+            status,
+            cancelled,
+            error,
+            times_built,
+            is_non_deterministic,
+            start_time,
+            stop_time,
+            cpu_user,
+            cpu_system,
+            outputs,
+            at,
+        }
+    })
+}
+
+fn frames() -> impl Strategy<Value = BuildFrame> {
+    let reason =
+        prop_oneof![Just(Reason::Full), Just(Reason::Draining), Just(Reason::CannotRun), Just(Reason::Unknown)];
+    prop_oneof![
+        (reason, ".{0,80}", any::<u32>()).prop_map(|(reason, text, retry_after_ms)| BuildFrame::Refused {
+            reason,
+            text,
+            retry_after_ms
+        }),
+        Just(BuildFrame::Accepted),
+        prop::option::of("[a-z]{1,20}").prop_map(|at| BuildFrame::Started { at }),
+        ".{0,80}".prop_map(BuildFrame::Phase),
+        ".{0,80}".prop_map(BuildFrame::Said),
+        ".{0,80}".prop_map(BuildFrame::Message),
+        vec(vec(any::<u8>(), 0..100), 1..20).prop_map(BuildFrame::Lines),
+        Just(BuildFrame::Alive),
+        outcomes().prop_map(|outcome| BuildFrame::Ended(Box::new(outcome))),
+    ]
+}
+
+/// Other bytes are refused, or are the one encoding of another value.
+fn is_strict<T: Format>(value: &T, at: prop::sample::Index, byte: u8, cut: bool) -> bool {
+    let mut bytes = encode(value);
+    let at = at.index(bytes.len());
+    match cut {
+        true => bytes.truncate(at),
+        false => bytes[at] = byte,
+    }
+    decode::<T>(&bytes).is_ok_and(|other| encode(&other) == bytes) || decode::<T>(&bytes).is_err()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn requests_and_answers_come_back_as_they_were(ask in asks(), frame in frames()) {
+        prop_assert_eq!(decode::<BuildAsk>(&encode(&ask)), Ok(ask));
+        prop_assert_eq!(decode::<BuildFrame>(&encode(&frame)), Ok(frame));
+    }
+
+    #[test]
+    fn other_bytes_are_something_else_or_nothing(
+        ask in asks(), frame in frames(), at in any::<prop::sample::Index>(), byte: u8, cut: bool
+    ) {
+        prop_assert!(is_strict(&ask, at, byte, cut) && is_strict(&frame, at, byte, cut));
+    }
+}
+
+fn offer() -> Offer {
+    Offer {
+        drv_path: path("a.drv"),
+        name: "a".into(),
+        derivation: Vec::new(),
+        mode: Mode::Normal,
+        settings: Settings::default(),
+        near: Vec::new(),
+        keep: false,
+    }
+}
+
+fn refuses<T: Format + std::fmt::Debug>(value: &T, field: &str) {
+    match decode::<T>(&encode(value)) {
+        Err(FormatError::Limit { field: found, .. }) => assert_eq!(found, field),
+        other => panic!("{field}: {other:?}"),
+    }
+}
+
+#[test]
+fn what_is_outside_its_limits_is_refused() {
+    let ask = |offer| BuildAsk::Build(Box::new(offer));
+    refuses(&BuildAsk::Follow(path("no-derivation")), "derivation path");
+    refuses(&ask(Offer { name: String::new(), ..offer() }), "name");
+    refuses(&ask(Offer { derivation: vec![0; DERIVATION_LEN_MAX + 1], ..offer() }), "derivation");
+    refuses(&ask(Offer { near: vec![[0; 32]; NEAR_MAX + 1], ..offer() }), "nodes");
+    let lines = |count, len| BuildFrame::Lines(vec![vec![b'x'; len]; count]);
+    refuses(&lines(0, 0), "lines");
+    refuses(&lines(LINES_MAX + 1, 1), "lines");
+    refuses(&lines(2, LINES_LEN_MAX), "lines");
+    refuses(&lines(1, TEXT_LEN_MAX + 1), "lines");
+    assert_eq!(decode(&encode(&lines(1, TEXT_LEN_MAX))), Ok(lines(1, TEXT_LEN_MAX)));
+    refuses(&BuildFrame::Said("x".repeat(TEXT_LEN_MAX + 1)), "text");
+    refuses(&BuildFrame::Started { at: Some(String::new()) }, "node");
+}
+
+/// The greatest of each kind fits into what is read.
+#[test]
+fn the_longest_ones_are_read() {
+    let longest = |n: u32| format!("{n:0>width$}", width = NAME_LEN_MAX);
+    let output = || BuiltOutput { path: path(&"x".repeat(NAME_LEN_MAX)), nar_size: u64::MAX };
+    let outcome = Outcome {
+        status: 3,
+        cancelled: false,
+        error: vec![b'x'; TEXT_LEN_MAX],
+        times_built: u64::MAX,
+        is_non_deterministic: true,
+        start_time: u64::MAX,
+        stop_time: u64::MAX,
+        cpu_user: Some(i64::MIN),
+        cpu_system: Some(i64::MIN),
+        outputs: (0..OUTPUTS_MAX as u32).map(|n| (longest(n), output())).collect(),
+        at: Some([0; 32]),
+    };
+    let frame = BuildFrame::Ended(Box::new(outcome));
+    assert_eq!(decode(&encode(&frame)), Ok(frame));
+    let whole = Offer { derivation: vec![7; DERIVATION_LEN_MAX], near: vec![[1; 32]; NEAR_MAX], ..offer() };
+    let ask = BuildAsk::Build(Box::new(whole));
+    assert_eq!(decode(&encode(&ask)), Ok(ask));
+}
