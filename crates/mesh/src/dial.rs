@@ -1,4 +1,4 @@
-//! Connections to members, as those who move chunks need them.
+//! Connections to members, as those who move chunks or have something built need them.
 
 use iroh::endpoint::Connection;
 use shoal_wire::mesh::NodeKey;
@@ -27,7 +27,17 @@ pub trait Dial: Send + Sync + 'static {
     fn chunks(&self, node: NodeKey) -> BoxFuture<'_, Result<Connection, DialError>>;
 }
 
+/// The same of [`crate::protocol::BUILDS`].
+pub trait DialBuilds: Send + Sync + 'static {
+    fn builds(&self, node: NodeKey) -> BoxFuture<'_, Result<Connection, DialError>>;
+}
+
 /// Answers on a connection of [`crate::protocol::CHUNKS`] whose other end is a member, until it closes.
 pub trait ServeChunks: Send + Sync + 'static {
+    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, ()>;
+}
+
+/// Answers on a connection of [`crate::protocol::BUILDS`] whose other end is a member that builds, until it closes.
+pub trait ServeBuilds: Send + Sync + 'static {
     fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, ()>;
 }

@@ -1,7 +1,7 @@
 //! Nodes on loopback, for tests.
 
 use crate::clock::wall_s;
-use crate::dial::{BoxFuture, ServeChunks};
+use crate::dial::{BoxFuture, ServeBuilds, ServeChunks};
 use crate::identity::{Identity, MEMBERSHIP_S};
 use crate::links::{Incoming, Links, LinksOptions};
 use iroh::endpoint::Connection;
@@ -66,6 +66,12 @@ impl ServeChunks for Echo {
     }
 }
 
+impl ServeBuilds for Echo {
+    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, ()> {
+        ServeChunks::serve(self, peer, connection)
+    }
+}
+
 pub async fn echo(connection: &Connection, bytes: &[u8]) -> Vec<u8> {
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     send.write_all(bytes).await.unwrap();
@@ -117,7 +123,7 @@ impl Node {
         let identity = Arc::new(identity);
         let (sender, events) = mpsc::channel(EVENTS);
         let options = LinksOptions { identity: identity.clone(), bind };
-        let links = Links::open(options, sender, Arc::new(Echo)).await.unwrap();
+        let links = Links::open(options, sender, Arc::new(Echo), Arc::new(Echo)).await.unwrap();
         Node { dir, identity, links, events }
     }
 

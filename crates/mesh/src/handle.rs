@@ -2,7 +2,7 @@
 
 use crate::clock::wall_s;
 use crate::command::{Command, Order, Outcome};
-use crate::dial::ServeChunks;
+use crate::dial::{ServeBuilds, ServeChunks};
 use crate::driver::{Driver, Parts};
 use crate::identity::Identity;
 use crate::links::{Links, LinksOptions, PeerLink};
@@ -44,6 +44,8 @@ pub struct Options {
     pub bind: SocketAddr,
     /// Who answers requests for records and chunks.
     pub chunks: Arc<dyn ServeChunks>,
+    /// Who answers requests for builds.
+    pub builds: Arc<dyn ServeBuilds>,
     /// Nodes that may be there, and where.
     pub contacts: Vec<(NodeKey, Vec<SocketAddr>)>,
     /// Where others reach this node; empty where they do by its own addresses.
@@ -98,12 +100,13 @@ impl Mesh {
     /// Opens the port and begins to talk. What others want kept here comes out of the receiver; each [`Order`] is to be
     /// answered by [`Mesh::fetched`] or [`Mesh::fetch_failed`].
     pub async fn open(options: Options) -> Result<(Mesh, mpsc::Receiver<Order>)> {
-        let Options { identity, store, bind, chunks, contacts, copies, announced, describe } = options;
+        let Options { identity, store, bind, chunks, builds, contacts, copies, announced, describe } = options;
         let (incoming_tx, incoming) = mpsc::channel(INCOMING_MAX);
-        let links =
-            Links::open(LinksOptions { identity: identity.clone(), bind }, incoming_tx, chunks).await.with_context(
-                || format!("cannot listen for other nodes on {bind} (UDP); choose another address with --mesh"),
-            )?;
+        let links = Links::open(LinksOptions { identity: identity.clone(), bind }, incoming_tx, chunks, builds)
+            .await
+            .with_context(|| {
+            format!("cannot listen for other nodes on {bind} (UDP); choose another address with --mesh")
+        })?;
         let records = Records::new(store.clone(), Arc::new(identity.node_key().clone()));
         let (commands, heard) = mpsc::channel(COMMANDS_MAX);
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);

@@ -5,7 +5,7 @@ use crate::chunk_lab::{add, nar, noise};
 use crate::chunk_server::{ChunkServer, ServerLimits};
 use crate::clock::wall_s;
 use crate::fetcher::{Fetcher, Urgency, Want};
-use crate::fixture::{MESH, key, loopback, until, within};
+use crate::fixture::{Echo, MESH, key, loopback, until, within};
 use shoal_store::{GcAction, GcRequest};
 use shoal_wire::mesh::path_record::PathRecord;
 use tempfile::TempDir;
@@ -30,6 +30,7 @@ impl Member {
             store: store.clone(),
             bind: loopback(),
             chunks: Arc::new(server),
+            builds: Arc::new(Echo),
             contacts,
             announced: Vec::new(),
             copies: 2,

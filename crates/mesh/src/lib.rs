@@ -10,6 +10,7 @@
 //! - nothing read from a peer is unwrapped, and every length it names has a limit before memory is taken for it.
 
 pub mod bootstrap;
+pub mod builds;
 #[cfg(test)]
 mod chunk_lab;
 pub mod chunk_server;

@@ -29,9 +29,9 @@ pub use endpoint::OpenError;
 pub use peers::{Counts, PeerLink};
 pub(crate) use refusal::Refusal;
 
-use crate::dial::{BoxFuture, Dial, DialError, ServeChunks};
+use crate::dial::{BoxFuture, Dial, DialBuilds, DialError, ServeBuilds, ServeChunks};
 use crate::identity::Identity;
-use crate::protocol::{CHUNKS, Close, JOIN, SYNC};
+use crate::protocol::{BUILDS, CHUNKS, Close, JOIN, SYNC};
 use bytes::Bytes;
 use gate::Gate;
 use iroh::endpoint::{Connection, Endpoint};
@@ -83,6 +83,7 @@ struct Inner {
     local: SocketAddr,
     events: mpsc::Sender<Incoming>,
     chunks: Arc<dyn ServeChunks>,
+    builds: Arc<dyn ServeBuilds>,
     gate: Arc<Gate>,
     dials: Semaphore,
     table: Mutex<Table>,
@@ -93,20 +94,22 @@ struct Inner {
 
 impl Links {
     /// Listens, and lets members in. What they send comes out of `events`, in turn: a channel of some 64 is enough, and
-    /// who is slow to read from it slows all peers alike. Requests for chunks go to `chunks`.
+    /// who is slow to read from it slows all peers alike. Requests for chunks go to `chunks`, those for builds to `builds`.
     pub async fn open(
         options: LinksOptions,
         events: mpsc::Sender<Incoming>,
         chunks: Arc<dyn ServeChunks>,
+        builds: Arc<dyn ServeBuilds>,
     ) -> Result<Self, OpenError> {
         let LinksOptions { identity, bind } = options;
-        let endpoint = endpoint::bind(identity.node_key(), bind, &[SYNC, CHUNKS, JOIN]).await?;
+        let endpoint = endpoint::bind(identity.node_key(), bind, &[SYNC, CHUNKS, BUILDS, JOIN]).await?;
         let inner = Arc::new(Inner {
             local: endpoint::local_address(&endpoint, bind),
             identity,
             endpoint,
             events,
             chunks,
+            builds,
             gate: Arc::default(),
             dials: Semaphore::new(limits::DIALS_BEGINNING_MAX),
             table: Mutex::default(),
@@ -195,6 +198,12 @@ impl Links {
 impl Dial for Links {
     fn chunks(&self, node: NodeKey) -> BoxFuture<'_, Result<Connection, DialError>> {
         Box::pin(self.inner.connection(node, Protocol::Chunks))
+    }
+}
+
+impl DialBuilds for Links {
+    fn builds(&self, node: NodeKey) -> BoxFuture<'_, Result<Connection, DialError>> {
+        Box::pin(self.inner.connection(node, Protocol::Builds))
     }
 }
 

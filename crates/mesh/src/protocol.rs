@@ -14,6 +14,8 @@ pub const JOIN: &[u8] = b"shoal/join/1";
 pub const SYNC: &[u8] = b"shoal/sync/1";
 /// Requests for path records, manifests and chunks, a stream each.
 pub const CHUNKS: &[u8] = b"shoal/chunks/1";
+/// Requests for builds, a stream each; between members whose certificates say that they build.
+pub const BUILDS: &[u8] = b"shoal/builds/1";
 
 /// The name that `protocol` is dialled by at `node`: after a slash it has the first half of the node's key in hexadecimal.
 /// Addresses come to others, and who has one now does not answer what is meant for who had it: the dial goes on to find
@@ -61,6 +63,8 @@ pub enum Close {
     Done = 15,
     /// It asked for more than it reads.
     NotRead = 16,
+    /// A certificate without the role that the protocol needs.
+    NoRole = 17,
 }
 
 impl Close {

@@ -23,6 +23,7 @@ mod prepare;
 mod realisations;
 pub mod recent;
 mod references_graph;
+pub mod remote;
 pub mod request;
 mod sandbox_spec;
 mod scratches;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use shoal_mesh::bootstrap::PeerAddress;
+use shoal_mesh::builds::BuildServer;
 use shoal_mesh::chunk_server::{ChunkServer, ServerLimits};
 use shoal_mesh::command::Order;
 use shoal_mesh::fetcher::Fetcher;
@@ -18,6 +19,7 @@ use shoal_wire::mesh::ticket::Contact;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::Receiver;
 
+use crate::build::remote::Host;
 use crate::config::Config;
 use crate::neighbours::Neighbours;
 use place::Place;
@@ -42,6 +44,8 @@ pub struct Opened {
     pub mesh: Mesh,
     /// What others want kept here.
     pub orders: Receiver<Order>,
+    /// Where others ask for builds.
+    pub host: Host,
 }
 
 /// Begins to talk to other nodes, where this one is in a mesh.
@@ -56,11 +60,13 @@ pub async fn open(config: &Config, store: &Store, place: Place) -> Result<Option
         contacts.push((node, vec![address]));
     }
     let described = config.clone();
+    let host = Host::default();
     let options = Options {
         identity,
         store: store.clone(),
         bind,
         chunks: server,
+        builds: Arc::new(BuildServer::new(Arc::new(host.clone()))),
         contacts,
         copies: config.copies as usize,
         announced: config.mesh_address.clone(),
@@ -69,7 +75,7 @@ pub async fn open(config: &Config, store: &Store, place: Place) -> Result<Option
     let (mesh, orders) = Mesh::open(options).await?;
     let fetcher = Fetcher::new(store.clone(), Arc::new(mesh.links().clone()));
     let neighbours = Neighbours::new(mesh.clone(), fetcher, Handle::current());
-    Ok(Some(Opened { neighbours, mesh, orders }))
+    Ok(Some(Opened { neighbours, mesh, orders, host }))
 }
 
 /// Keeps this node's certificate good, for as long as it is polled.

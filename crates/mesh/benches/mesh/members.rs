@@ -3,12 +3,14 @@
 
 use crate::parts::{Report, process_cpu, runtime};
 use crate::sample::setting;
+use shoal_mesh::builds::{Answer, BuildServer, Execute};
 use shoal_mesh::chunk_server::{ChunkServer, ServerLimits};
 use shoal_mesh::clock::wall_s;
 use shoal_mesh::handle::{Located, Mesh, Options};
 use shoal_mesh::identity::Identity;
 use shoal_store::Store;
 use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::builds::BuildAsk;
 use shoal_wire::mesh::path_record::PathKey;
 use shoal_wire::nix::signature::SecretKey;
 use std::net::SocketAddr;
@@ -36,6 +38,13 @@ fn key(kind: u8, number: u32) -> SecretKey {
     SecretKey::from_seed("bench", seed).expect("any seed makes a key")
 }
 
+/// Builds nothing.
+struct Nobody;
+
+impl Execute for Nobody {
+    fn asked(&self, _peer: NodeKey, _ask: BuildAsk, _answer: Answer) {}
+}
+
 async fn start(number: u32, contacts: Vec<(NodeKey, Vec<SocketAddr>)>) -> Member {
     let dir = tempfile::tempdir().expect("a directory");
     let identity = Identity::with_secret(&dir.path().join("mesh"), key(2, number), key(1, 0), wall_s());
@@ -45,6 +54,7 @@ async fn start(number: u32, contacts: Vec<(NodeKey, Vec<SocketAddr>)>) -> Member
     let options = Options {
         identity: Arc::new(identity.expect("an identity")),
         chunks: Arc::new(ChunkServer::new(store.clone(), Arc::new(key(2, number)), limits)),
+        builds: Arc::new(BuildServer::new(Arc::new(Nobody))),
         store,
         bind: SocketAddr::from(([127, 0, 0, 1], 0)),
         contacts,

@@ -100,7 +100,7 @@ async fn open(
     let address = locate(&node, &addresses).ok_or_else(|| Refusal::Lost("its name is no key".to_owned()))?;
     let connected = inner.endpoint.connect(address, &name_at(protocol.name(), &node)).await;
     let connection = connected.map_err(|error| Refusal::Lost(format!("{error:#}")))?;
-    let greeted = greeting::greet(&connection, &inner.identity).await;
+    let greeted = greeting::greet(&connection, &inner.identity, protocol).await;
     greeted
         .and_then(|()| inner.establish(node, protocol, &connection, true))
         .map_err(|refusal| refusal.close(&connection))

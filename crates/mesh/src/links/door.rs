@@ -4,7 +4,7 @@ use super::gate::Entrant;
 use super::limits::{HELLO_TIMEOUT, HOLD_MAX};
 use super::table::{Crossing, Protocol};
 use super::{Inner, Refusal, greeting, short, welcome};
-use crate::protocol::{CHUNKS, Close, JOIN, SYNC, name_at};
+use crate::protocol::{BUILDS, CHUNKS, Close, JOIN, SYNC, name_at};
 use iroh::endpoint::{Connection, Incoming, IncomingAddr};
 use shoal_wire::mesh::NodeKey;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) async fn accept(inner: Arc<Inner>) {
-    let names = [SYNC, CHUNKS, JOIN].map(|protocol| name_at(protocol, &inner.identity.node()));
+    let names = [SYNC, CHUNKS, BUILDS, JOIN].map(|protocol| name_at(protocol, &inner.identity.node()));
     while let Some(incoming) = inner.endpoint.accept().await {
         let IncomingAddr::Ip(from) = incoming.remote_addr() else {
             incoming.ignore();
@@ -68,10 +68,11 @@ async fn enter(inner: &Arc<Inner>, peer: NodeKey, connection: &Connection, entra
     let protocol = match () {
         () if is(SYNC) => Protocol::Sync,
         () if is(CHUNKS) => Protocol::Chunks,
+        () if is(BUILDS) => Protocol::Builds,
         () if is(JOIN) => return welcome::serve(inner, peer, connection).await,
         () => return Err(Refusal::new(Close::Malformed, "no such protocol")),
     };
-    let reply = greeting::hear_greeting(connection, &inner.identity).await?;
+    let reply = greeting::hear_greeting(connection, &inner.identity, protocol).await?;
     // A member takes no stranger's place, however long it waits.
     drop(entrant);
     give_way(inner, &peer, protocol).await?;

@@ -18,7 +18,7 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Three of these must be lost before a link is taken for dead.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// A connection for chunks over which nothing passed for so long is closed: another one costs less than keeping it.
+/// A connection for chunks or builds over which nothing passed for so long is closed: another one costs less than keeping it.
 pub const CHUNKS_IDLE: Duration = Duration::from_secs(120);
 /// How often that is looked at.
 pub const SWEEP: Duration = Duration::from_secs(30);
@@ -77,6 +77,8 @@ pub const LENIENCE: u64 = 2;
 pub const SYNC_STREAMS_MAX: u32 = 16;
 /// Requests for chunks that a peer may have open.
 pub const CHUNK_STREAMS_MAX: u32 = 64;
+/// Builds that a peer may have asked for at a time: more than the slots of the largest machine.
+pub const BUILD_STREAMS_MAX: u32 = 512;
 /// Bytes that a peer may send before they are read, once it is known; each stream has its own limit below it.
 pub const RECEIVE_WINDOW: u32 = 16 << 20;
 /// The same before it is known: more than the longest hello.

@@ -63,7 +63,7 @@ impl Refusal {
     /// Whether another try soon would come to the same.
     pub fn is_lasting(&self) -> bool {
         use Close::*;
-        let lasting = [Malformed, OtherMesh, Forged, OtherKey, Expired, Barred];
+        let lasting = [Malformed, OtherMesh, Forged, OtherKey, Expired, Barred, NoRole];
         match self {
             Refusal::Ours(close, _) => lasting.contains(close),
             Refusal::Theirs(code, _) => lasting.iter().any(|close| *close as u64 == *code),

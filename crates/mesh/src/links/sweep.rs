@@ -1,4 +1,4 @@
-//! Connections for chunks that nobody uses are closed: a node that once fetched from everybody would keep one to each,
+//! Connections for chunks and builds that nobody uses are closed: a node that once fetched from everybody would keep one to each,
 //! with its memory and a packet every few seconds.
 
 use super::limits::{CHUNKS_IDLE, SWEEP};
@@ -45,10 +45,11 @@ impl Inner {
     pub(super) fn sweep(&self, now: Instant) {
         let mut table = self.table();
         for (node, peer) in &mut table.peers {
-            let Some(link) = &mut peer.chunks.link else { continue };
-            if link.is_unused(now) {
-                tracing::debug!(peer = short(node), "a connection for chunks is not used");
-                link.connection.close(Close::Done.code(), b"it was not used");
+            for link in [&mut peer.chunks, &mut peer.builds].into_iter().filter_map(|lane| lane.link.as_mut()) {
+                if link.is_unused(now) {
+                    tracing::debug!(peer = short(node), "a connection is not used");
+                    link.connection.close(Close::Done.code(), b"it was not used");
+                }
             }
         }
     }

@@ -29,6 +29,10 @@ pub(super) async fn run(inner: Arc<Inner>, peer: NodeKey, protocol: Protocol, se
             inner.chunks.serve(peer, connection.clone()).await;
             Refusal::from(connection.closed().await)
         }
+        Protocol::Builds => {
+            inner.builds.serve(peer, connection.clone()).await;
+            Refusal::from(connection.closed().await)
+        }
     };
     if let Refusal::Ours(close @ (Close::Flood | Close::Malformed), reason) = &refusal {
         inner.cut(peer, *close, reason);

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use iroh::endpoint::Connection;
 use shoal_grid::random::Random;
 use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::certificate::Roles;
 use shoal_wire::mesh::node_record::ADDRESSES_MAX;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -27,6 +28,7 @@ use tokio::sync::{Notify, oneshot, watch};
 pub(super) enum Protocol {
     Sync,
     Chunks,
+    Builds,
 }
 
 impl Protocol {
@@ -34,6 +36,15 @@ impl Protocol {
         match self {
             Protocol::Sync => crate::protocol::SYNC,
             Protocol::Chunks => crate::protocol::CHUNKS,
+            Protocol::Builds => crate::protocol::BUILDS,
+        }
+    }
+
+    /// What both ends must have in their certificates.
+    pub fn roles(self) -> Roles {
+        match self {
+            Protocol::Sync | Protocol::Chunks => Roles::default(),
+            Protocol::Builds => Roles::BUILD,
         }
     }
 }
@@ -83,6 +94,7 @@ pub(super) struct Peer {
     seen: Option<SocketAddr>,
     pub sync: Lane,
     pub chunks: Lane,
+    pub builds: Lane,
     failures: u32,
     not_before: Option<(Instant, DialError)>,
     /// It was cut off, and rests until then.
@@ -108,6 +120,7 @@ impl Peer {
             seen: None,
             sync: Lane::default(),
             chunks: Lane::default(),
+            builds: Lane::default(),
             failures: 0,
             not_before: None,
             rests: None,
@@ -129,11 +142,12 @@ impl Peer {
         match protocol {
             Protocol::Sync => &mut self.sync,
             Protocol::Chunks => &mut self.chunks,
+            Protocol::Builds => &mut self.builds,
         }
     }
 
-    pub fn lanes(&self) -> [&Lane; 2] {
-        [&self.sync, &self.chunks]
+    pub fn lanes(&self) -> [&Lane; 3] {
+        [&self.sync, &self.chunks, &self.builds]
     }
 
     pub fn open(&mut self, protocol: Protocol) -> Option<&Link> {
@@ -353,7 +367,7 @@ impl Table {
         let replaced = lane.link.replace(link).map(|old| old.connection);
         let frames = match protocol {
             Protocol::Sync => std::mem::take(&mut peer.waiting_frames),
-            Protocol::Chunks => Vec::new(),
+            Protocol::Chunks | Protocol::Builds => Vec::new(),
         };
         self.serial = serial;
         match replaced.is_some() {

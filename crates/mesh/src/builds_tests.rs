@@ -1,0 +1,148 @@
+use super::*;
+use crate::clock::wall_s;
+use crate::dial::{DialBuilds, DialError};
+use crate::fetcher::AskError;
+use crate::fixture::*;
+use crate::identity::{Identity, MEMBERSHIP_S};
+use crate::links::{Incoming, Links, LinksOptions};
+use crate::protocol::Close;
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, Reason};
+use shoal_wire::nix::store_path::StorePath;
+use std::sync::Arc;
+use std::sync::Mutex;
+use tokio::sync::mpsc;
+
+/// Hands each request to the test.
+struct Host(mpsc::UnboundedSender<(NodeKey, BuildAsk, Answer)>);
+
+impl Execute for Host {
+    fn asked(&self, peer: NodeKey, ask: BuildAsk, answer: Answer) {
+        let _ = self.0.send((peer, ask, answer));
+    }
+}
+
+struct Member {
+    links: Links,
+    asked: mpsc::UnboundedReceiver<(NodeKey, BuildAsk, Answer)>,
+    _events: mpsc::Receiver<Incoming>,
+    _dir: tempfile::TempDir,
+}
+
+impl Member {
+    async fn new(seed: u8) -> Member {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::with_secret(dir.path(), key(seed), key(MESH), wall_s()).unwrap();
+        Member::of(dir, identity).await
+    }
+
+    async fn of(dir: tempfile::TempDir, identity: Identity) -> Member {
+        let ((events, _events), (asks, asked)) = (mpsc::channel(64), mpsc::unbounded_channel());
+        let server = Arc::new(BuildServer::new(Arc::new(Host(asks))));
+        let options = LinksOptions { identity: Arc::new(identity), bind: loopback() };
+        let links = Links::open(options, events, Arc::new(Echo), server).await.unwrap();
+        Member { links, asked, _events, _dir: dir }
+    }
+
+    async fn asked(&mut self) -> (NodeKey, BuildAsk, Answer) {
+        within(self.asked.recv()).await.unwrap()
+    }
+}
+
+async fn pair() -> (Member, Member) {
+    let (a, b) = (Member::new(1).await, Member::new(2).await);
+    a.links.learn_addresses(b.links.node(), &b.links.addresses());
+    (a, b)
+}
+
+fn follow() -> BuildAsk {
+    BuildAsk::Follow(StorePath::from_base_name("dd2s755w68andyyr5makbwzidf6whr5d-a.drv").unwrap())
+}
+
+fn refused() -> BuildFrame {
+    BuildFrame::Refused { reason: Reason::Unknown, text: "no".into(), retry_after_ms: 0 }
+}
+
+async fn heard(building: &mut Building) -> BuildFrame {
+    loop {
+        match within(building.next()).await.unwrap() {
+            BuildFrame::Alive => {}
+            frame => return frame,
+        }
+    }
+}
+
+/// What becomes of the asker.
+async fn gone(answer: &Answer) -> Gone {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let tell = Mutex::new(Some(tell));
+    answer.watch(move || _ = tell.lock().unwrap().take().map(|tell| tell.send(())));
+    within(told).await.unwrap();
+    answer.gone().unwrap()
+}
+
+#[tokio::test]
+async fn what_an_executor_says_arrives_in_order_and_silence_is_filled() {
+    let (a, mut b) = pair().await;
+    let mut building = within(ask(&a.links, b.links.node(), &follow())).await.unwrap();
+    let (from, asked, answer) = b.asked().await;
+    assert_eq!((from, asked), (a.links.node(), follow()));
+    assert!(answer.say_at_once(BuildFrame::Accepted) && answer.say_at_once(BuildFrame::Phase("build".into())));
+    assert_eq!(heard(&mut building).await, BuildFrame::Accepted);
+    assert_eq!(heard(&mut building).await, BuildFrame::Phase("build".into()));
+    assert_eq!(within(building.next()).await.unwrap(), BuildFrame::Alive);
+    assert!(answer.say_at_once(refused()));
+    assert_eq!(heard(&mut building).await, refused());
+}
+
+#[tokio::test]
+async fn who_does_not_want_a_build_any_more_is_told_from_who_is_lost() {
+    let (a, mut b) = pair().await;
+    let building = within(ask(&a.links, b.links.node(), &follow())).await.unwrap();
+    let (_, _, answer) = b.asked().await;
+    drop(building);
+    assert_eq!(gone(&answer).await, Gone::Cancelled);
+    let _building = within(ask(&a.links, b.links.node(), &follow())).await.unwrap();
+    let (_, _, answer) = b.asked().await;
+    a.links.close().await;
+    assert_eq!(gone(&answer).await, Gone::Lost);
+}
+
+#[tokio::test]
+async fn an_answer_without_an_end_is_no_end() {
+    let (a, mut b) = pair().await;
+    let mut building = within(ask(&a.links, b.links.node(), &follow())).await.unwrap();
+    drop(b.asked().await);
+    assert!(matches!(within(building.next()).await, Err(AskError::Broke(_))));
+}
+
+#[tokio::test]
+async fn garbage_closes_the_connection() {
+    let (a, b) = pair().await;
+    for garbage in [&[255; 8][..], &[3, 0, 0, 0, 9, 9, 9], &[1, 0, 0, 0, 1]] {
+        let connection = within(a.links.builds(b.links.node())).await.unwrap();
+        let (mut send, _recv) = connection.open_bi().await.unwrap();
+        send.write_all(garbage).await.unwrap();
+        match within(connection.closed()).await {
+            iroh::endpoint::ConnectionError::ApplicationClosed(closed) => {
+                assert_eq!(closed.error_code, Close::Malformed.code());
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_whose_certificate_does_not_say_that_it_builds_neither_asks_nor_is_asked() {
+    let a = Member::new(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let stores_only = certificate(MESH, 2, wall_s(), wall_s() + MEMBERSHIP_S);
+    std::fs::write(dir.path().join("certificate"), shoal_wire::mesh::format::encode(&stores_only)).unwrap();
+    let identity = Identity::open(dir.path(), key(2)).unwrap().unwrap();
+    let b = Member::of(dir, identity).await;
+    b.links.learn_addresses(a.links.node(), &a.links.addresses());
+    a.links.learn_addresses(b.links.node(), &b.links.addresses());
+    let why = "the certificate is of a node that does not build".to_owned();
+    assert_eq!(within(b.links.builds(a.links.node())).await.unwrap_err(), DialError::Refused(why));
+    assert!(within(a.links.builds(b.links.node())).await.is_err());
+}
