@@ -14,7 +14,7 @@ pub struct Machine {
 }
 
 /// What a derivation asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Requirement {
     pub system: String,
     pub features: BTreeSet<String>,

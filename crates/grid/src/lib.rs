@@ -9,6 +9,7 @@ pub mod catalogue;
 pub mod critical_path;
 pub mod fetches;
 pub mod membership;
+pub mod placement;
 pub mod random;
 pub mod ring;
 pub mod schedule;

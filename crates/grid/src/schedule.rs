@@ -1,51 +1,108 @@
-//! What one node builds next, for whom, and who is told when it ends.
+//! What is built next, where, for whom, and who is told when it ends.
 //!
 //! A *job* is one derivation. Clients' *requests* bring graphs of jobs; requests that want the same job share it.
+//! *Executors* are the nodes that jobs are placed on, this one among them.
 //!
 //! Invariants:
-//! - a job runs at most once at a time, and only when all its dependencies have succeeded;
-//! - never more than `slots` jobs run;
-//! - among ready jobs the one with the longest chain of dependants above it starts first, older first among equals;
+//! - a job runs at most once at a time, unless its executor is gone, and only when all its dependencies have succeeded;
+//! - never are more jobs of this coordinator at an executor than it has slots, unless it has told of fewer since;
+//! - where a job runs, and why it waits, is [`placement`](crate::placement)'s to say;
+//! - requests of higher priority come first, then those with fewer jobs running: a small request is not behind a large one;
+//! - within a request the job with the longest chain of dependants above it starts first, older first among equals;
+//! - a job that nobody can take keeps only as many behind it as are looked at in one go, [`LOOK_AHEAD`];
+//! - a job that is lost is placed again, elsewhere while another can run it, at most [`TRIES_MAX`] times in all;
 //! - each goal of a request is answered exactly once, and a request without open goals is forgotten;
 //! - a job that no request wants any more is dropped, and stopped if it runs;
 //! - a failure answers every goal above it; without keep-going it ends the whole request.
+//!
+//! An event costs the logarithm of what is known, and a look at the executors that are free.
 
-use std::cmp::Reverse;
+mod answers;
+mod jobs;
+mod members;
+mod queues;
+mod seats;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 
+use crate::can_run::Requirement;
 use crate::critical_path::longest_to_goal;
+use crate::placement::{Ask, Candidate, Refused, Tried, passing, rank};
+use crate::ring::NodeId;
+use jobs::{Job, Jobs, Run, State};
+use queues::{Queues, Turn};
+use seats::Seats;
+pub use seats::{LOAD_BELIEVED_MS, REFUSAL_BELIEVED_MS};
+
+/// Starts of one job before it is given up: several nodes that die under it are no accident.
+pub const TRIES_MAX: u32 = 5;
+
+/// Ready jobs of one kind that are looked at for a free executor, in one event. Jobs of one kind differ in what they
+/// need of memory and in where they were tried, and that seldom.
+pub const LOOK_AHEAD: usize = 32;
+
+/// How long an executor that lost a job, or did not take this one, is not asked for it again; twice as long each time.
+pub const RETRY_DELAY_MS: u64 = 1_000;
+
+/// How long an executor that refused one job is not asked for that job again.
+pub const REFUSED_JOB_MS: u64 = 10_000;
 
 /// Names a client's request for as long as it is open.
 pub type RequestId = u64;
 
+/// Which requests come first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Somebody waits for it.
+    #[default]
+    Interactive,
+    /// Its client has gone, or said that it does not wait.
+    Detached,
+}
+
+/// How a request is to be treated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Build what can be built after a failure.
+    pub keep_going: bool,
+    pub priority: Priority,
+}
+
 /// One derivation of a submitted graph.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Node<K> {
     pub key: K,
     /// Keys of nodes of the same graph that must succeed first.
     pub deps: Vec<K>,
     pub estimate_ms: u64,
+    pub requirement: Requirement,
+    /// Estimated peak; 0 where nothing is known.
+    pub memory_mib: u64,
 }
 
-/// What the node must do now.
+/// What the coordinator must do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action<K> {
-    Start(K),
-    /// Nobody wants this running job any more. `finished` must still be called when it has ended.
-    Stop(K),
+pub enum Action<K, N = NodeId> {
+    /// Have it built there. [`Schedule::ended`] must be called when it has ended, however it did.
+    Start { key: K, at: N },
+    /// Nobody wants this job to run there any more. [`Schedule::ended`] must still be called when it has ended.
+    Stop { key: K, at: N },
+    /// Ready, and no present executor will ever run it; [`Schedule::placement`] says why. It waits for others to come, or
+    /// for [`Schedule::give_up`].
+    Nowhere { key: K },
     /// A goal of a request is settled.
-    Answer {
-        request: RequestId,
-        key: K,
-        answer: Answer<K>,
-    },
+    Answer { request: RequestId, key: K, answer: Answer<K> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer<K> {
     Done,
     Failed,
+    /// Lost as often as it may be.
+    GivenUp {
+        tries: u32,
+    },
     /// The named job failed, and the goal needs it, directly or not.
     DependencyFailed {
         failed: K,
@@ -56,82 +113,70 @@ pub enum Answer<K> {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Waiting,
-    Ready,
-    Running,
-    /// Told to stop; its slot is taken until it has.
-    Stopping,
+/// How a job that was started has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its outputs, of so many bytes, are where it ran.
+    Success { output_bytes: u64 },
+    /// For good: it says something of the derivation.
+    Failed,
+    /// It says nothing of the derivation: the executor died, its link broke, its disk is full.
+    Lost,
+    /// Killed for want of memory, of which it had used so much.
+    OutOfMemory { used_mib: u64 },
+    /// The executor did not take it. With a time it takes no job at all before that.
+    Refused { text: String, full_until_ms: Option<u64> },
 }
 
 #[derive(Debug)]
-struct Job<K> {
-    state: State,
-    waits_for: BTreeSet<K>,
-    dependants: BTreeSet<K>,
-    wanted_by: BTreeSet<RequestId>,
-    /// Milliseconds of the longest chain of work from this job's start to a goal.
-    longest_ms: u64,
-    seq: u64,
+struct Request {
+    jobs: BTreeSet<u32>,
+    open_goals: BTreeSet<u32>,
+    terms: Terms,
+    running: u32,
 }
 
 #[derive(Debug)]
-struct Request<K> {
-    jobs: BTreeSet<K>,
-    open_goals: BTreeSet<K>,
-    keep_going: bool,
-}
-
-#[derive(Debug)]
-pub struct Schedule<K> {
-    slots: usize,
+pub struct Schedule<K, N = NodeId> {
     running: usize,
-    jobs: HashMap<K, Job<K>>,
-    requests: BTreeMap<RequestId, Request<K>>,
-    ready: BTreeSet<(Reverse<u64>, u64, K)>,
+    jobs: Jobs<K>,
+    seats: Seats<N>,
+    queues: Queues,
+    requests: BTreeMap<RequestId, Request>,
     next_seq: u64,
     next_request: RequestId,
 }
 
-impl<K: Clone + Ord + Hash> Schedule<K> {
-    pub fn new(slots: usize) -> Self {
+type Actions<K, N> = Vec<Action<K, N>>;
+
+impl<K: Clone + Ord + Hash, N: Clone + Ord> Default for Schedule<K, N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
+    /// Without executors.
+    pub fn new() -> Self {
         Schedule {
-            slots,
             running: 0,
-            jobs: HashMap::new(),
+            jobs: Jobs::new(),
+            seats: Seats::new(),
+            queues: Queues::default(),
             requests: BTreeMap::new(),
-            ready: BTreeSet::new(),
             next_seq: 0,
             next_request: 1,
         }
     }
 
-    pub fn set_slots(&mut self, slots: usize) -> Vec<Action<K>> {
-        self.slots = slots;
-        self.start_ready()
-    }
-
-    pub fn running(&self) -> usize {
-        self.running
-    }
-
-    pub fn waiting(&self) -> usize {
-        self.jobs.len() - self.running
-    }
-
-    /// Whether any request still wants this job.
-    pub fn wants(&self, key: &K) -> bool {
-        self.jobs.get(key).is_some_and(|job| !job.wanted_by.is_empty())
-    }
-
-    /// The requests that want this job: who is told of its log lines.
-    pub fn wanted_by(&self, key: &K) -> impl Iterator<Item = RequestId> + '_ {
-        self.jobs.get(key).into_iter().flat_map(|job| job.wanted_by.iter().copied())
-    }
-
     /// Takes a graph. Goals must be among its nodes; dependencies that are not are taken as satisfied.
-    pub fn submit(&mut self, nodes: Vec<Node<K>>, goals: BTreeSet<K>, keep_going: bool) -> (RequestId, Vec<Action<K>>) {
+    pub fn submit(
+        &mut self,
+        nodes: Vec<Node<K>>,
+        goals: BTreeSet<K>,
+        terms: Terms,
+        now_ms: u64,
+    ) -> (RequestId, Actions<K, N>) {
         let request = self.next_request;
         self.next_request += 1;
         let index: HashMap<&K, usize> = nodes.iter().enumerate().map(|(i, node)| (&node.key, i)).collect();
@@ -139,212 +184,298 @@ impl<K: Clone + Ord + Hash> Schedule<K> {
             nodes.iter().map(|node| node.deps.iter().filter_map(|dep| index.get(dep).copied()).collect()).collect();
         let estimates: Vec<u64> = nodes.iter().map(|node| node.estimate_ms).collect();
         let longest = longest_to_goal(&deps, &estimates);
-        let open_goals: BTreeSet<K> = goals.into_iter().filter(|goal| index.contains_key(goal)).collect();
-        if open_goals.is_empty() {
-            return (request, Vec::new());
+        let goals: Vec<usize> = goals.iter().filter_map(|goal| index.get(goal).copied()).collect();
+        let mut actions = Vec::new();
+        if goals.is_empty() {
+            return (request, self.settle(actions, now_ms));
         }
-        let fresh: Vec<bool> = nodes.iter().zip(&longest).map(|(node, &ms)| self.add_job(&node.key, ms)).collect();
-        for (i, node) in nodes.iter().enumerate().filter(|&(i, _)| fresh[i]) {
-            for &dep in &deps[i] {
-                self.add_edge(&node.key, &nodes[dep].key);
-            }
+        drop(index);
+        let added: Vec<(u32, bool)> =
+            nodes.into_iter().zip(longest).map(|(node, ms)| self.add_job(node, ms, now_ms)).collect();
+        for (deps, (job, _)) in deps.iter().zip(&added).filter(|(_, (_, is_fresh))| *is_fresh) {
+            deps.iter().for_each(|&dep| self.jobs.add_edge(*job, added[dep].0));
         }
-        let jobs = self.add_interest(request, &open_goals);
-        self.requests.insert(request, Request { jobs, open_goals, keep_going });
-        for node in &nodes {
-            if self.wants(&node.key) { self.make_ready(&node.key) } else { self.drop_waiting(&node.key) }
+        let open_goals: BTreeSet<u32> = goals.into_iter().map(|goal| added[goal].0).collect();
+        self.add_request(request, open_goals, terms);
+        for (job, _) in added {
+            if self.is_wanted(job) { self.make_ready(job, &mut actions) } else { self.drop_waiting(job) }
         }
-        (request, self.start_ready())
+        (request, self.settle(actions, now_ms))
     }
 
     /// Makes the job if there is none, else lets it weigh at least `longest_ms`. True if it was made.
-    fn add_job(&mut self, key: &K, longest_ms: u64) -> bool {
-        if let Some(job) = self.jobs.get_mut(key) {
-            if longest_ms > job.longest_ms {
-                if self.ready.remove(&(Reverse(job.longest_ms), job.seq, key.clone())) {
-                    self.ready.insert((Reverse(longest_ms), job.seq, key.clone()));
+    fn add_job(&mut self, node: Node<K>, longest_ms: u64, now_ms: u64) -> (u32, bool) {
+        if let Some(number) = self.jobs.find(&node.key) {
+            if self.jobs.get(number).is_some_and(|job| job.longest_ms < longest_ms) {
+                let is_ready = self.leave_queue(number);
+                if let Some(job) = self.jobs.get_mut(number) {
+                    job.longest_ms = longest_ms;
                 }
-                job.longest_ms = longest_ms;
+                if is_ready {
+                    self.enter_queue(number);
+                }
             }
-            return false;
+            return (number, false);
         }
         self.next_seq += 1;
-        let job = Job {
-            state: State::Waiting,
-            waits_for: BTreeSet::new(),
-            dependants: BTreeSet::new(),
-            wanted_by: BTreeSet::new(),
-            longest_ms,
-            seq: self.next_seq,
-        };
-        self.jobs.insert(key.clone(), job);
-        true
+        let (class, is_new) = self.queues.enter(&node.requirement);
+        if is_new {
+            self.fill_class(class, now_ms);
+        }
+        (self.jobs.add(Job::new(node.key, class, longest_ms, node.memory_mib, self.next_seq)), true)
     }
 
-    fn add_edge(&mut self, key: &K, dep: &K) {
-        if let Some(job) = self.jobs.get_mut(key) {
-            job.waits_for.insert(dep.clone());
-        }
-        if let Some(dep) = self.jobs.get_mut(dep) {
-            dep.dependants.insert(key.clone());
-        }
-    }
-
-    /// Marks all that the goals wait for, directly or not, as wanted; returns it. A shared job may wait for jobs that
-    /// this request's own graph did not name.
-    fn add_interest(&mut self, request: RequestId, goals: &BTreeSet<K>) -> BTreeSet<K> {
-        let mut wanted = BTreeSet::new();
-        let mut open: Vec<K> = goals.iter().cloned().collect();
-        while let Some(key) = open.pop() {
-            let Some(job) = self.jobs.get_mut(&key) else { continue };
-            if job.wanted_by.insert(request) {
-                open.extend(job.waits_for.iter().cloned());
-                wanted.insert(key);
+    /// Marks all that the goals wait for, directly or not, as wanted. A shared job may wait for jobs that this request's
+    /// own graph did not name.
+    fn add_request(&mut self, request: RequestId, open_goals: BTreeSet<u32>, terms: Terms) {
+        let mut open: Vec<u32> = open_goals.iter().copied().collect();
+        let mut jobs = Vec::new();
+        let mut places = Vec::new();
+        let mut running = 0;
+        while let Some(number) = open.pop() {
+            let Some(job) = self.jobs.get_mut(number) else { continue };
+            if !job.want(request) {
+                continue;
+            }
+            open.extend(job.waits_for.iter().copied());
+            jobs.push(number);
+            match job.state {
+                State::Running(_) => running += 1,
+                State::Ready => places.push((job.class, job.place(number))),
+                State::Waiting | State::Stopping(_) => {}
             }
         }
-        wanted
+        for (class, place) in places {
+            self.queues.class_mut(class).push((terms.priority, running, request), place);
+        }
+        let jobs = jobs.into_iter().collect();
+        self.requests.insert(request, Request { jobs, open_goals, terms, running });
     }
 
-    /// Tells that a started job has ended: with success, or not (also when it was stopped).
-    pub fn finished(&mut self, key: &K, success: bool) -> Vec<Action<K>> {
-        let Some(state) = self.jobs.get(key).map(|job| job.state) else { return Vec::new() };
-        if !matches!(state, State::Running | State::Stopping) {
-            return Vec::new();
-        }
-        self.running -= 1;
+    /// Tells that a started job has ended at `at`. What comes of an executor that was given up in the meantime counts
+    /// when it is a success, and is else ignored.
+    pub fn ended(&mut self, key: &K, at: &N, end: End, now_ms: u64) -> Actions<K, N> {
         let mut actions = Vec::new();
-        if success {
-            self.succeed(key, &mut actions);
-        } else if state == State::Stopping && self.wants(key) {
-            // Wanted again while it was being stopped: that end says nothing about the derivation.
-            self.set_state(key, State::Waiting);
-            self.make_ready(key);
-        } else {
-            self.fail(key, &mut actions);
+        if let (Some(number), Some(seat)) = (self.jobs.find(key), self.seats.find(at)) {
+            let run = self.jobs.get(number).and_then(Job::run);
+            match end {
+                End::Success { output_bytes } => self.succeed(number, seat, output_bytes, now_ms, &mut actions),
+                end if run.is_some_and(|run| run.seat == seat) => {
+                    self.ended_badly(number, seat, end, now_ms, &mut actions);
+                }
+                _ => {}
+            }
         }
-        actions.extend(self.start_ready());
-        actions
+        self.settle(actions, now_ms)
     }
 
     /// The client of a request is gone.
-    pub fn cancel(&mut self, request: RequestId) -> Vec<Action<K>> {
+    pub fn cancel(&mut self, request: RequestId, now_ms: u64) -> Actions<K, N> {
         let mut actions = Vec::new();
         self.drop_request(request, &mut actions);
-        actions.extend(self.start_ready());
-        actions
+        self.settle(actions, now_ms)
     }
 
-    fn succeed(&mut self, key: &K, actions: &mut Vec<Action<K>>) {
-        let Some(job) = self.jobs.remove(key) else { return };
-        for dependant in &job.dependants {
-            if let Some(dependant) = self.jobs.get_mut(dependant) {
-                dependant.waits_for.remove(key);
-            }
-            self.make_ready(dependant);
+    /// Fails a job that does not run, as one that no executor can run.
+    pub fn give_up(&mut self, key: &K, now_ms: u64) -> Actions<K, N> {
+        let mut actions = Vec::new();
+        if let Some(number) =
+            self.jobs.find(key).filter(|job| self.jobs.get(*job).is_some_and(|job| job.run().is_none()))
+        {
+            self.fail(number, Answer::Failed, &mut actions);
         }
-        for request in job.wanted_by {
-            self.answer(request, key, Answer::Done, actions);
-        }
+        self.settle(actions, now_ms)
     }
 
-    fn fail(&mut self, key: &K, actions: &mut Vec<Action<K>>) {
-        let mut doomed = vec![key.clone()];
-        let mut seen = BTreeSet::from([key.clone()]);
-        let mut hit: BTreeSet<RequestId> = BTreeSet::new();
-        while let Some(next) = doomed.pop() {
-            let Some(job) = self.jobs.remove(&next) else { continue };
-            self.ready.remove(&(Reverse(job.longest_ms), job.seq, next.clone()));
-            self.forget_edges(&next, &job);
-            hit.extend(&job.wanted_by);
-            doomed.extend(job.dependants.iter().filter(|dependant| seen.insert((*dependant).clone())).cloned());
-            for request in job.wanted_by {
-                let answer =
-                    if next == *key { Answer::Failed } else { Answer::DependencyFailed { failed: key.clone() } };
-                self.answer(request, &next, answer, actions);
-            }
-        }
-        for request in hit {
-            let Some(open) = self.requests.get(&request) else { continue };
-            if !open.keep_going {
-                for goal in open.open_goals.clone() {
-                    self.answer(request, &goal, Answer::Abandoned { failed: key.clone() }, actions);
-                }
-            }
-        }
+    /// Time has passed: see [`Schedule::next_tick_ms`].
+    pub fn tick(&mut self, now_ms: u64) -> Actions<K, N> {
+        self.settle(Vec::new(), now_ms)
     }
 
-    /// Settles a goal, if `key` is an open one of this request.
-    fn answer(&mut self, request: RequestId, key: &K, answer: Answer<K>, actions: &mut Vec<Action<K>>) {
-        let Some(open) = self.requests.get_mut(&request) else { return };
-        if open.open_goals.remove(key) {
-            actions.push(Action::Answer { request, key: key.clone(), answer });
-        }
-        if open.open_goals.is_empty() {
-            self.drop_request(request, actions);
-        }
+    /// When something that waits may start though nothing else happens.
+    pub fn next_tick_ms(&self) -> Option<u64> {
+        self.seats.next_wake_ms()
     }
 
-    fn drop_request(&mut self, request: RequestId, actions: &mut Vec<Action<K>>) {
-        let Some(dropped) = self.requests.remove(&request) else { return };
-        for key in dropped.jobs {
-            let Some(job) = self.jobs.get_mut(&key) else { continue };
-            job.wanted_by.remove(&request);
-            if !job.wanted_by.is_empty() {
-                continue;
-            }
-            match job.state {
-                State::Running => {
-                    job.state = State::Stopping;
-                    actions.push(Action::Stop(key));
-                }
-                State::Stopping => {}
-                State::Waiting | State::Ready => self.drop_waiting(&key),
-            }
+    fn ended_badly(&mut self, number: u32, seat: u32, end: End, now_ms: u64, actions: &mut Actions<K, N>) {
+        let is_stopping = self.jobs.get(number).is_some_and(|job| matches!(job.state, State::Stopping(_)));
+        if matches!(end, End::Failed | End::OutOfMemory { .. }) {
+            self.seats.forgive(seat);
         }
-    }
-
-    /// Removes a job that is not running and that nobody wants.
-    fn drop_waiting(&mut self, key: &K) {
-        if !self.jobs.get(key).is_some_and(|job| matches!(job.state, State::Waiting | State::Ready)) {
+        self.leave_seat(number, now_ms);
+        if is_stopping {
+            // That end says nothing about the derivation, which may be wanted again.
+            if self.is_wanted(number) {
+                self.make_ready(number, actions)
+            } else {
+                self.drop_waiting(number)
+            }
             return;
         }
-        if let Some(job) = self.jobs.remove(key) {
-            self.ready.remove(&(Reverse(job.longest_ms), job.seq, key.clone()));
-            self.forget_edges(key, &job);
-        }
-    }
-
-    fn forget_edges(&mut self, key: &K, job: &Job<K>) {
-        for dep in &job.waits_for {
-            if let Some(dep) = self.jobs.get_mut(dep) {
-                dep.dependants.remove(key);
+        match end {
+            End::Success { .. } => {}
+            End::Failed => self.fail(number, Answer::Failed, actions),
+            End::Lost => self.lose(number, seat, now_ms, actions),
+            End::OutOfMemory { used_mib } => {
+                if let Some(job) = self.jobs.get_mut(number) {
+                    job.memory_mib = job.memory_mib.max(used_mib).saturating_mul(2);
+                }
+                self.try_again(number, actions);
+            }
+            End::Refused { text, full_until_ms: Some(until_ms) } => {
+                self.seats.refuse(seat, Refused { text, until_ms }, now_ms);
+                self.refresh(seat, now_ms);
+                self.make_ready(number, actions);
+            }
+            End::Refused { text, full_until_ms: None } => {
+                let until_ms = now_ms.saturating_add(REFUSED_JOB_MS);
+                self.note(number, seat, Tried::Refused(Refused { text, until_ms }), until_ms);
+                self.make_ready(number, actions);
             }
         }
     }
 
-    fn set_state(&mut self, key: &K, state: State) {
-        if let Some(job) = self.jobs.get_mut(key) {
-            job.state = state;
+    /// The executor says nothing of the derivation, or nothing at all.
+    fn lose(&mut self, number: u32, seat: u32, now_ms: u64, actions: &mut Actions<K, N>) {
+        let losses = self.jobs.get(number).map_or(0, |job| job.losses);
+        let until_ms = now_ms.saturating_add(RETRY_DELAY_MS << losses.min(TRIES_MAX));
+        self.note(number, seat, Tried::Failed { until_ms }, until_ms);
+        self.try_again(number, actions);
+    }
+
+    fn try_again(&mut self, number: u32, actions: &mut Actions<K, N>) {
+        let Some(job) = self.jobs.get_mut(number) else { return };
+        job.losses += 1;
+        match job.losses {
+            tries if tries >= TRIES_MAX => self.fail(number, Answer::GivenUp { tries }, actions),
+            _ => self.make_ready(number, actions),
         }
     }
 
-    fn make_ready(&mut self, key: &K) {
-        let Some(job) = self.jobs.get_mut(key) else { return };
+    fn note(&mut self, number: u32, seat: u32, tried: Tried, until_ms: u64) {
+        if let Some(job) = self.jobs.get_mut(number) {
+            job.note(seat, tried);
+        }
+        self.seats.wake_at(until_ms);
+    }
+
+    fn make_ready(&mut self, number: u32, actions: &mut Actions<K, N>) {
+        let Some(job) = self.jobs.get_mut(number) else { return };
         if job.state == State::Waiting && job.waits_for.is_empty() {
             job.state = State::Ready;
-            self.ready.insert((Reverse(job.longest_ms), job.seq, key.clone()));
+            if self.queues.class(job.class).able.is_empty() {
+                actions.push(Action::Nowhere { key: job.key.clone() });
+            }
+            self.enter_queue(number);
         }
     }
 
-    fn start_ready(&mut self) -> Vec<Action<K>> {
-        let mut actions = Vec::new();
-        while self.running < self.slots {
-            let Some((_, _, key)) = self.ready.pop_first() else { break };
-            self.running += 1;
-            self.set_state(&key, State::Running);
-            actions.push(Action::Start(key));
+    fn turn(&self, request: RequestId) -> Option<Turn> {
+        self.requests.get(&request).map(|open| (open.terms.priority, open.running, request))
+    }
+
+    fn enter_queue(&mut self, number: u32) {
+        let Some(job) = self.jobs.get(number) else { return };
+        for turn in job.wanted_by.iter().filter_map(|request| self.turn(*request)).collect::<Vec<_>>() {
+            self.queues.class_mut(job.class).push(turn, job.place(number));
+        }
+    }
+
+    /// True if it was ready.
+    fn leave_queue(&mut self, number: u32) -> bool {
+        let Some(job) = self.jobs.get(number).filter(|job| job.state == State::Ready) else { return false };
+        for turn in job.wanted_by.iter().filter_map(|request| self.turn(*request)).collect::<Vec<_>>() {
+            self.queues.class_mut(job.class).remove(turn, job.place(number));
+        }
+        true
+    }
+
+    fn start(&mut self, number: u32, seat: u32, now_ms: u64, actions: &mut Actions<K, N>) {
+        self.leave_queue(number);
+        let Some(job) = self.jobs.get_mut(number) else { return };
+        let told = self.seats.take(seat, number, job.memory_mib);
+        job.state = State::Running(Run { seat, told, memory_mib: job.memory_mib });
+        actions.push(Action::Start { key: job.key.clone(), at: self.seats.get(seat).node.clone() });
+        self.running += 1;
+        self.count_running(number, 1);
+        self.refresh(seat, now_ms);
+    }
+
+    /// The job is not at its executor any more, and waits.
+    fn leave_seat(&mut self, number: u32, now_ms: u64) {
+        let Some(job) = self.jobs.get_mut(number) else { return };
+        let Some(run) = job.run() else { return };
+        let is_counted = matches!(job.state, State::Running(_));
+        job.state = State::Waiting;
+        self.seats.leave(run.seat, number, run.memory_mib, run.told);
+        self.running -= 1;
+        if is_counted {
+            self.count_running(number, -1);
+        }
+        self.refresh(run.seat, now_ms);
+    }
+
+    fn count_running(&mut self, number: u32, change: i32) {
+        let Some(job) = self.jobs.get(number) else { return };
+        for request in &job.wanted_by {
+            let Some(open) = self.requests.get_mut(request) else { continue };
+            let before = (open.terms.priority, open.running, *request);
+            open.running = open.running.saturating_add_signed(change);
+            self.queues.turn_changed(before, (open.terms.priority, open.running, *request));
+        }
+    }
+
+    /// The last step of each event: what can start does.
+    fn settle(&mut self, mut actions: Actions<K, N>, now_ms: u64) -> Actions<K, N> {
+        for seat in self.seats.due(now_ms) {
+            self.refresh(seat, now_ms);
+        }
+        let mut passed = BTreeSet::new();
+        loop {
+            let open =
+                self.queues.classes().filter(|(number, class)| !class.open.is_empty() && !passed.contains(number));
+            let Some((_, class)) = open.filter_map(|(number, class)| Some((class.first()?, number))).min() else {
+                break;
+            };
+            let mut ready = self.queues.class(class).in_order().take(LOOK_AHEAD);
+            let placed = ready.find_map(|(_, place)| Some((place.2, self.choose(place.2, now_ms)?)));
+            drop(ready);
+            match placed {
+                Some((number, seat)) => self.start(number, seat, now_ms, &mut actions),
+                None => drop(passed.insert(class)),
+            }
+        }
+        if self.jobs.len() == 0 {
+            self.seats.forget_gone();
         }
         actions
+    }
+
+    /// The best of the open seats for a ready job. What is asked of the machine needs no look: its class was made by it.
+    fn choose(&self, number: u32, now_ms: u64) -> Option<u32> {
+        let job = self.jobs.get(number)?;
+        let class = self.queues.class(job.class);
+        let failed = |seat: &u32| matches!(job.tried(*seat), Some(Tried::Failed { .. }));
+        let has_fresh = job.tried.is_empty() || !class.able.iter().all(failed);
+        let ask = self.ask(job);
+        let candidates = class.open.iter().filter_map(|&seat| Some((seat, self.candidate(job, seat)?)));
+        let free = candidates.filter(|(_, candidate)| passing(ask, candidate, has_fresh, now_ms).is_none());
+        free.min_by_key(|(_, candidate)| (rank(candidate), candidate.node)).map(|(seat, _)| seat)
+    }
+
+    fn ask<'a>(&'a self, job: &Job<K>) -> Ask<'a> {
+        Ask { requirement: &self.queues.class(job.class).requirement, memory_mib: job.memory_mib }
+    }
+
+    fn candidate<'a>(&'a self, job: &'a Job<K>, seat: u32) -> Option<Candidate<'a, N>> {
+        let known = self.seats.get(seat);
+        Some(Candidate {
+            node: &known.node,
+            executor: known.executor.as_ref()?,
+            standing: &known.standing,
+            missing_bytes: job.missing_bytes(seat),
+            tried: job.tried(seat),
+        })
     }
 }
 

@@ -1,111 +1,328 @@
 use super::*;
+use crate::can_run::Machine;
+use crate::placement::{Executor, Placement, Reason};
 use proptest::prelude::*;
 
-fn node(key: u32, deps: &[u32]) -> Node<u32> {
-    Node { key, deps: deps.to_vec(), estimate_ms: 1 }
+type Schedule = super::Schedule<u32, u8>;
+type Action = super::Action<u32, u8>;
+
+const SYSTEM: &str = "x86_64-linux";
+const DONE: End = End::Success { output_bytes: 0 };
+
+fn words(words: &[&str]) -> BTreeSet<String> {
+    words.iter().map(|word| word.to_string()).collect()
 }
 
-fn starts(actions: &[Action<u32>]) -> Vec<u32> {
-    actions.iter().filter_map(|a| if let Action::Start(k) = a { Some(*k) } else { None }).collect()
+fn executor(slots: u32) -> Executor {
+    let machine = Machine { systems: words(&[SYSTEM]), features: words(&[]) };
+    Executor { machine, slots, active: true, ..Executor::default() }
+}
+
+fn mesh(executors: &[(u8, Executor)]) -> Schedule {
+    let mut schedule = Schedule::new();
+    schedule.set_executors(executors.iter().cloned().collect(), 0);
+    schedule
+}
+
+/// One executor, 0.
+fn lone(slots: u32) -> Schedule {
+    mesh(&[(0, executor(slots))])
+}
+
+fn node(key: u32, deps: &[u32]) -> Node<u32> {
+    let requirement = Requirement { system: SYSTEM.into(), ..Requirement::default() };
+    Node { key, deps: deps.to_vec(), estimate_ms: 1, requirement, memory_mib: 0 }
+}
+
+fn terms(keep_going: bool) -> Terms {
+    Terms { keep_going, ..Terms::default() }
+}
+
+/// What is started, and where.
+fn starts(actions: &[Action]) -> Vec<(u32, u8)> {
+    actions.iter().filter_map(|a| if let Action::Start { key, at } = a { Some((*key, *at)) } else { None }).collect()
+}
+
+/// Submits with all nodes as goals, at 0.
+fn submit(schedule: &mut Schedule, nodes: Vec<Node<u32>>) -> (RequestId, Vec<(u32, u8)>) {
+    let goals = nodes.iter().map(|node| node.key).collect();
+    let (request, actions) = schedule.submit(nodes, goals, terms(true), 0);
+    (request, starts(&actions))
 }
 
 #[test]
 fn the_longest_chain_starts_first() {
-    let mut schedule = Schedule::new(1);
+    let mut schedule = lone(1);
     let nodes = vec![node(1, &[]), node(2, &[]), node(3, &[2]), node(4, &[3])];
-    let (_, actions) = schedule.submit(nodes, BTreeSet::from([1, 4]), false);
-    assert_eq!(starts(&actions), [2]);
-    assert_eq!(starts(&schedule.finished(&2, true)), [3]);
+    let (_, actions) = schedule.submit(nodes, BTreeSet::from([1, 4]), terms(false), 0);
+    assert_eq!(starts(&actions), [(2, 0)]);
+    assert_eq!(starts(&schedule.ended(&2, &0, DONE, 0)), [(3, 0)]);
 }
 
 #[test]
 fn a_shared_job_runs_once_and_answers_both() {
-    let mut schedule = Schedule::new(4);
-    let (first, actions) = schedule.submit(vec![node(1, &[])], BTreeSet::from([1]), false);
-    assert_eq!(starts(&actions), [1]);
-    let (second, actions) = schedule.submit(vec![node(1, &[]), node(2, &[1])], BTreeSet::from([1, 2]), false);
+    let mut schedule = lone(4);
+    let (first, actions) = schedule.submit(vec![node(1, &[])], BTreeSet::from([1]), terms(false), 0);
+    assert_eq!(starts(&actions), [(1, 0)]);
+    let graph = vec![node(1, &[]), node(2, &[1])];
+    let (second, actions) = schedule.submit(graph, BTreeSet::from([1, 2]), terms(false), 0);
     assert!(starts(&actions).is_empty());
     assert_eq!(
-        schedule.finished(&1, true),
+        schedule.ended(&1, &0, DONE, 0),
         [
             Action::Answer { request: first, key: 1, answer: Answer::Done },
             Action::Answer { request: second, key: 1, answer: Answer::Done },
-            Action::Start(2),
+            Action::Start { key: 2, at: 0 },
         ]
     );
 }
 
 #[test]
 fn a_leaving_client_stops_only_what_nobody_else_wants() {
-    let mut schedule = Schedule::new(4);
-    let (first, _) = schedule.submit(vec![node(1, &[]), node(2, &[])], BTreeSet::from([1, 2]), false);
-    schedule.submit(vec![node(2, &[])], BTreeSet::from([2]), false);
-    assert_eq!(schedule.cancel(first), [Action::Stop(1)]);
-    assert_eq!(schedule.finished(&1, false), []);
+    let mut schedule = lone(4);
+    let (first, _) = schedule.submit(vec![node(1, &[]), node(2, &[])], BTreeSet::from([1, 2]), terms(false), 0);
+    schedule.submit(vec![node(2, &[])], BTreeSet::from([2]), terms(false), 0);
+    assert_eq!(schedule.cancel(first, 0), [Action::Stop { key: 1, at: 0 }]);
+    assert_eq!(schedule.ended(&1, &0, End::Failed, 0), []);
     assert_eq!(schedule.running(), 1);
 }
 
 #[test]
 fn wanted_again_while_stopping_runs_again() {
-    let mut schedule = Schedule::new(1);
-    let (first, _) = schedule.submit(vec![node(1, &[])], BTreeSet::from([1]), false);
-    assert_eq!(schedule.cancel(first), [Action::Stop(1)]);
-    let (second, actions) = schedule.submit(vec![node(1, &[])], BTreeSet::from([1]), false);
+    let mut schedule = lone(1);
+    let (first, _) = schedule.submit(vec![node(1, &[])], BTreeSet::from([1]), terms(false), 0);
+    assert_eq!(schedule.cancel(first, 0), [Action::Stop { key: 1, at: 0 }]);
+    let (second, actions) = schedule.submit(vec![node(1, &[])], BTreeSet::from([1]), terms(false), 0);
     assert_eq!(actions, []);
-    assert_eq!(schedule.finished(&1, false), [Action::Start(1)]);
-    assert_eq!(schedule.finished(&1, true), [Action::Answer { request: second, key: 1, answer: Answer::Done }]);
+    assert_eq!(schedule.ended(&1, &0, End::Failed, 0), [Action::Start { key: 1, at: 0 }]);
+    assert_eq!(schedule.ended(&1, &0, DONE, 0), [Action::Answer { request: second, key: 1, answer: Answer::Done }]);
 }
 
 #[test]
 fn a_failure_dooms_what_needs_it_and_without_keep_going_the_rest() {
     let graph = || vec![node(1, &[]), node(2, &[1]), node(3, &[])];
     let goals = || BTreeSet::from([2, 3]);
-    let mut schedule = Schedule::new(1);
-    let (request, _) = schedule.submit(graph(), goals(), false);
+    let mut schedule = lone(1);
+    let (request, _) = schedule.submit(graph(), goals(), terms(false), 0);
     assert_eq!(
-        schedule.finished(&1, false),
+        schedule.ended(&1, &0, End::Failed, 0),
         [
             Action::Answer { request, key: 2, answer: Answer::DependencyFailed { failed: 1 } },
             Action::Answer { request, key: 3, answer: Answer::Abandoned { failed: 1 } },
         ]
     );
-    let mut schedule = Schedule::new(1);
-    let (request, _) = schedule.submit(graph(), goals(), true);
+    let mut schedule = lone(1);
+    let (request, _) = schedule.submit(graph(), goals(), terms(true), 0);
     assert_eq!(
-        schedule.finished(&1, false),
-        [Action::Answer { request, key: 2, answer: Answer::DependencyFailed { failed: 1 } }, Action::Start(3)]
+        schedule.ended(&1, &0, End::Failed, 0),
+        [
+            Action::Answer { request, key: 2, answer: Answer::DependencyFailed { failed: 1 } },
+            Action::Start { key: 3, at: 0 }
+        ]
     );
+}
+
+#[test]
+fn dependants_go_where_their_inputs_are() {
+    let mut schedule = mesh(&[(1, executor(2)), (2, executor(2))]);
+    let (_, started) = submit(&mut schedule, vec![node(1, &[]), node(2, &[]), node(3, &[1]), node(4, &[2])]);
+    assert_eq!(started, [(1, 1), (2, 2)]);
+    let large = || End::Success { output_bytes: 1 << 30 };
+    assert_eq!(starts(&schedule.ended(&2, &2, large(), 0)), [(4, 2)]);
+    assert_eq!(starts(&schedule.ended(&1, &1, large(), 0)), [(3, 1)]);
+}
+
+#[test]
+fn what_was_lost_runs_elsewhere_and_is_given_up_in_the_end() {
+    let mut schedule = mesh(&[(1, executor(1)), (2, executor(1))]);
+    let (request, started) = submit(&mut schedule, vec![node(1, &[]), node(2, &[1])]);
+    assert_eq!(started, [(1, 1)]);
+    assert_eq!(starts(&schedule.ended(&1, &1, End::Lost, 0)), [(1, 2)]);
+    let (mut now_ms, mut at, mut tries) = (0, 2, 2);
+    loop {
+        let actions = schedule.ended(&1, &at, End::Lost, now_ms);
+        if !actions.is_empty() {
+            let failed = Answer::DependencyFailed { failed: 1 };
+            let given_up = Answer::GivenUp { tries: TRIES_MAX };
+            let answer = |key, answer| Action::Answer { request, key, answer };
+            assert_eq!((tries, actions), (TRIES_MAX, vec![answer(1, given_up), answer(2, failed)]));
+            return;
+        }
+        // Both have failed with it: it is tried again there, but not at once.
+        let later = schedule.next_tick_ms().expect("a time");
+        assert!(later > now_ms);
+        now_ms = later;
+        let started = starts(&schedule.tick(now_ms));
+        if let Some((_, node)) = started.first() {
+            (at, tries) = (*node, tries + 1);
+        } else {
+            panic!("nothing starts at {now_ms}");
+        }
+    }
+}
+
+#[test]
+fn what_ran_at_an_executor_that_is_gone_is_placed_again_and_a_late_success_counts() {
+    let mut schedule = mesh(&[(1, executor(1)), (2, executor(1))]);
+    let (request, started) = submit(&mut schedule, vec![node(1, &[])]);
+    assert_eq!(started, [(1, 1)]);
+    assert_eq!(starts(&schedule.set_executor(1, None, 0)), [(1, 2)]);
+    assert_eq!(schedule.ended(&1, &1, End::Lost, 0), [], "which was known");
+    let answer = Action::Answer { request, key: 1, answer: Answer::Done };
+    assert_eq!(schedule.ended(&1, &1, DONE, 0), [answer, Action::Stop { key: 1, at: 2 }]);
+    assert_eq!(schedule.ended(&1, &2, End::Failed, 0), []);
+    assert_eq!((schedule.running(), schedule.waiting()), (0, 0));
+}
+
+#[test]
+fn an_executor_that_is_full_is_left_alone_until_then() {
+    let mut schedule = mesh(&[(1, executor(8))]);
+    submit(&mut schedule, vec![node(1, &[])]);
+    let full = |until_ms| End::Refused { text: "full".into(), full_until_ms: Some(until_ms) };
+    assert_eq!(schedule.ended(&1, &1, full(700), 0), []);
+    let (_, started) = submit(&mut schedule, vec![node(2, &[])]);
+    assert_eq!(started, []);
+    let refused = Reason::Refused { text: "full".into() };
+    assert_eq!(schedule.placement(&2, 0), Some(Placement::Waits(vec![(1, refused)])));
+    assert_eq!(schedule.next_tick_ms(), Some(700));
+    assert_eq!(starts(&schedule.tick(699)), []);
+    assert_eq!(starts(&schedule.tick(700)), [(1, 1), (2, 1)]);
+    assert_eq!(schedule.ended(&1, &1, full(u64::MAX), 700), []);
+    assert_eq!(starts(&schedule.tick(700 + REFUSAL_BELIEVED_MS)), [(1, 1)]);
+}
+
+#[test]
+fn the_word_of_others_about_load_holds_for_a_time_and_counts_no_job_twice() {
+    let busy = Executor { running: 2, ..executor(2) };
+    let mut schedule = mesh(&[(1, busy.clone())]);
+    let (_, started) = submit(&mut schedule, vec![node(1, &[]), node(2, &[]), node(3, &[])]);
+    assert_eq!(started, []);
+    assert_eq!(schedule.next_tick_ms(), Some(LOAD_BELIEVED_MS));
+    assert_eq!(starts(&schedule.tick(LOAD_BELIEVED_MS)), [(1, 1), (2, 1)]);
+    schedule.set_executor(1, Some(Executor { running: 0, ..busy.clone() }), LOAD_BELIEVED_MS + 1);
+    // It tells of both late, when one of them is over.
+    assert_eq!(starts(&schedule.ended(&1, &1, DONE, LOAD_BELIEVED_MS + 2)), [(3, 1)]);
+    assert_eq!(starts(&schedule.set_executor(1, Some(busy), LOAD_BELIEVED_MS + 3)), []);
+    let (_, started) = submit(&mut schedule, vec![node(4, &[])]);
+    assert_eq!(started, []);
+    assert_eq!(starts(&schedule.ended(&2, &1, DONE, LOAD_BELIEVED_MS + 4)), [(4, 1)]);
+}
+
+#[test]
+fn what_nobody_can_run_is_said_at_once_and_runs_when_somebody_comes() {
+    let mut schedule = lone(1);
+    let riscv = Requirement { system: "riscv64-linux".into(), ..Requirement::default() };
+    let graph = || vec![Node { requirement: riscv.clone(), ..node(1, &[]) }];
+    let (request, actions) = schedule.submit(graph(), BTreeSet::from([1]), terms(false), 0);
+    assert_eq!(actions, [Action::Nowhere { key: 1 }]);
+    assert!(matches!(schedule.placement(&1, 0), Some(Placement::Nowhere(reasons)) if reasons.len() == 1));
+    let other =
+        Executor { machine: Machine { systems: words(&["riscv64-linux"]), ..Machine::default() }, ..executor(1) };
+    assert_eq!(starts(&schedule.set_executor(7, Some(other), 0)), [(1, 7)]);
+    // A job that runs is not given up.
+    assert_eq!(schedule.give_up(&1, 0), []);
+    assert_eq!(schedule.set_executor(7, None, 0), [Action::Nowhere { key: 1 }]);
+    assert_eq!(schedule.give_up(&1, 0), [Action::Answer { request, key: 1, answer: Answer::Failed }]);
+    assert_eq!((schedule.running(), schedule.waiting()), (0, 0));
+}
+
+#[test]
+fn a_job_that_nobody_can_take_now_does_not_block_those_below_it() {
+    let small = Executor { free_memory_mib: Some(1_000), ..executor(2) };
+    let mut schedule = mesh(&[(1, small)]);
+    let (_, started) = submit(&mut schedule, vec![node(1, &[])]);
+    assert_eq!(started, [(1, 1)]);
+    let hungry = |key| Node { memory_mib: 4_000, estimate_ms: 1_000, ..node(key, &[]) };
+    let (_, started) = submit(&mut schedule, vec![hungry(2), hungry(3), node(4, &[])]);
+    assert_eq!(started, [(4, 1)]);
+    let lacks = Reason::Memory { needed_mib: 4_000, free_mib: 1_000 };
+    assert_eq!(starts(&schedule.ended(&1, &1, DONE, 0)), []);
+    assert_eq!(schedule.placement(&2, 0), Some(Placement::Waits(vec![(1, lacks)])));
+    // Where nothing else runs an estimate keeps nothing out.
+    assert_eq!(starts(&schedule.ended(&4, &1, DONE, 0)), [(2, 1)]);
+}
+
+#[test]
+fn what_ran_out_of_memory_is_tried_again_with_twice_as_much() {
+    let roomy = |free_mib| Executor { free_memory_mib: Some(free_mib), ..executor(2) };
+    let mut schedule = mesh(&[(1, roomy(1_000)), (2, roomy(8_000))]);
+    let (_, started) = submit(&mut schedule, vec![node(1, &[]), node(2, &[]), node(3, &[])]);
+    assert_eq!(started, [(1, 1), (2, 2), (3, 1)]);
+    assert_eq!(starts(&schedule.ended(&1, &1, End::OutOfMemory { used_mib: 900 }, 0)), [(1, 2)]);
+}
+
+#[test]
+fn a_small_request_is_not_behind_a_large_one_nor_a_person_behind_a_machine() {
+    let mut schedule = lone(2);
+    let large: Vec<Node<u32>> = (0..100).map(|key| Node { estimate_ms: 1_000, ..node(key, &[]) }).collect();
+    let (_, started) = submit(&mut schedule, large);
+    assert_eq!(started, [(0, 0), (1, 0)]);
+    let detached = Terms { priority: Priority::Detached, ..Terms::default() };
+    schedule.submit(vec![node(300, &[])], BTreeSet::from([300]), detached, 0);
+    submit(&mut schedule, vec![node(200, &[])]);
+    assert_eq!(starts(&schedule.ended(&0, &0, DONE, 0)), [(200, 0)]);
+    assert_eq!(starts(&schedule.ended(&1, &0, DONE, 0)), [(2, 0)]);
+    assert_eq!(starts(&schedule.ended(&200, &0, DONE, 0)), [(3, 0)]);
 }
 
 /// One step of a random run: what is done to the schedule.
 #[derive(Clone, Debug)]
 enum Step {
-    Submit { edges: Vec<(u8, u8)>, goals: Vec<u8>, keep_going: bool },
-    Finish { which: u8, success: bool },
-    Cancel { which: u8 },
+    Submit {
+        edges: Vec<(u8, u8)>,
+        goals: Vec<u8>,
+        keep_going: bool,
+    },
+    End {
+        which: u8,
+        how: u8,
+    },
+    Cancel {
+        which: u8,
+    },
+    /// An executor comes, tells something else, or goes.
+    Tell {
+        which: u8,
+        slots: Option<u32>,
+        running: u32,
+    },
+    Wait {
+        ms: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let submit =
         (prop::collection::vec((0u8..20, 0u8..20), 0..30), prop::collection::vec(0u8..20, 1..4), any::<bool>())
             .prop_map(|(edges, goals, keep_going)| Step::Submit { edges, goals, keep_going });
-    let finish = (any::<u8>(), prop::bool::weighted(0.8)).prop_map(|(which, success)| Step::Finish { which, success });
-    prop_oneof![1 => submit, 4 => finish, 1 => any::<u8>().prop_map(|which| Step::Cancel { which })]
+    let end = (any::<u8>(), 0u8..10).prop_map(|(which, how)| Step::End { which, how });
+    let tell = (0..EXECUTORS, prop::option::weighted(0.7, 0u32..4), 0u32..4)
+        .prop_map(|(which, slots, running)| Step::Tell { which, slots, running });
+    let cancel = any::<u8>().prop_map(|which| Step::Cancel { which });
+    let wait = (0u64..5_000).prop_map(|ms| Step::Wait { ms });
+    prop_oneof![2 => submit, 8 => end, 1 => cancel, 2 => tell, 2 => wait]
 }
 
 /// What an observer of the actions knows; checks the invariants of the module's header.
 #[derive(Default)]
 struct Observer {
-    running: BTreeSet<u32>,
+    running: BTreeMap<u32, u8>,
+    slots: BTreeMap<u8, u32>,
     open: BTreeMap<RequestId, BTreeSet<u32>>,
+    now_ms: u64,
 }
 
 impl Observer {
-    fn see(&mut self, slots: usize, actions: Vec<Action<u32>>) {
+    fn see(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Start(key) => assert!(self.running.insert(key), "{key} started twice"),
-                Action::Stop(key) => assert!(self.running.contains(&key), "{key} stopped while not running"),
+                Action::Start { key, at } => {
+                    assert_eq!(self.running.insert(key, at), None, "{key} started twice");
+                    let ours = self.running.values().filter(|node| **node == at).count();
+                    assert!(ours as u32 <= self.slots[&at], "{at} is full");
+                }
+                Action::Stop { key, at } => assert_eq!(self.running.get(&key), Some(&at), "stopped while not running"),
+                Action::Nowhere { .. } => assert!(self.slots.values().all(|slots| *slots == 0), "any can run it"),
                 Action::Answer { request, key, .. } => {
                     let goals = self.open.get_mut(&request).expect("answer to a closed request");
                     assert!(goals.remove(&key), "goal {key} answered twice");
@@ -115,48 +332,87 @@ impl Observer {
                 }
             }
         }
-        assert!(self.running.len() <= slots);
     }
+
+    fn tell(&mut self, schedule: &mut Schedule, which: u8, slots: Option<u32>, running: u32) {
+        match slots {
+            Some(slots) => drop(self.slots.insert(which, slots)),
+            None => {
+                self.slots.remove(&which);
+                self.running.retain(|_, at| *at != which);
+            }
+        }
+        let told = slots.map(|slots| Executor { running, ..executor(slots) });
+        let actions = schedule.set_executor(which, told, self.now_ms);
+        self.see(actions);
+    }
+
+    fn end(&mut self, schedule: &mut Schedule, which: u8, how: u8) {
+        let Some((&key, &at)) = self.running.iter().nth(usize::from(which) % self.running.len().max(1)) else { return };
+        let text = || "no".to_owned();
+        let end = match how {
+            0 => End::Failed,
+            1 => End::Lost,
+            2 => End::OutOfMemory { used_mib: 10 },
+            3 => End::Refused { text: text(), full_until_ms: None },
+            4 => End::Refused { text: text(), full_until_ms: Some(self.now_ms + 1_000) },
+            how => End::Success { output_bytes: u64::from(how) << 24 },
+        };
+        self.running.remove(&key);
+        let actions = schedule.ended(&key, &at, end, self.now_ms);
+        self.see(actions);
+    }
+}
+
+const EXECUTORS: u8 = 4;
+
+/// Twenty nodes, in which edges lead from greater to lesser ones.
+fn graph(edges: &[(u8, u8)]) -> Vec<Node<u32>> {
+    let deps = |n| edges.iter().filter(move |&&(a, b)| a == n && b < a).map(|&(_, b)| b.into()).collect();
+    (0..20u8).map(|n| Node { deps: deps(n), estimate_ms: u64::from(n) % 7, ..node(n.into(), &[]) }).collect()
 }
 
 proptest! {
     #[test]
-    fn every_goal_is_answered_once_and_nothing_is_left(steps in prop::collection::vec(step(), 1..60), slots in 1usize..4) {
-        let mut schedule = Schedule::new(slots);
+    fn every_goal_is_answered_once_and_nothing_is_left(steps in prop::collection::vec(step(), 1..100)) {
+        let mut schedule = Schedule::new();
         let mut seen = Observer::default();
+        seen.tell(&mut schedule, 0, Some(2), 0);
         for step in steps {
             match step {
                 Step::Submit { edges, goals, keep_going } => {
-                    let nodes: Vec<Node<u32>> = (0..20u8)
-                        .map(|n| {
-                            let deps = edges.iter().filter(|&&(a, b)| a == n && b < a).map(|&(_, b)| b.into());
-                            Node { key: n.into(), deps: deps.collect(), estimate_ms: u64::from(n) % 7 }
-                        })
-                        .collect();
                     let goals: BTreeSet<u32> = goals.into_iter().map(u32::from).collect();
-                    let (request, actions) = schedule.submit(nodes, goals.clone(), keep_going);
+                    let (request, actions) = schedule.submit(graph(&edges), goals.clone(), terms(keep_going), seen.now_ms);
                     seen.open.insert(request, goals);
-                    seen.see(slots, actions);
+                    seen.see(actions);
                 }
-                Step::Finish { which, success } => {
-                    let Some(&key) = seen.running.iter().nth(usize::from(which) % seen.running.len().max(1)) else { continue };
-                    seen.running.remove(&key);
-                    let actions = schedule.finished(&key, success);
-                    seen.see(slots, actions);
-                }
+                Step::End { which, how } => seen.end(&mut schedule, which, how),
                 Step::Cancel { which } => {
                     let Some(&request) = seen.open.keys().nth(usize::from(which) % seen.open.len().max(1)) else { continue };
                     seen.open.remove(&request);
-                    let actions = schedule.cancel(request);
-                    seen.see(slots, actions);
+                    let actions = schedule.cancel(request, seen.now_ms);
+                    seen.see(actions);
+                }
+                Step::Tell { which, slots, running } => seen.tell(&mut schedule, which, slots, running),
+                Step::Wait { ms } => {
+                    seen.now_ms += ms;
+                    let actions = schedule.tick(seen.now_ms);
+                    seen.see(actions);
                 }
             }
         }
-        while let Some(key) = seen.running.pop_first() {
-            let actions = schedule.finished(&key, true);
-            seen.see(slots, actions);
+        seen.tell(&mut schedule, 0, Some(5), 0);
+        while schedule.running() + schedule.waiting() > 0 {
+            match (seen.running.is_empty(), schedule.next_tick_ms()) {
+                (false, _) => seen.end(&mut schedule, 0, 9),
+                (true, Some(ms)) => {
+                    seen.now_ms = ms;
+                    let actions = schedule.tick(ms);
+                    seen.see(actions);
+                }
+                (true, None) => prop_assert!(false, "nothing would ever happen"),
+            }
         }
         prop_assert!(seen.open.is_empty(), "goals left open: {:?}", seen.open);
-        prop_assert_eq!(schedule.running() + schedule.waiting(), 0);
     }
 }

@@ -41,6 +41,12 @@ pub(super) struct Ended {
 }
 
 impl Ended {
+    /// Of a job whose builder was never seen.
+    pub fn unbuilt(service: &BuildService, failure: Failure) -> Ended {
+        let result = BuildResult::new(failure.status, failure.message);
+        Ended { result, announced: false, _roots: service.store.temp_roots(), cancelled: false }
+    }
+
     pub fn is_success(&self) -> bool {
         self.result.status.is_success()
     }
@@ -94,8 +100,7 @@ pub(super) fn run(service: &BuildService, task: &Task, id: JobId, options: &Buil
 /// stays open is all that a wrong guess does.
 pub(super) fn panicked(service: &BuildService) -> Ended {
     let text = "the node failed while it built this, which is a fault of shoal; its log says where";
-    let result = BuildResult::new(BuildStatus::TransientFailure, text);
-    Ended { result, announced: false, _roots: service.store.temp_roots(), cancelled: false }
+    Ended::unbuilt(service, Failure::new(BuildStatus::TransientFailure, text))
 }
 
 struct Job<'a> {

@@ -3,7 +3,7 @@
 //! The schedule decides; this file carries its actions out. One lock guards the schedule and the tables beside it. It is
 //! never held while something is built, read from disk or sent to a client.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use shoal_grid::can_run::{Machine, can_run};
-use shoal_grid::schedule::{Action, Answer, Node, RequestId, Schedule};
+use shoal_grid::placement::Executor;
+use shoal_grid::ring::NodeId;
+use shoal_grid::schedule::{Action, Answer, End, Node, Priority, RequestId, Schedule, Terms};
 use shoal_store::{GcAction, GcError, GcReport, GcRequest, Store, TempRoots};
 use shoal_wire::nix::derivation::BasicDerivation;
 use shoal_wire::nix::signature::SecretKey;
@@ -34,6 +36,9 @@ use crate::trees::Trees;
 
 /// Stack of a build thread; it reads, hashes and waits, and nothing on it recurses.
 const BUILD_THREAD_STACK_BYTES: usize = 2 << 20;
+
+/// This node among the executors of its schedule, of which it is the only one.
+const HERE: NodeId = [0; 32];
 
 /// What the builds of a node may use.
 #[derive(Clone, Debug)]
@@ -148,6 +153,7 @@ pub struct BuildService {
     pub(super) history: History,
     pub(super) scratches: Arc<Scratches>,
     next_job: AtomicU64,
+    began: Instant,
     /// To the build threads; never holds more than `max_jobs`.
     work: mpsc::Sender<Work>,
     state: Mutex<State>,
@@ -159,8 +165,16 @@ impl BuildService {
         let builds = config.data_dir.join("builds");
         std::fs::create_dir_all(&builds).with_context(|| format!("cannot make {}", builds.display()))?;
         let (work, started) = mpsc::channel();
+        let mut schedule = Schedule::new();
+        let executor = Executor {
+            machine: config.machine.clone(),
+            slots: u32::try_from(config.max_jobs).unwrap_or(u32::MAX),
+            active: true,
+            ..Executor::default()
+        };
+        schedule.set_executors(BTreeMap::from([(HERE, executor)]), 0);
         let state = State {
-            schedule: Schedule::new(config.max_jobs),
+            schedule,
             jobs: HashMap::new(),
             clients: HashMap::new(),
             recent: Recent::default(),
@@ -175,6 +189,7 @@ impl BuildService {
             trees,
             config,
             next_job: AtomicU64::new(1),
+            began: Instant::now(),
             work,
             state: Mutex::new(state),
             ended: Condvar::new(),
@@ -200,6 +215,11 @@ impl BuildService {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The schedule's time.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Starts work on a request. Reads the derivation graph in the calling thread.
@@ -256,6 +276,8 @@ impl BuildService {
                 key: task.drv_path.clone(),
                 deps: task.waits_for.clone(),
                 estimate_ms: self.history.estimate_ms(task.drv_path.name()),
+                requirement: task.requirement.clone(),
+                memory_mib: 0,
             })
             .collect();
         let expected = nodes.len() as u64;
@@ -267,7 +289,8 @@ impl BuildService {
                 running: None,
             });
         }
-        let (request, actions) = state.schedule.submit(nodes, keys.clone(), keep_going);
+        let terms = Terms { keep_going, priority: Priority::Interactive };
+        let (request, actions) = state.schedule.submit(nodes, keys.clone(), terms, self.now_ms());
         if !keys.is_empty() {
             let counts = Counts { expected, ..Counts::default() };
             state.clients.insert(request, Client { feed: feed.clone(), roots: roots.clone(), counts, goals: keys });
@@ -300,8 +323,9 @@ impl BuildService {
     fn carry_out(self: &Arc<Self>, state: &mut State, actions: Vec<Action<StorePath>>, ended: Option<&Ended>) {
         for action in actions {
             match action {
-                Action::Start(key) => self.start_job(state, key),
-                Action::Stop(key) => {
+                Action::Start { key, .. } => self.start_job(state, key),
+                Action::Nowhere { key } => self.refuse_job(state, &key),
+                Action::Stop { key, .. } => {
                     if let Some(running) = state.jobs.get(&key).and_then(|job| job.running.as_ref()) {
                         running.kill.kill();
                     }
@@ -330,6 +354,31 @@ impl BuildService {
             state.recent.push(key.clone(), running.since.elapsed(), failure);
         }
         let told = running.map(|running| running.id);
+        self.tell_ended(&mut state, key, told, &ended);
+        let end = if ended.is_success() { End::Success { output_bytes: 0 } } else { End::Failed };
+        let actions = state.schedule.ended(key, &HERE, end, self.now_ms());
+        let any_refused = actions.iter().any(|action| matches!(action, Action::Nowhere { .. }));
+        self.carry_out(&mut state, actions, Some(&ended));
+        if ended.is_success() && !any_refused {
+            state.forget_if_unwanted(key);
+        } else {
+            state.forget_unwanted();
+        }
+        drop(state);
+        self.ended.notify_all();
+    }
+
+    /// No executor can run it.
+    fn refuse_job(self: &Arc<Self>, state: &mut State, key: &StorePath) {
+        let Some(refusal) = state.jobs.get(key).and_then(|job| self.refusal(&job.task)) else { return };
+        let ended = Ended::unbuilt(self, refusal);
+        self.tell_ended(state, key, None, &ended);
+        let actions = state.schedule.give_up(key, self.now_ms());
+        self.carry_out(state, actions, Some(&ended));
+    }
+
+    /// Tells everybody who wants this job that it has ended. `told` is what it was announced as.
+    fn tell_ended(&self, state: &mut State, key: &StorePath, told: Option<JobId>, ended: &Ended) {
         let wanting: Vec<RequestId> = state.schedule.wanted_by(key).collect();
         for request in wanting {
             let Some(client) = state.clients.get_mut(&request) else { continue };
@@ -349,15 +398,6 @@ impl BuildService {
             }
             client.tell_progress();
         }
-        let actions = state.schedule.finished(key, ended.is_success());
-        self.carry_out(&mut state, actions, Some(&ended));
-        if ended.is_success() {
-            state.forget_if_unwanted(key);
-        } else {
-            state.forget_unwanted();
-        }
-        drop(state);
-        self.ended.notify_all();
     }
 
     fn answer(
@@ -371,7 +411,7 @@ impl BuildService {
         let texts = Texts { dir: &self.dir, drv_path: &key };
         let failed = |failure: Failure| BuildResult::new(failure.status, failure.message);
         let result = match answer {
-            Answer::Done | Answer::Failed => match ended {
+            Answer::Done | Answer::Failed | Answer::GivenUp { .. } => match ended {
                 Some(ended) => ended.result.clone(),
                 None => failed(Failure::cancelled()),
             },
@@ -411,7 +451,7 @@ impl BuildService {
     pub(super) fn cancel(self: &Arc<Self>, request: RequestId) {
         let mut state = self.lock();
         state.clients.remove(&request);
-        let actions = state.schedule.cancel(request);
+        let actions = state.schedule.cancel(request, self.now_ms());
         self.carry_out(&mut state, actions, None);
         state.forget_unwanted();
     }

@@ -1,0 +1,199 @@
+//! Where a derivation is built: at one of the executors that can take it now, or why none of them does.
+//!
+//! - Only an executor that nothing speaks against is chosen: [`lasting`] and [`passing`] are the only judges, and their
+//!   [`Reason`] is what people read.
+//! - Among those the one that lacks the fewest input bytes, then the least loaded, then the least pressed, then the first
+//!   by id: the same facts give the same place.
+//! - What is known of an executor may be wrong; it decides itself when it is asked. So a refusal is remembered, never
+//!   fatal.
+//! - An estimate of memory never keeps a derivation from all machines: one that runs nothing takes it.
+
+use std::fmt;
+
+use crate::can_run::{Machine, Refusal, Requirement, can_run};
+
+/// Fewer bytes than this are not worth a fuller machine: they move within a tenth of a second.
+const BYTES_STEP: u64 = 8 << 20;
+
+/// Executors named in a text before the rest is only counted.
+const EXECUTORS_NAMED_MAX: usize = 10;
+
+/// A node that builds, by what it says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Executor {
+    pub machine: Machine,
+    /// Derivations it builds at once.
+    pub slots: u32,
+    /// How many it said it builds, for whomever. 0 for the own node, which is told of nothing by hearsay.
+    pub running: u32,
+    pub free_memory_mib: Option<u64>,
+    /// Share of time in which something waited for CPU, memory or disk there, in percent.
+    pub pressure: u8,
+    /// Takes new builds.
+    pub active: bool,
+}
+
+/// What a coordinator knows of an executor beyond its word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Jobs of this coordinator that are there.
+    pub ours: u32,
+    /// Jobs of others, as far as is believed.
+    pub others: u32,
+    /// Memory of jobs that were placed there since it last told what is free.
+    pub promised_mib: u64,
+    /// It refused, and takes nothing before this time.
+    pub refused: Option<Refused>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub text: String,
+    pub until_ms: u64,
+}
+
+/// What came of placing a job there before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// It was lost there; not again before the time, and not at all while another can run it.
+    Failed {
+        until_ms: u64,
+    },
+    Refused(Refused),
+}
+
+/// What a derivation needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    pub requirement: &'a Requirement,
+    /// Estimated peak; 0 where nothing is known.
+    pub memory_mib: u64,
+}
+
+/// An executor with regard to one derivation.
+#[derive(Clone, Debug)]
+pub struct Candidate<'a, N> {
+    pub node: &'a N,
+    pub executor: &'a Executor,
+    pub standing: &'a Standing,
+    /// Bytes of known inputs that are not there.
+    pub missing_bytes: u64,
+    pub tried: Option<&'a Tried>,
+}
+
+/// Why an executor does not take a derivation; the text is for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Platform mismatch or missing features.
+    Unfit(Refusal),
+    Draining,
+    NoSlot {
+        slots: u32,
+    },
+    Memory {
+        needed_mib: u64,
+        free_mib: u64,
+    },
+    FailedHere,
+    Refused {
+        text: String,
+    },
+}
+
+/// The answer to "where?".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement<N> {
+    Placed(N),
+    /// Some member will be able to; what keeps each from it now.
+    Waits(Vec<(N, Reason)>),
+    /// No present member ever will.
+    Nowhere(Vec<(N, Reason)>),
+}
+
+/// What keeps an executor from a derivation for as long as it is as it is.
+pub fn lasting(executor: &Executor, requirement: &Requirement) -> Option<Reason> {
+    match can_run(&executor.machine, requirement) {
+        Err(refusal) => Some(Reason::Unfit(refusal)),
+        Ok(()) if !executor.active => Some(Reason::Draining),
+        Ok(()) if executor.slots == 0 => Some(Reason::NoSlot { slots: 0 }),
+        Ok(()) => None,
+    }
+}
+
+/// What keeps an executor that is fit from a derivation at the moment. `has_fresh`: an executor that is fit has not failed
+/// with it yet.
+pub fn passing<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>, has_fresh: bool, now_ms: u64) -> Option<Reason> {
+    let (executor, standing) = (candidate.executor, candidate.standing);
+    let refused = |refused: &Refused| Reason::Refused { text: refused.text.clone() };
+    if let Some(reason) = standing.refused.as_ref().filter(|refused| now_ms < refused.until_ms) {
+        return Some(refused(reason));
+    }
+    match candidate.tried {
+        Some(Tried::Failed { until_ms }) if has_fresh || now_ms < *until_ms => return Some(Reason::FailedHere),
+        Some(Tried::Refused(reason)) if now_ms < reason.until_ms => return Some(refused(reason)),
+        _ => {}
+    }
+    let busy = standing.ours.saturating_add(standing.others);
+    if busy >= executor.slots {
+        return Some(Reason::NoSlot { slots: executor.slots });
+    }
+    let free_mib = executor.free_memory_mib?.saturating_sub(standing.promised_mib);
+    (busy > 0 && free_mib < ask.memory_mib).then_some(Reason::Memory { needed_mib: ask.memory_mib, free_mib })
+}
+
+/// The lower the better.
+pub fn rank<N>(candidate: &Candidate<'_, N>) -> (u64, u64, u8) {
+    let Standing { ours, others, .. } = candidate.standing;
+    let busy = u64::from(ours.saturating_add(*others));
+    let load = busy * 1_000 / u64::from(candidate.executor.slots.max(1));
+    (candidate.missing_bytes / BYTES_STEP, load, candidate.executor.pressure)
+}
+
+/// Places one derivation. Reasons are in the order of the candidates.
+pub fn place<N: Clone + Ord>(ask: Ask<'_>, candidates: &[Candidate<'_, N>], now_ms: u64) -> Placement<N> {
+    let unfit: Vec<Option<Reason>> =
+        candidates.iter().map(|candidate| lasting(candidate.executor, ask.requirement)).collect();
+    let fit = || candidates.iter().zip(&unfit).filter(|(_, unfit)| unfit.is_none()).map(|(candidate, _)| candidate);
+    let has_fresh = fit().any(|candidate| !matches!(candidate.tried, Some(Tried::Failed { .. })));
+    let free = fit().filter(|candidate| passing(ask, candidate, has_fresh, now_ms).is_none());
+    if let Some(best) = free.min_by_key(|candidate| (rank(candidate), candidate.node)) {
+        return Placement::Placed(best.node.clone());
+    }
+    let is_possible = fit().next().is_some();
+    let reasons = candidates.iter().zip(unfit).filter_map(|(candidate, unfit)| {
+        let reason = unfit.or_else(|| passing(ask, candidate, has_fresh, now_ms))?;
+        Some((candidate.node.clone(), reason))
+    });
+    let reasons = reasons.collect();
+    if is_possible { Placement::Waits(reasons) } else { Placement::Nowhere(reasons) }
+}
+
+/// One line an executor, which `name` names; those after the first ten are counted.
+pub fn describe<N>(reasons: &[(N, Reason)], name: impl Fn(&N) -> String) -> String {
+    let mut lines: Vec<String> =
+        reasons.iter().take(EXECUTORS_NAMED_MAX).map(|(node, reason)| format!("{}: {reason}", name(node))).collect();
+    if reasons.len() > EXECUTORS_NAMED_MAX {
+        lines.push(format!("and {} more", reasons.len() - EXECUTORS_NAMED_MAX));
+    }
+    lines.join("\n")
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Unfit(refusal) => write!(f, "{}: {refusal}", refusal.reason()),
+            Reason::Draining => write!(f, "draining: takes no new builds"),
+            Reason::NoSlot { slots: 0 } => write!(f, "builds nothing: it has no slots"),
+            Reason::NoSlot { slots } => write!(f, "no free slot: all {slots} are taken"),
+            Reason::Memory { needed_mib, free_mib } => {
+                write!(f, "not enough memory: needs about {needed_mib} MiB, {free_mib} MiB are free")
+            }
+            Reason::FailedHere => write!(f, "failed here before"),
+            Reason::Refused { text } => write!(f, "refused: {text}"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "placement_tests.rs"]
+mod tests;

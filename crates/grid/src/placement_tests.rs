@@ -1,0 +1,106 @@
+use super::*;
+use expect_test::expect;
+use std::collections::BTreeSet;
+
+fn words(words: &[&str]) -> BTreeSet<String> {
+    words.iter().map(|word| word.to_string()).collect()
+}
+
+fn executor() -> Executor {
+    let machine = Machine { systems: words(&["x86_64-linux"]), features: words(&["kvm"]) };
+    Executor { machine, slots: 4, active: true, ..Executor::default() }
+}
+
+/// Places among executors of which each knows `(executor, standing, missing bytes, tried)`, at 1000.
+fn ask(features: &[&str], memory_mib: u64, known: &[(Executor, Standing, u64, Option<Tried>)]) -> Placement<usize> {
+    let requirement = Requirement { system: "x86_64-linux".into(), features: words(features) };
+    let nodes: Vec<usize> = (0..known.len()).collect();
+    let candidates: Vec<Candidate<'_, usize>> = known
+        .iter()
+        .zip(&nodes)
+        .map(|((executor, standing, missing_bytes, tried), node)| Candidate {
+            node,
+            executor,
+            standing,
+            missing_bytes: *missing_bytes,
+            tried: tried.as_ref(),
+        })
+        .collect();
+    place(Ask { requirement: &requirement, memory_mib }, &candidates, 1_000)
+}
+
+fn idle() -> (Executor, Standing, u64, Option<Tried>) {
+    (executor(), Standing::default(), 0, None)
+}
+
+#[test]
+fn the_fewest_missing_bytes_then_the_least_load_then_the_least_pressure() {
+    let busy = Standing { ours: 1, others: 1, ..Standing::default() };
+    let pressed = Executor { pressure: 50, ..executor() };
+    let best = |known: &[_]| ask(&[], 0, known);
+    assert_eq!(
+        best(&[(executor(), Standing::default(), 1 << 30, None), (executor(), busy.clone(), 0, None)]),
+        Placement::Placed(1)
+    );
+    assert_eq!(
+        best(&[(executor(), busy.clone(), 1 << 20, None), (executor(), Standing::default(), 2 << 20, None)]),
+        Placement::Placed(1)
+    );
+    assert_eq!(best(&[(pressed, Standing::default(), 0, None), idle()]), Placement::Placed(1));
+    assert_eq!(best(&[idle(), idle()]), Placement::Placed(0));
+}
+
+#[test]
+fn where_it_failed_it_runs_again_only_when_no_other_can() {
+    let failed = |until_ms| (executor(), Standing::default(), 0, Some(Tried::Failed { until_ms }));
+    let full = (executor(), Standing { others: 4, ..Standing::default() }, 0, None);
+    assert_eq!(ask(&[], 0, &[failed(0), idle()]), Placement::Placed(1));
+    assert!(matches!(ask(&[], 0, &[failed(0), full]), Placement::Waits(_)));
+    assert_eq!(ask(&[], 0, &[failed(0)]), Placement::Placed(0));
+    assert_eq!(ask(&[], 0, &[failed(2_000)]), Placement::Waits(vec![(0, Reason::FailedHere)]));
+}
+
+#[test]
+fn nowhere_is_not_the_same_as_not_now() {
+    let draining = Executor { active: false, ..executor() };
+    assert!(matches!(ask(&[], 0, &[]), Placement::Nowhere(_)));
+    let none = (Executor { slots: 0, ..executor() }, Standing::default(), 0, None);
+    assert!(matches!(ask(&[], 0, &[none]), Placement::Nowhere(_)));
+    assert!(matches!(ask(&["gpu"], 0, &[idle()]), Placement::Nowhere(_)));
+    assert!(matches!(ask(&[], 0, &[(draining.clone(), Standing::default(), 0, None)]), Placement::Nowhere(_)));
+    let full = (executor(), Standing { ours: 4, ..Standing::default() }, 0, None);
+    assert!(matches!(ask(&[], 0, &[(draining, Standing::default(), 0, None), full]), Placement::Waits(_)));
+}
+
+#[test]
+fn each_reason_is_a_line_that_a_person_understands() {
+    let low = Executor { free_memory_mib: Some(900), ..executor() };
+    let used = Standing { ours: 1, promised_mib: 100, ..Standing::default() };
+    let refused = Refused { text: "its disk is full".into(), until_ms: 2_000 };
+    let full = Standing { others: 4, ..Standing::default() };
+    let arm = Executor { machine: Machine { systems: words(&["aarch64-linux"]), ..Machine::default() }, ..executor() };
+    let plain = Executor { machine: Machine { systems: words(&["x86_64-linux"]), ..Machine::default() }, ..executor() };
+    let known = [
+        (arm, Standing::default(), 0, None),
+        (plain, Standing::default(), 0, None),
+        (Executor { active: false, ..executor() }, Standing::default(), 0, None),
+        (executor(), full, 0, None),
+        (low, used, 0, None),
+        (executor(), Standing::default(), 0, Some(Tried::Failed { until_ms: 5_000 })),
+        (executor(), Standing { refused: Some(refused.clone()), ..Standing::default() }, 0, None),
+        (executor(), Standing::default(), 0, Some(Tried::Refused(refused))),
+    ];
+    let Placement::Waits(reasons) = ask(&["kvm"], 4_000, &known) else { panic!("it is placed") };
+    expect![[r#"
+        node-0: platform mismatch: needs a machine of system 'x86_64-linux', this one runs aarch64-linux
+        node-1: missing system features: needs system features this machine lacks: kvm
+        node-2: draining: takes no new builds
+        node-3: no free slot: all 4 are taken
+        node-4: not enough memory: needs about 4000 MiB, 800 MiB are free
+        node-5: failed here before
+        node-6: refused: its disk is full
+        node-7: refused: its disk is full"#]]
+    .assert_eq(&describe(&reasons, |node| format!("node-{node}")));
+    let many: Vec<(usize, Reason)> = (0..12).map(|node| (node, Reason::Draining)).collect();
+    assert!(describe(&many, usize::to_string).ends_with("9: draining: takes no new builds\nand 2 more"));
+}

@@ -1,0 +1,196 @@
+//! The jobs of a schedule and what waits for what. Numbers stand for keys, which are kept once beside them.
+//!
+//! Invariant: `waits_for` and `dependants` mirror each other, and name jobs that exist.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+
+use super::RequestId;
+use super::queues::Place;
+use crate::placement::Tried;
+use std::cmp::Reverse;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Waiting,
+    Ready,
+    Running(Run),
+    /// Told to stop; its place is taken until it has.
+    Stopping(Run),
+}
+
+/// Where a job runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub seat: u32,
+    /// Of [`super::seats::Seats::take`].
+    pub told: u32,
+    pub memory_mib: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Job<K> {
+    pub key: K,
+    pub state: State,
+    pub class: u32,
+    /// Times it was started and lost.
+    pub losses: u32,
+    pub memory_mib: u64,
+    /// Milliseconds of the longest chain of work from this job's start to a goal.
+    pub longest_ms: u64,
+    pub seq: u64,
+    pub waits_for: BTreeSet<u32>,
+    pub dependants: BTreeSet<u32>,
+    /// Sorted; seldom more than one.
+    pub wanted_by: Vec<RequestId>,
+    /// Bytes of inputs whose place is known, in all and by seat, sorted.
+    pub input_bytes: u64,
+    pub held: Vec<(u32, u64)>,
+    /// What came of placing it, by seat.
+    pub tried: Vec<(u32, Tried)>,
+}
+
+impl<K> Job<K> {
+    pub fn new(key: K, class: u32, longest_ms: u64, memory_mib: u64, seq: u64) -> Self {
+        Job {
+            key,
+            state: State::Waiting,
+            class,
+            losses: 0,
+            memory_mib,
+            longest_ms,
+            seq,
+            waits_for: BTreeSet::new(),
+            dependants: BTreeSet::new(),
+            wanted_by: Vec::new(),
+            input_bytes: 0,
+            held: Vec::new(),
+            tried: Vec::new(),
+        }
+    }
+
+    pub fn place(&self, number: u32) -> Place {
+        (Reverse(self.longest_ms), self.seq, number)
+    }
+
+    pub fn run(&self) -> Option<Run> {
+        match self.state {
+            State::Running(run) | State::Stopping(run) => Some(run),
+            State::Waiting | State::Ready => None,
+        }
+    }
+
+    /// True if that is news.
+    pub fn want(&mut self, request: RequestId) -> bool {
+        match self.wanted_by.binary_search(&request) {
+            Ok(_) => false,
+            Err(at) => {
+                self.wanted_by.insert(at, request);
+                true
+            }
+        }
+    }
+
+    pub fn leave(&mut self, request: RequestId) {
+        if let Ok(at) = self.wanted_by.binary_search(&request) {
+            self.wanted_by.remove(at);
+        }
+    }
+
+    /// An input of so many bytes lies there.
+    pub fn learn(&mut self, seat: u32, bytes: u64) {
+        self.input_bytes = self.input_bytes.saturating_add(bytes);
+        match self.held.binary_search_by_key(&seat, |held| held.0) {
+            Ok(at) => self.held[at].1 = self.held[at].1.saturating_add(bytes),
+            Err(at) => self.held.insert(at, (seat, bytes)),
+        }
+    }
+
+    pub fn missing_bytes(&self, seat: u32) -> u64 {
+        let held = self.held.binary_search_by_key(&seat, |held| held.0);
+        self.input_bytes - held.map_or(0, |at| self.held[at].1.min(self.input_bytes))
+    }
+
+    pub fn tried(&self, seat: u32) -> Option<&Tried> {
+        self.tried.iter().find(|(at, _)| *at == seat).map(|(_, tried)| tried)
+    }
+
+    /// A refusal does not hide that it failed there.
+    pub fn note(&mut self, seat: u32, tried: Tried) {
+        let (failed_there, refused) = (matches!(self.tried(seat), Some(Tried::Failed { .. })), &tried);
+        let tried = match refused {
+            Tried::Refused(refused) if failed_there => Tried::Failed { until_ms: refused.until_ms },
+            _ => tried,
+        };
+        self.tried.retain(|(at, _)| *at != seat);
+        self.tried.push((seat, tried));
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Jobs<K> {
+    jobs: Vec<Option<Job<K>>>,
+    by_key: HashMap<K, u32>,
+    spare: Vec<u32>,
+}
+
+impl<K: Clone + Hash + Eq> Jobs<K> {
+    pub fn new() -> Self {
+        Jobs { jobs: Vec::new(), by_key: HashMap::new(), spare: Vec::new() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    pub fn find(&self, key: &K) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    pub fn get(&self, job: u32) -> Option<&Job<K>> {
+        self.jobs.get(job as usize)?.as_ref()
+    }
+
+    pub fn get_mut(&mut self, job: u32) -> Option<&mut Job<K>> {
+        self.jobs.get_mut(job as usize)?.as_mut()
+    }
+
+    pub fn add(&mut self, job: Job<K>) -> u32 {
+        let number = match self.spare.pop() {
+            Some(number) => number,
+            None => {
+                self.jobs.push(None);
+                u32::try_from(self.jobs.len() - 1).expect("four billion jobs do not fit into memory")
+            }
+        };
+        self.by_key.insert(job.key.clone(), number);
+        self.jobs[number as usize] = Some(job);
+        number
+    }
+
+    /// Takes it out, and out of the edges of those that it waits for. Its dependants still name it.
+    pub fn remove(&mut self, number: u32) -> Option<Job<K>> {
+        let job = self.jobs.get_mut(number as usize)?.take()?;
+        self.by_key.remove(&job.key);
+        self.spare.push(number);
+        for dep in &job.waits_for {
+            if let Some(dep) = self.get_mut(*dep) {
+                dep.dependants.remove(&number);
+            }
+        }
+        if self.by_key.is_empty() {
+            // What a large graph took is given back.
+            *self = Jobs::new();
+        }
+        Some(job)
+    }
+
+    pub fn add_edge(&mut self, job: u32, dep: u32) {
+        if let Some(job) = self.get_mut(job) {
+            job.waits_for.insert(dep);
+        }
+        if let Some(dep) = self.get_mut(dep) {
+            dep.dependants.insert(job);
+        }
+    }
+}
