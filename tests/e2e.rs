@@ -62,6 +62,8 @@ mod pull;
 mod push;
 #[path = "e2e/put.rs"]
 mod put;
+#[path = "e2e/requests.rs"]
+mod requests;
 #[path = "e2e/store.rs"]
 mod store;
 #[path = "e2e/tls.rs"]

@@ -28,5 +28,6 @@ pub mod request;
 mod sandbox_spec;
 mod scratches;
 pub mod service;
+pub mod watch;
 
 pub(crate) use sandbox_spec::CA_BUNDLES;

@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use crate::config::flags::DataDirFlag;
 use crate::config::{self, ConfigFlags, Loaded};
 
+mod build;
 mod check_config;
 mod client;
 mod copy;
@@ -71,8 +72,12 @@ pub enum Command {
     Paths(paths::Paths),
     /// Show how much the store holds, and what chunking and compression save
     Du(du::Du),
+    /// Build derivations that the node or another one has, without Nix
+    Build(build::Build),
     /// List running builds, and those that ended last
     Builds(status::Builds),
+    /// Stop a build, or a request that nobody waits for
+    Cancel(build::Cancel),
     /// Print the log of a build
     Log(paths::Log),
     /// Delete store paths that nothing keeps
@@ -156,7 +161,9 @@ fn run(cli: &Cli) -> Outcome {
         Command::Drain(command) => command.run(&cli.global),
         Command::Paths(command) => command.run(&cli.global),
         Command::Du(command) => command.run(&cli.global),
+        Command::Build(command) => command.run(&cli.global),
         Command::Builds(command) => command.run(&cli.global),
+        Command::Cancel(command) => command.run(&cli.global),
         Command::Log(command) => command.run(&cli.global),
         Command::Gc(command) => command.run(&cli.global),
         Command::Push(command) => command.run(&cli.global),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub mod builds;
 pub mod client;
 pub mod mesh;
 mod pins;
@@ -25,8 +26,17 @@ pub enum Request {
     Paths { paths: Vec<String> },
     /// An item for each running and recent build.
     Builds,
-    /// Items are pieces of the log, base64. `path`: a derivation or an output.
-    Log { path: String },
+    /// Items of what happens, then `{"result": …}` for each that is wanted; with `detach` one item with a number, at once.
+    Build {
+        #[serde(flatten)]
+        order: builds::Order,
+        detach: bool,
+    },
+    /// Nothing. `what`: the number of a request that nobody waits for, or a derivation that is built.
+    Cancel { what: String },
+    /// Items are pieces of the log, base64. `path`: a derivation or an output. With `follow` of a build that runs to its
+    /// end.
+    Log { path: String, follow: bool },
     /// One item: sizes of the store, or of the named paths, or of their closures.
     Usage { paths: Vec<String>, closure: bool },
     /// One item: what was freed, or would be.
@@ -51,6 +61,17 @@ pub enum Request {
     MeshRevoke { node: String },
     /// Items of progress.
     Drain,
+}
+
+impl Request {
+    /// Whether its items are told as they come, and it ends when whoever asked goes.
+    fn is_live(&self) -> bool {
+        match self {
+            Request::Build { .. } | Request::Scrub { .. } | Request::MeshLeave | Request::Drain => true,
+            Request::Log { follow, .. } => *follow,
+            _ => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]

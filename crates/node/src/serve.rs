@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use crate::build::service::{self, BuildService, Defaults};
 use crate::config::{Config, HttpRead};
 use crate::control;
+use crate::control::builds::BuildControl;
 use crate::control::mesh::MeshControl;
 use crate::control::server::{ControlSocket, NodeState};
 use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, UnixDoor, host_key};
@@ -33,8 +34,8 @@ use crate::mesh::{self, Opened, load, place};
 use crate::neighbours::Neighbours;
 use crate::neighbours::orders::Orders;
 use crate::scrub::Scrubber;
-use crate::session::SessionHost;
 use crate::session::deposit::Deposits;
+use crate::session::{Services, SessionHost};
 use crate::tokens::{self, Tokens};
 use crate::trees::Trees;
 use crate::upstream::{Authorities, Location, Options, Patience, Upstreams};
@@ -96,7 +97,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
     let scrubber = node.scrubber(config);
     let restart = Arc::new(Notify::new());
     let members = node.mesh_control(config, runtime.handle(), &restart);
-    let state = node.state(ready.clone(), doors.sessions(), scrubber.clone(), members);
+    let state = node.state(ready.clone(), &doors, scrubber.clone(), members);
     let control = ControlSocket::open(&control::socket(&config.data_dir), state)?;
     let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
     (start.on_ready)(&ready, imported)?;
@@ -203,7 +204,7 @@ impl Node {
         Arc::new(Scrubber::new(store, upstreams, dir, &config.data_dir, config.scrub_rate))
     }
 
-    fn state(&self, ready: Ready, sessions: Sessions, scrubber: Arc<Scrubber>, mesh: MeshControl) -> NodeState {
+    fn state(&self, ready: Ready, doors: &Doors, scrubber: Arc<Scrubber>, mesh: MeshControl) -> NodeState {
         let Node { dir, store, builds, upstreams, .. } = self;
         NodeState {
             ready,
@@ -211,7 +212,8 @@ impl Node {
             store: store.clone(),
             builds: builds.clone(),
             upstreams: upstreams.clone(),
-            sessions,
+            sessions: doors.sessions(),
+            requests: BuildControl::new(doors.services.clone()),
             scrubber,
             mesh,
             started: Instant::now(),
@@ -281,6 +283,7 @@ struct Doors {
     http: Option<HttpServer>,
     identity: Option<Arc<Identity>>,
     sessions: Sessions,
+    services: Arc<Services>,
     keys: Arc<AuthorizedKeys>,
 }
 
@@ -290,7 +293,8 @@ impl Doors {
             SessionHost::new(node.store.clone(), node.builds.clone(), trusted_keys(config)?, config.require_sigs)
                 .signing_with(keys::signing_keys(config)?.into_iter().map(Arc::new).collect())
                 .behind(node.upstreams.clone());
-        let deposits = Arc::new(Deposits::new(host.services()));
+        let services = host.services();
+        let deposits = Arc::new(Deposits::new(services.clone()));
         let sessions = Sessions::new(Arc::new(host), SESSIONS_MAX);
         let keys = Arc::new(AuthorizedKeys::open(config.authorized_keys.clone()));
         let ssh = match config.ssh {
@@ -310,7 +314,7 @@ impl Doors {
         };
         let open = |listen| Self::open_http(listen, config, node, identity.clone(), deposits);
         let http = config.http.map(open).transpose()?;
-        Ok(Doors { ssh, unix, http, identity, sessions, keys })
+        Ok(Doors { ssh, unix, http, identity, sessions, services, keys })
     }
 
     fn open_http(

@@ -27,6 +27,7 @@ pub mod gc;
 pub mod git_hash;
 pub mod mesh;
 pub mod nar;
+pub mod operator;
 pub mod queries;
 pub mod serve;
 pub mod settings;

@@ -67,17 +67,19 @@ pub struct Defaults {
     pub cores: u64,
 }
 
-struct Job {
+pub(super) struct Job {
     task: Arc<Task>,
     options: BuildOptions,
-    running: Option<Running>,
+    pub running: Option<Running>,
 }
 
-struct Running {
-    id: JobId,
-    kill: Arc<KillSwitch>,
+pub(super) struct Running {
+    pub id: JobId,
+    pub kill: Arc<KillSwitch>,
     since: Instant,
-    past: Past,
+    pub past: Past,
+    /// Of those who look on.
+    pub watchers: Vec<Feed>,
 }
 
 /// Counts over the derivations of one request.
@@ -97,9 +99,9 @@ struct Client {
     goals: BTreeSet<StorePath>,
 }
 
-struct State {
+pub(super) struct State {
     schedule: Schedule<StorePath>,
-    jobs: HashMap<StorePath, Job>,
+    pub jobs: HashMap<StorePath, Job>,
     clients: HashMap<RequestId, Client>,
     recent: Recent,
     draining: bool,
@@ -213,7 +215,7 @@ impl BuildService {
         &self.dir
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -339,7 +341,13 @@ impl BuildService {
         let Some(job) = state.jobs.get_mut(&key) else { return };
         let id = self.next_job.fetch_add(1, Ordering::Relaxed);
         let kill = Arc::new(KillSwitch::default());
-        job.running = Some(Running { id, kill: kill.clone(), since: Instant::now(), past: Past::default() });
+        job.running = Some(Running {
+            id,
+            kill: kill.clone(),
+            since: Instant::now(),
+            past: Past::default(),
+            watchers: Vec::new(),
+        });
         let (task, options) = (job.task.clone(), job.options.clone());
         // The workers go when the service goes, so somebody takes this.
         let _ = self.work.send(Work { task, id, options, kill });
@@ -352,6 +360,9 @@ impl BuildService {
         if let (Some(running), true) = (&running, ended.announced) {
             let failure = (!ended.is_success()).then(|| String::from_utf8_lossy(&ended.result.error_msg).into_owned());
             state.recent.push(key.clone(), running.since.elapsed(), failure);
+        }
+        for watcher in running.iter().flat_map(|running| &running.watchers) {
+            watcher.settle(key.clone(), ended.result.clone());
         }
         let told = running.map(|running| running.id);
         self.tell_ended(&mut state, key, told, &ended);
@@ -436,6 +447,7 @@ impl BuildService {
         let mut state = self.lock();
         if let Some(running) = state.jobs.get_mut(key).and_then(|job| job.running.as_mut()) {
             running.past.note(event);
+            running.watchers.iter().for_each(|watcher| watcher.push(event.clone()));
         }
         let wanting: Vec<RequestId> = state.schedule.wanted_by(key).collect();
         for request in wanting {

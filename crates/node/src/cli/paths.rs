@@ -26,6 +26,9 @@ pub struct Log {
     /// A derivation, or a path that was built here
     #[arg(value_name = "PATH")]
     path: String,
+    /// Where it is being built, print what it says until it ends
+    #[arg(short, long)]
+    follow: bool,
 }
 
 #[derive(Args)]
@@ -66,9 +69,13 @@ impl Log {
     pub fn run(&self, global: &Global) -> Outcome {
         let config = global.load(ConfigFlags::default())?.config;
         let mut out = io::stdout().lock();
-        client::ask(&config.data_dir, &Request::Log { path: self.path.clone() }, |item| {
+        client::ask(&config.data_dir, &Request::Log { path: self.path.clone(), follow: self.follow }, |item| {
             let piece = item.as_str().context("the node's answer is of another version of shoal")?;
-            Ok(out.write_all(&base64::decode(piece)?)?)
+            out.write_all(&base64::decode(piece)?)?;
+            if self.follow {
+                out.flush()?;
+            }
+            Ok(())
         })?;
         Ok(out.flush()?)
     }

@@ -101,10 +101,16 @@ impl Builds {
             }
             other => other.to_string(),
         };
-        let rows: Vec<_> = builds
-            .iter()
-            .map(|build| ["state", "seconds", "drv_path"].map(|name| cell(build, name)).to_vec())
-            .collect();
+        // A request is shown by its number, which cancels it.
+        let what = |build: &Value| match (&build["id"], build["wanted"].as_array()) {
+            (Value::Number(id), Some(wanted)) => {
+                let wanted: Vec<&str> = wanted.iter().filter_map(Value::as_str).collect();
+                format!("{id}: {}", wanted.join(" "))
+            }
+            _ => cell(build, "drv_path"),
+        };
+        let rows: Vec<_> =
+            builds.iter().map(|build| vec![cell(build, "state"), cell(build, "seconds"), what(build)]).collect();
         Ok(output::table(&rows)?)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -18,11 +19,12 @@ use shoal_wire::nix::hash::Hash;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
+use super::builds::BuildControl;
 use super::mesh::MeshControl;
 use super::{LINE_BYTES_MAX, Reply, Request};
 use crate::build::service::BuildService;
 use crate::cli::{Exit, Failure};
-use crate::door::Sessions;
+use crate::door::{Hangup, Sessions};
 use crate::scrub::Scrubber;
 use crate::serve::ready::Ready;
 use crate::upstream::Upstreams;
@@ -48,6 +50,7 @@ pub struct NodeState {
     pub sessions: Sessions,
     pub scrubber: Arc<Scrubber>,
     pub mesh: MeshControl,
+    pub requests: BuildControl,
     pub started: Instant,
 }
 
@@ -128,10 +131,23 @@ fn serve(stream: &UnixStream, state: &NodeState, place: Option<Place>) -> io::Re
     let mut out = io::BufWriter::new(stream);
     let mut line = Vec::new();
     BufReader::new(stream).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
-    let answered = match (place, serde_json::from_slice(&line)) {
+    let hangup = Hangup::default();
+    let answered = match (place, serde_json::from_slice::<Request>(&line)) {
         (None, _) => Err(anyhow::anyhow!("the node answers {REQUESTS_MAX} commands already; try again")),
         (_, Err(_)) => Err(anyhow::anyhow!("the node is of another version of shoal and does not know this command")),
-        (Some(_), Ok(request)) => state.answer(&request, &mut |item| Ok(send(&mut out, &Reply::Item(item))?)),
+        (Some(_), Ok(request)) => {
+            let is_live = request.is_live();
+            if is_live {
+                watch_for_end(stream, &hangup)?;
+            }
+            state.answer(&request, &hangup, &mut |item| {
+                send(&mut out, &Reply::Item(item))?;
+                if is_live {
+                    out.flush()?;
+                }
+                Ok(())
+            })
+        }
     };
     let last = match answered {
         Ok(()) => Reply::End,
@@ -139,7 +155,21 @@ fn serve(stream: &UnixStream, state: &NodeState, place: Option<Place>) -> io::Re
         Err(error) => Reply::Error(format!("{error:#}")),
     };
     send(&mut out, &last)?;
-    out.flush()
+    out.flush()?;
+    // Whoever watches for the client's end has nothing to watch for any more; the client may have gone first.
+    let _ = stream.shutdown(Shutdown::Both);
+    Ok(())
+}
+
+/// Fires when the client goes: it says nothing after its request.
+fn watch_for_end(stream: &UnixStream, hangup: &Hangup) -> io::Result<()> {
+    stream.set_read_timeout(None)?;
+    let (mut stream, hangup) = (stream.try_clone()?, hangup.clone());
+    thread::Builder::new().name("command's end".into()).spawn(move || {
+        let _ = stream.read(&mut [0]);
+        hangup.fire();
+    })?;
+    Ok(())
 }
 
 fn send(out: &mut impl Write, reply: &Reply) -> io::Result<()> {
@@ -150,12 +180,18 @@ fn send(out: &mut impl Write, reply: &Reply) -> io::Result<()> {
 pub(super) type OnItem<'a> = &'a mut dyn FnMut(Value) -> Result<()>;
 
 impl NodeState {
-    fn answer(&self, request: &Request, on_item: OnItem<'_>) -> Result<()> {
+    fn answer(&self, request: &Request, hangup: &Hangup, on_item: OnItem<'_>) -> Result<()> {
         match request {
             Request::Status => on_item(self.status()?),
             Request::Paths { paths } => self.paths(paths, on_item),
-            Request::Builds => self.builds(on_item),
-            Request::Log { path } => self.log(path, on_item),
+            Request::Builds => {
+                self.builds(on_item)?;
+                self.requests.list(on_item)
+            }
+            Request::Build { order, detach: true } => self.requests.detach(order, on_item),
+            Request::Build { order, detach: false } => self.requests.build(order, hangup.clone(), on_item),
+            Request::Cancel { what } => self.requests.cancel(what),
+            Request::Log { path, follow } => self.log(path, follow.then_some(hangup), on_item),
             Request::Usage { paths, closure } => on_item(self.usage(paths, *closure)?),
             Request::Gc { dry_run, max_freed } => on_item(self.gc(*dry_run, *max_freed)?),
             Request::Pins => self.pins(on_item),
@@ -281,7 +317,8 @@ impl NodeState {
         Ok(())
     }
 
-    fn log(&self, text: &str, on_item: OnItem<'_>) -> Result<()> {
+    /// With `follow` also of a build that runs, until it ends or `follow` fires.
+    fn log(&self, text: &str, follow: Option<&Hangup>, on_item: OnItem<'_>) -> Result<()> {
         let path = self.parse(text)?;
         let mut derivations = vec![path.clone()];
         if !path.is_derivation() {
@@ -289,6 +326,12 @@ impl NodeState {
             derivations.extend(self.store.valid_derivers(&path)?);
         }
         let asked = derivations.clone();
+        for (derivation, hangup) in asked.iter().flat_map(|derivation| follow.map(|hangup| (derivation, hangup))) {
+            let line = |line: &[u8]| on_item(base64::encode(&[line, b"\n"].concat()).into());
+            if self.requests.follow(derivation, hangup, line)? {
+                return Ok(());
+            }
+        }
         for derivation in derivations {
             let Some(mut log) = self.store.log(&derivation)? else { continue };
             loop {

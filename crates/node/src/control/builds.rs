@@ -1,0 +1,301 @@
+//! Builds that the operator asks for: to wait for, or to be run while nobody waits.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use shoal_wire::nix::derived_path::{DerivedPath, OutputsSpec, Separator, SingleDerivedPath};
+use shoal_wire::nix::store_path::{StoreDir, StorePath};
+use shoal_wire::nix::worker::BuildResult;
+use shoal_wire::nix::worker::ops::BuildMode;
+
+use super::server::OnItem;
+use crate::build::feed::{BuildEvent, JobId};
+use crate::build::request::BuildOptions;
+use crate::door::Hangup;
+use crate::session::builds::Audience;
+use crate::session::fault::Fault;
+use crate::session::substitution::FetchEvent;
+use crate::session::{Client, Services};
+
+/// Requests that run while nobody waits for them.
+const DETACHED_MAX: usize = 64;
+/// Those that have ended and are still shown.
+const ENDED_MAX: usize = 64;
+
+/// What is to be built, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Derivations, with or without the outputs that are wanted (`/nix/store/….drv^out,dev`), and store paths.
+    pub wanted: Vec<String>,
+    pub keep_going: bool,
+    /// Builds again what is built, and compares.
+    pub check: bool,
+}
+
+/// Requests that nobody waits for.
+pub struct BuildControl {
+    services: Arc<Services>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    running: BTreeMap<u64, Detached>,
+    ended: VecDeque<Value>,
+}
+
+struct Detached {
+    wanted: Vec<String>,
+    since: Instant,
+    hangup: Hangup,
+}
+
+impl BuildControl {
+    pub fn new(services: Arc<Services>) -> BuildControl {
+        BuildControl { services, state: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn parse(&self, text: &str) -> Result<DerivedPath> {
+        let dir = &self.services.dir;
+        // A base name will do.
+        let text = if text.contains('/') { text.to_string() } else { format!("{}/{text}", dir.as_str()) };
+        let parsed = DerivedPath::parse_with(dir, &text, Separator::Cli);
+        Ok(match parsed.with_context(|| format!("'{text}' is nothing that can be built"))? {
+            DerivedPath::Opaque(path) if path.is_derivation() => {
+                DerivedPath::Built { drv: Box::new(SingleDerivedPath::Opaque(path)), outputs: OutputsSpec::All }
+            }
+            wanted => wanted,
+        })
+    }
+
+    /// Builds, and tells what happens. Given up when `hangup` fires.
+    pub fn build(&self, order: &Order, hangup: Hangup, on_item: OnItem<'_>) -> Result<()> {
+        let wanted = order.wanted.iter().map(|text| self.parse(text)).collect::<Result<Vec<_>>>()?;
+        let mut audience = Items { on_item, dir: &self.services.dir, jobs: BTreeMap::new() };
+        let results = run(&self.services, order, &wanted, hangup, &mut audience)?;
+        for (wanted, result) in wanted.iter().zip(&results) {
+            (audience.on_item)(json!({ "result": result_item(&self.services.dir, wanted, result) }))?;
+        }
+        Ok(())
+    }
+
+    /// Begins, and gives the number by which it can be cancelled.
+    pub fn detach(&self, order: &Order, on_item: OnItem<'_>) -> Result<()> {
+        let wanted = order.wanted.iter().map(|text| self.parse(text)).collect::<Result<Vec<_>>>()?;
+        let hangup = Hangup::default();
+        let id = {
+            let mut state = self.lock();
+            if state.running.len() >= DETACHED_MAX {
+                bail!("{DETACHED_MAX} requests run already that nobody waits for; 'shoal builds' lists them");
+            }
+            state.next += 1;
+            let id = state.next;
+            let detached = Detached { wanted: order.wanted.clone(), since: Instant::now(), hangup: hangup.clone() };
+            state.running.insert(id, detached);
+            id
+        };
+        let (services, state, order) = (self.services.clone(), self.state.clone(), order.clone());
+        let work = move || {
+            let outcome = run(&services, &order, &wanted, hangup, &mut Nobody);
+            end(&state, id, &services.dir, &wanted, outcome);
+        };
+        if let Err(error) = thread::Builder::new().name("detached build".into()).spawn(work) {
+            self.lock().running.remove(&id);
+            return Err(error).context("cannot start a thread");
+        }
+        on_item(json!({ "id": id }))
+    }
+
+    /// Those that run and those that ended last.
+    pub fn list(&self, on_item: OnItem<'_>) -> Result<()> {
+        let state = self.lock();
+        let running = state.running.iter().map(|(id, detached)| {
+            let seconds = detached.since.elapsed().as_secs();
+            json!({ "state": "detached", "id": id, "seconds": seconds, "wanted": detached.wanted })
+        });
+        let items: Vec<Value> = running.chain(state.ended.iter().rev().cloned()).collect();
+        drop(state);
+        items.into_iter().try_for_each(on_item)
+    }
+
+    /// Gives up a request by its number, or stops a derivation that runs, for everybody who wants it.
+    pub fn cancel(&self, what: &str) -> Result<()> {
+        if let Ok(id) = what.parse::<u64>() {
+            let hangup = self.lock().running.get(&id).map(|detached| detached.hangup.clone());
+            hangup.with_context(|| format!("no request {id} runs; 'shoal builds' lists them"))?.fire();
+            return Ok(());
+        }
+        let DerivedPath::Built { drv, .. } = self.parse(what)? else {
+            bail!("'{what}' is neither the number of a request nor a derivation");
+        };
+        match self.services.builds.stop(drv.base_path()) {
+            true => Ok(()),
+            false => bail!("'{what}' is not being built here; 'shoal builds' lists what is"),
+        }
+    }
+
+    /// What a running build says, from as far back as is known; whether it runs at all.
+    pub fn follow(
+        &self,
+        drv_path: &StorePath,
+        hangup: &Hangup,
+        mut on_line: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<bool> {
+        let Some(watch) = self.services.builds.watch(drv_path) else { return Ok(false) };
+        let _waker = hangup.watch(watch.waker());
+        for event in watch {
+            match event {
+                BuildEvent::Line { line, .. } => on_line(&line)?,
+                BuildEvent::Said(text) => on_line(text.trim_end_matches('\n').as_bytes())?,
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run(
+    services: &Arc<Services>,
+    order: &Order,
+    wanted: &[DerivedPath],
+    hangup: Hangup,
+    audience: &mut impl Audience,
+) -> Result<Vec<BuildResult>> {
+    let client = Client::of_operator(services.clone(), hangup);
+    let options = BuildOptions { keep_going: order.keep_going.then_some(true), ..BuildOptions::default() };
+    let mode = if order.check { BuildMode::Check } else { BuildMode::Normal };
+    client.build_for_operator(wanted, mode, options, audience).map_err(|fault| match fault {
+        Fault::Refused(text) | Fault::Fatal(text) => anyhow!(text),
+        Fault::Gone => anyhow!("cancelled"),
+    })
+}
+
+/// Notes how a request ended that nobody waited for.
+fn end(state: &Mutex<State>, id: u64, dir: &StoreDir, wanted: &[DerivedPath], outcome: Result<Vec<BuildResult>>) {
+    let (results, failure) = match &outcome {
+        Ok(results) => {
+            let failed = results.iter().find(|result| !result.status.is_success());
+            let items = wanted.iter().zip(results).map(|(wanted, result)| result_item(dir, wanted, result)).collect();
+            (items, failed.map(|failed| String::from_utf8_lossy(&failed.error_msg).into_owned()))
+        }
+        Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+    };
+    let mut state = lock(state);
+    let Some(detached) = state.running.remove(&id) else { return };
+    match &failure {
+        None => tracing::info!(id, "a request that nobody waited for is built"),
+        Some(why) => tracing::warn!(id, why, "a request that nobody waited for failed"),
+    }
+    let ended = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    if state.ended.len() == ENDED_MAX {
+        state.ended.pop_front();
+    }
+    state.ended.push_back(json!({
+        "state": if failure.is_none() { "detached, built" } else { "detached, failed" },
+        "id": id,
+        "seconds": detached.since.elapsed().as_secs(),
+        "wanted": detached.wanted,
+        "ended": ended,
+        "failure": failure,
+        "results": results,
+    }));
+}
+
+fn result_item(dir: &StoreDir, wanted: &DerivedPath, result: &BuildResult) -> Value {
+    let outputs: BTreeMap<&String, String> =
+        result.built_outputs.iter().map(|(name, built)| (name, dir.print(&built.out_path))).collect();
+    let opaque = matches!(wanted, DerivedPath::Opaque(_)) && result.status.is_success();
+    json!({
+        "wanted": wanted.print_with(dir, Separator::Cli),
+        "success": result.status.is_success(),
+        "status": format!("{:?}", result.status),
+        "outputs": if opaque { json!({ "out": dir.print(wanted.base_path()) }) } else { json!(outputs) },
+        "error": (!result.status.is_success()).then(|| String::from_utf8_lossy(&result.error_msg)),
+    })
+}
+
+/// Passes on what happens, one item for each event.
+struct Items<'a, 'b> {
+    on_item: OnItem<'a>,
+    dir: &'b StoreDir,
+    jobs: BTreeMap<JobId, String>,
+}
+
+impl Items<'_, '_> {
+    fn say(&mut self, item: Value) -> Result<(), Fault> {
+        (self.on_item)(item).map_err(|_| Fault::Gone)
+    }
+
+    fn drv(&self, job: JobId) -> Option<&String> {
+        self.jobs.get(&job)
+    }
+}
+
+impl Audience for Items<'_, '_> {
+    fn tell(&mut self, event: BuildEvent) -> Result<(), Fault> {
+        let item = match event {
+            BuildEvent::Started { job, drv_path } => {
+                let drv = self.dir.print(&drv_path);
+                self.jobs.insert(job, drv.clone());
+                json!({ "started": drv })
+            }
+            BuildEvent::Phase { job, phase } => json!({ "phase": phase, "drv": self.drv(job) }),
+            BuildEvent::Line { job, line } => json!({ "line": String::from_utf8_lossy(&line), "drv": self.drv(job) }),
+            BuildEvent::Finished { job } => json!({ "finished": self.jobs.remove(&job) }),
+            BuildEvent::Progress { done, expected, running, failed } => {
+                json!({ "progress": { "done": done, "expected": expected, "running": running, "failed": failed } })
+            }
+            BuildEvent::Message(text) | BuildEvent::Said(text) => json!({ "message": text }),
+        };
+        self.say(item)
+    }
+
+    fn still_alive(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn fetching(&mut self, event: FetchEvent<'_>) -> Result<(), Fault> {
+        match event {
+            FetchEvent::Started { path, from, .. } => {
+                let item = json!({ "fetching": self.dir.print(path), "from": from });
+                self.say(item)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+/// Nobody hears of it; logs are kept as always.
+struct Nobody;
+
+impl Audience for Nobody {
+    fn tell(&mut self, _event: BuildEvent) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn still_alive(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
