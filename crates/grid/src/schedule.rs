@@ -193,7 +193,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let added: Vec<(u32, bool)> =
             nodes.into_iter().zip(longest).map(|(node, ms)| self.add_job(node, ms, now_ms)).collect();
         for (deps, (job, _)) in deps.iter().zip(&added).filter(|(_, (_, is_fresh))| *is_fresh) {
-            deps.iter().for_each(|&dep| self.jobs.add_edge(*job, added[dep].0));
+            self.jobs.add_edges(*job, deps.iter().map(|&dep| added[dep].0).collect());
         }
         let open_goals: BTreeSet<u32> = goals.into_iter().map(|goal| added[goal].0).collect();
         self.add_request(request, open_goals, terms);

@@ -185,12 +185,15 @@ impl<K: Clone + Hash + Eq> Jobs<K> {
         Some(job)
     }
 
-    pub fn add_edge(&mut self, job: u32, dep: u32) {
-        if let Some(job) = self.get_mut(job) {
-            job.waits_for.insert(dep);
+    /// What a new job waits for. All are jobs.
+    pub fn add_edges(&mut self, number: u32, deps: BTreeSet<u32>) {
+        for dep in &deps {
+            if let Some(dep) = self.get_mut(*dep) {
+                dep.dependants.insert(number);
+            }
         }
-        if let Some(dep) = self.get_mut(dep) {
-            dep.dependants.insert(job);
+        if let Some(job) = self.get_mut(number) {
+            job.waits_for = deps;
         }
     }
 }
