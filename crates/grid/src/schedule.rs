@@ -253,7 +253,9 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     }
 
     /// Tells that a started job has ended at `at`. What comes of an executor that was given up in the meantime counts
-    /// when it is a success, and is else ignored.
+    /// when it is a success: the job ends, and where it was started again, elsewhere, it is stopped. Else it is ignored.
+    /// Where it was started again at the same executor, the caller tells the two apart: it reports no bad end of the
+    /// earlier start, and withdraws the later one when the earlier succeeds.
     pub fn ended(&mut self, key: &K, at: &N, end: End, now_ms: u64) -> Actions<K, N> {
         let mut actions = Vec::new();
         if let (Some(number), Some(seat)) = (self.jobs.find(key), self.seats.find(at)) {

@@ -175,6 +175,24 @@ fn what_ran_at_an_executor_that_is_gone_is_placed_again_and_a_late_success_count
 }
 
 #[test]
+fn nothing_is_stopped_at_an_executor_that_is_gone() {
+    let mut schedule = lone(2);
+    let (request, _) = schedule.submit(vec![node(1, &[]), node(2, &[])], BTreeSet::from([1, 2]), terms(false), 0);
+    let mut now_ms = 0;
+    for _ in 1..TRIES_MAX {
+        assert_eq!(schedule.ended(&1, &0, End::Lost, now_ms), []);
+        now_ms = schedule.next_tick_ms().expect("a time");
+        assert_eq!(starts(&schedule.tick(now_ms)), [(1, 0)]);
+    }
+    let answer = |key, answer| Action::Answer { request, key, answer };
+    assert_eq!(
+        schedule.set_executor(0, None, now_ms),
+        [answer(1, Answer::GivenUp { tries: TRIES_MAX }), answer(2, Answer::Abandoned { failed: 1 })]
+    );
+    assert_eq!((schedule.running(), schedule.waiting()), (0, 0));
+}
+
+#[test]
 fn an_executor_that_is_full_is_left_alone_until_then() {
     let mut schedule = mesh(&[(1, executor(8))]);
     submit(&mut schedule, vec![node(1, &[])]);

@@ -7,6 +7,7 @@
 //! It is a crate of its own because tests of several crates run on it, and the program must not contain it.
 
 pub mod archive;
+pub mod builds;
 pub mod check;
 pub mod faults;
 pub mod host;

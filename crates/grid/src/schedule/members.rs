@@ -51,26 +51,25 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         for key in stranded.into_iter().filter_map(|number| self.jobs.get(number)).map(|job| job.key.clone()) {
             actions.push(Action::Nowhere { key });
         }
+        // None runs there any more before the first of them is judged: a request that ends stops what runs.
+        let mut gone = Vec::new();
         for seat in seats {
             self.refresh(seat, now_ms);
-            if self.seats.get(seat).executor.is_none() {
-                for number in self.seats.get(seat).jobs.clone() {
-                    self.gone(number, seat, now_ms, &mut actions);
-                }
+            let known = self.seats.get(seat);
+            for number in known.jobs.iter().copied().filter(|_| known.executor.is_none()).collect::<Vec<_>>() {
+                let is_stopping = self.jobs.get(number).is_some_and(|job| matches!(job.state, State::Stopping(_)));
+                self.leave_seat(number, now_ms);
+                gone.push((number, seat, is_stopping));
+            }
+        }
+        for (number, seat, is_stopping) in gone {
+            match is_stopping {
+                false => self.lose(number, seat, now_ms, &mut actions),
+                true if self.is_wanted(number) => self.make_ready(number, &mut actions),
+                true => self.drop_waiting(number),
             }
         }
         self.settle(actions, now_ms)
-    }
-
-    /// The executor of a job is gone.
-    fn gone(&mut self, number: u32, seat: u32, now_ms: u64, actions: &mut Actions<K, N>) {
-        let is_stopping = self.jobs.get(number).is_some_and(|job| matches!(job.state, State::Stopping(_)));
-        self.leave_seat(number, now_ms);
-        match is_stopping {
-            false => self.lose(number, seat, now_ms, actions),
-            true if self.is_wanted(number) => self.make_ready(number, actions),
-            true => self.drop_waiting(number),
-        }
     }
 
     /// The seats of a class that is new.

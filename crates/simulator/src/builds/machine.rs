@@ -1,0 +1,68 @@
+//! An executor: takes offers or refuses them, builds, dies, falls silent.
+
+use shoal_grid::can_run::Machine;
+use shoal_grid::placement::Executor;
+use std::collections::BTreeMap;
+
+/// Index of a machine.
+pub type MachineId = u32;
+/// Names one offer, so that what comes of an earlier one is not taken for it.
+pub type OfferId = u64;
+
+/// One build on a machine.
+#[derive(Clone, Debug)]
+pub struct Running {
+    pub offer: OfferId,
+    pub since_ms: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Builder {
+    pub systems: Vec<&'static str>,
+    pub slots: u32,
+    pub memory_mib: u64,
+    pub is_up: bool,
+    /// Its messages wait until then.
+    pub silent_until_ms: u64,
+    /// Slots that others' builds take.
+    pub foreign: u32,
+    /// What it says of its load instead of the truth.
+    pub lie: Option<u32>,
+    /// Counts starts: what an earlier life began does not end.
+    pub life: u64,
+    pub running: BTreeMap<u32, Running>,
+}
+
+impl Builder {
+    pub fn new(slots: u32) -> Self {
+        Builder {
+            systems: vec!["x86_64-linux", "i686-linux"],
+            slots,
+            memory_mib: 64 << 10,
+            is_up: true,
+            silent_until_ms: 0,
+            foreign: 0,
+            lie: None,
+            life: 0,
+            running: BTreeMap::new(),
+        }
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.running.len() as u32 + self.foreign >= self.slots
+    }
+
+    /// What it tells others of itself.
+    pub fn record(&self) -> Executor {
+        let systems = self.systems.iter().map(|system| system.to_string()).collect();
+        let running = self.running.len() as u32 + self.foreign;
+        Executor {
+            machine: Machine { systems, ..Machine::default() },
+            slots: self.slots,
+            running: self.lie.unwrap_or(running),
+            free_memory_mib: Some(self.memory_mib.saturating_sub(u64::from(running) * 1_000)),
+            pressure: 0,
+            active: true,
+        }
+    }
+}

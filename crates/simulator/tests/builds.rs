@@ -1,0 +1,157 @@
+//! What the schedule promises over many executors, in virtual time.
+
+use shoal_grid::random::Random;
+use shoal_grid::schedule::Terms;
+use shoal_simulator::builds::graph::Graph;
+use shoal_simulator::builds::machine::{Builder, MachineId};
+use shoal_simulator::builds::{Builds, mayhem};
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+const KEEP_GOING: Terms = Terms { keep_going: true, priority: shoal_grid::schedule::Priority::Interactive };
+const DAY_MS: u64 = 24 * 3_600_000;
+
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match (number("SHOAL_SEED"), number("SHOAL_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, seeds) => 0..seeds.unwrap_or(count),
+    }
+}
+
+/// Random faults: `SHOAL_SEED=n` repeats one run, `SHOAL_SEEDS=n` makes n.
+#[test]
+fn no_job_is_lost_or_runs_twice_and_every_request_ends() {
+    let failures: Vec<String> = seeds(500).filter_map(|seed| mayhem::run(seed).err()).take(5).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A real package graph lies outside the repository. Where it is missing, tests say so by name and pass.
+fn corpus(test: &str) -> Option<Vec<(Vec<u32>, String)>> {
+    let named = std::env::var_os("SHOAL_SHARED").map(PathBuf::from);
+    let sibling = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|dir| dir.join("shared"));
+    let found = named.into_iter().chain(sibling).map(|dir| dir.join("corpus/dag-9k.tsv.gz")).find(|path| path.exists());
+    let Some(path) = found else {
+        println!("skipped: {test}: no shared/corpus/dag-9k.tsv.gz");
+        return None;
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).expect("the graph opens");
+    flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("the graph is text");
+    let shape: Vec<(Vec<u32>, String)> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let columns: Vec<&str> = line.split('\t').collect();
+            let inputs = columns[5].split_whitespace().map(|input| input.parse().expect("an id"));
+            (inputs.collect(), columns[2].to_owned())
+        })
+        .collect();
+    assert!(shape.len() > 9_000);
+    Some(shape)
+}
+
+fn machines(count: u32, slots: u32) -> Vec<Builder> {
+    (0..count).map(|_| Builder::new(slots)).collect()
+}
+
+fn all(graph: &Graph) -> BTreeSet<u32> {
+    (0..graph.tasks.len() as u32).collect()
+}
+
+#[test]
+fn a_real_graph_takes_no_more_than_a_twentieth_above_what_it_must() {
+    let Some(shape) = corpus("a_real_graph_takes_no_more_than_a_twentieth_above_what_it_must") else { return };
+    for (seed, (count, slots)) in (0..).zip([(1, 8), (4, 8), (16, 4), (16, 8), (32, 8), (64, 8), (512, 1)]) {
+        let graph = Graph::drawn(shape.clone(), &mut Random::new(seed));
+        let bound_ms = graph.bound_ms(u64::from(count * slots), |_| 0, 0);
+        let goals = all(&graph);
+        let mut builds = Builds::new(graph, machines(count, slots), seed).unwrap();
+        builds.submit(&goals, KEEP_GOING).unwrap();
+        builds.run_to_end(30 * DAY_MS).unwrap();
+        assert_eq!(builds.watch.succeeded, goals);
+        let ratio = builds.now_ms() as f64 / bound_ms as f64;
+        println!("{count} executors of {slots}: {:.0} s, {ratio:.3} of the bound", builds.now_ms() as f64 / 1e3);
+        assert!(ratio <= 1.05, "seed {seed}, {count} executors of {slots} slots: {ratio} of the bound");
+    }
+}
+
+#[test]
+fn executors_that_die_each_minute_cost_a_tenth_and_the_work_that_they_lost() {
+    let Some(shape) = corpus("executors_that_die_each_minute_cost_a_tenth_and_the_work_that_they_lost") else { return };
+    for (seed, (count, slots)) in (0..).zip([(64, 1), (64, 2), (64, 8)]) {
+        let graph = Graph::drawn(shape.clone(), &mut Random::new(seed));
+        let goals = all(&graph);
+        let mut builds = Builds::new(graph, machines(count, slots), seed).unwrap();
+        builds.submit(&goals, KEEP_GOING).unwrap();
+        for minute in 0..7 * DAY_MS / 60_000 {
+            if builds.is_done() {
+                break;
+            }
+            let victim = (minute % u64::from(count)) as MachineId;
+            builds.crash(victim, minute % 2 == 0);
+            builds.run_until(minute * 60_000 + 30_000).unwrap();
+            builds.restart(victim);
+            builds.run_until((minute + 1) * 60_000).unwrap();
+        }
+        assert!(builds.is_done(), "seed {seed}");
+        assert_eq!(builds.watch.succeeded, goals, "seed {seed}: none is given up");
+        let lost_ms: u64 = builds.lost_ms.values().sum();
+        assert!(lost_ms > 0, "seed {seed}: nothing was lost");
+        let extra_ms = |key: u32| builds.lost_ms.get(&key).copied().unwrap_or(0);
+        let bound_ms = builds.graph.bound_ms(u64::from(count * slots), extra_ms, builds.down_ms);
+        let took_ms = builds.watch.ended_ms;
+        let ratio = took_ms as f64 / bound_ms as f64;
+        println!(
+            "{count} executors of {slots}: {} s, {ratio:.3} of the bound, {} s lost",
+            took_ms / 1_000,
+            lost_ms / 1_000
+        );
+        assert!(ratio <= 1.10, "seed {seed}, {count} executors of {slots} slots: {ratio} of the bound");
+    }
+}
+
+#[test]
+fn one_derivation_beside_five_thousand_starts_within_two_seconds() {
+    for seed in seeds(20) {
+        let mut random = Random::new(seed);
+        let shape = (0..5_001u64).map(|key| {
+            // The last one stands alone.
+            let count = if key == 5_000 { 0 } else { random.below(3).min(key) };
+            let deps: BTreeSet<u32> = (0..count).map(|_| random.below(key) as u32).collect();
+            (deps.into_iter().collect(), "x86_64-linux".to_owned())
+        });
+        let shape: Vec<_> = shape.collect();
+        let graph = Graph::drawn(shape, &mut Random::new(!seed));
+        let mut builds = Builds::new(graph, machines(16, 8), seed).unwrap();
+        builds.submit(&(0..5_000).collect(), KEEP_GOING).unwrap();
+        builds.run_until(30_000).unwrap();
+        let begun = builds.watch.started_ms.clone();
+        builds.submit(&BTreeSet::from([5_000]), KEEP_GOING).unwrap();
+        builds.run_until(32_000).unwrap();
+        let started_ms = builds.watch.started_ms.get(&5_000).copied();
+        let overtaken =
+            builds.watch.started_ms.iter().filter(|(key, ms)| !begun.contains_key(key) && Some(**ms) < started_ms);
+        assert!(started_ms.is_some(), "SHOAL_SEED={seed}: it waits");
+        assert_eq!(overtaken.count(), 0, "SHOAL_SEED={seed}: others get what becomes free");
+        assert!(builds.watch.succeeded.len() < 4_000, "SHOAL_SEED={seed}: the others are nearly done");
+    }
+}
+
+/// The same seed is the same run.
+#[test]
+fn a_seed_is_one_run_of_builds() {
+    let run = || {
+        let graph = Graph::random(&mut Random::new(3));
+        let goals = all(&graph);
+        let mut builds = Builds::new(graph, machines(3, 2), 3).unwrap();
+        builds.delay_ms_max = 100;
+        builds.submit(&goals, KEEP_GOING).unwrap();
+        builds.run_until(30_000).unwrap();
+        builds.crash(1, false);
+        builds.run_to_end(DAY_MS).unwrap();
+        (builds.now_ms(), builds.watch.started_ms)
+    };
+    assert_eq!(run(), run());
+}
