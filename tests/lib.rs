@@ -25,6 +25,8 @@ pub mod node;
 pub mod place;
 #[path = "harness/random.rs"]
 pub mod random;
+#[path = "harness/relay.rs"]
+pub mod relay;
 #[path = "harness/shapes.rs"]
 pub mod shapes;
 #[path = "harness/sources.rs"]

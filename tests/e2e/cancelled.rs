@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use shoal_tests::command::{Running, wait_for};
+use shoal_tests::relay::Relay;
 use shoal_tests::{Machine, Nix, Node, Remote, shapes};
 
 /// From a client's end to the end of its build.
@@ -13,6 +14,12 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 fn running(node: &Node) -> usize {
     let builds = node.shoal("builds --json").ok().json();
     builds.as_array().into_iter().flatten().filter(|build| build["state"] == "running").count()
+}
+
+/// Whether a builder has said this.
+fn said(node: &Node, what: &str) -> bool {
+    let builds = std::fs::read_dir(node.data_dir().join("builds")).into_iter().flatten().flatten();
+    builds.filter_map(|build| std::fs::read_to_string(build.path().join("log")).ok()).any(|log| log.contains(what))
 }
 
 fn start_sleeping(machine: &Machine, node: &Node, remote: Remote) -> Running {
@@ -56,11 +63,7 @@ fn a_build_that_another_client_wants_goes_on() {
     let other = Machine::new(&Nix::newest());
     let node = Node::start(&[&machine, &other]);
     let mut first = shapes::build_command(&machine, &node, Remote::SshNg, "", &["brief"]).start();
-    wait_for("a builder that has spoken", START_PATIENCE, || {
-        let builds = std::fs::read_dir(node.data_dir().join("builds")).into_iter().flatten().flatten();
-        let logs = builds.filter_map(|build| std::fs::read_to_string(build.path().join("log")).ok());
-        logs.into_iter().any(|log| log.contains("begun")).then_some(())
-    });
+    wait_for("a builder that has spoken", START_PATIENCE, || said(&node, "begun").then_some(()));
     let second = shapes::build_command(&other, &node, Remote::SshNg, "", &["brief"]).start();
     wait_for("two clients", START_PATIENCE, || {
         let status = node.shoal("status --json").ok().json();
@@ -72,6 +75,27 @@ fn a_build_that_another_client_wants_goes_on() {
     let second = second.finish(START_PATIENCE).expect_code(0);
     assert!(second.text().ends_with("-brief"), "{second}");
     assert!(second.stderr.contains("begun"), "it does not hear what was said before it joined: {second}");
+}
+
+/// A link that breaks is no wish to stop: the build goes on, and whoever comes back joins it.
+#[test]
+fn a_build_whose_clients_link_breaks_goes_on_for_it() {
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start(&[&machine]);
+    let relay = Relay::to(node.ready().ssh_port).unwrap();
+    let build = || shapes::build_command(&machine, &node, Remote::SshNg, "", &["lasting"]);
+    let mut first = build().env("NIX_SSHOPTS", machine.ssh_options_by(&node, relay.port())).start();
+    wait_for("a builder that has spoken", START_PATIENCE, || said(&node, "begun").then_some(()));
+    relay.cut();
+    assert!(!first.wait(START_PATIENCE).success(), "its link is broken");
+    wait_for("no session", CANCEL_PATIENCE, || {
+        (node.shoal("status --json").ok().json()["sessions"] == 0).then_some(())
+    });
+    assert_eq!(running(&node), 1, "it was stopped");
+    let second = build().start().finish(START_PATIENCE).expect_code(0);
+    assert!(second.stderr.contains("begun"), "it does not hear what was said before it came back: {second}");
+    let built = node.shoal("builds --json").ok().json().as_array().map_or(0, Vec::len);
+    assert_eq!(built, 1, "it was built twice");
 }
 
 /// Reading an output is part of its build, and ends with it.

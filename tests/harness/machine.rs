@@ -100,7 +100,11 @@ impl Machine {
     }
 
     pub fn ssh_options(&self, node: &Node) -> String {
-        let port = node.ready().ssh_port;
+        self.ssh_options_by(node, node.ready().ssh_port)
+    }
+
+    /// The same, by another port that leads to it.
+    pub fn ssh_options_by(&self, node: &Node, port: u16) -> String {
         let known = self.place.join("known_hosts");
         fs::write(&known, format!("[127.0.0.1]:{port} {}\n", node.host_key()))
             .unwrap_or_else(|error| panic!("known_hosts: {error}"));

@@ -15,6 +15,7 @@ mod failure;
 pub mod feed;
 mod graph;
 mod history;
+mod keep_on;
 mod log;
 pub mod obtain;
 mod outputs;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
@@ -155,6 +155,8 @@ pub struct BuildService {
     pub(super) history: History,
     pub(super) scratches: Arc<Scratches>,
     next_job: AtomicU64,
+    /// Requests that go on although their clients' links broke.
+    pub(super) kept: AtomicUsize,
     began: Instant,
     /// To the build threads; never holds more than `max_jobs`.
     work: mpsc::Sender<Work>,
@@ -191,6 +193,7 @@ impl BuildService {
             trees,
             config,
             next_job: AtomicU64::new(1),
+            kept: AtomicUsize::new(0),
             began: Instant::now(),
             work,
             state: Mutex::new(state),

@@ -262,6 +262,13 @@ impl Feed {
     }
 }
 
+impl Feed {
+    /// The link to the client broke.
+    pub fn lose(&self) {
+        self.0.hangup.lose();
+    }
+}
+
 impl Drop for Feed {
     fn drop(&mut self) {
         self.0.close();

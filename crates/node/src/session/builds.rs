@@ -139,7 +139,12 @@ impl Client {
                     return Ok(results);
                 }
                 Progress::Idle => audience.still_alive()?,
-                Progress::Woken if self.hangup.is_gone() => return Err(Fault::Gone),
+                Progress::Woken if self.hangup.is_gone() => {
+                    if self.hangup.is_lost() {
+                        self.services.builds.keep_on(handle);
+                    }
+                    return Err(Fault::Gone);
+                }
                 Progress::Woken => {}
             }
         }

@@ -9,6 +9,7 @@ pub struct Gate(Mutex<State>);
 struct State {
     full_pipes: usize,
     cut: bool,
+    ended: bool,
     waker: Option<Waker>,
 }
 
@@ -48,6 +49,17 @@ impl Gate {
 
     pub fn is_cut(&self) -> bool {
         self.lock().cut
+    }
+
+    /// The client has sent all that it will: its side of the transport is closed in good order.
+    pub fn note_end(&self) {
+        self.lock().ended = true;
+    }
+
+    /// Whether a transport that is over broke: neither its client nor this node closed it.
+    pub fn is_lost(&self) -> bool {
+        let state = self.lock();
+        !state.cut && !state.ended
     }
 
     /// Ready when the transport may be read, or with [`Cut`]. The task is woken by a later cut in any case.

@@ -9,6 +9,7 @@ pub struct Hangup(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     fired: bool,
+    lost: bool,
     next_id: u64,
     actions: Vec<(u64, Action)>,
 }
@@ -20,6 +21,11 @@ impl Hangup {
 
     pub fn is_gone(&self) -> bool {
         self.lock().fired
+    }
+
+    /// Whether the client went without wanting to: its link broke, and it may come back.
+    pub fn is_lost(&self) -> bool {
+        self.lock().lost
     }
 
     /// Runs `action` when the client goes, at once if it has gone; not any more after the guard is dropped. The action
@@ -36,6 +42,14 @@ impl Hangup {
             state.actions.push((id, Box::new(action)));
         }
         Watch { hangup: self.clone(), id }
+    }
+
+    /// The same as [`Hangup::fire`], for a link that broke.
+    pub fn lose(&self) {
+        let mut state = self.lock();
+        state.lost = !state.fired;
+        drop(state);
+        self.fire();
     }
 
     pub fn fire(&self) {

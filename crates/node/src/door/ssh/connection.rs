@@ -81,6 +81,18 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.gate.is_lost() {
+            let running = self.channels.values().filter_map(|state| match state {
+                State::Running(feed) => Some(feed),
+                _ => None,
+            });
+            running.for_each(Feed::lose);
+        }
+    }
+}
+
 impl Handler for Connection {
     type Error = russh::Error;
 

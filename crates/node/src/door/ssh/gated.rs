@@ -36,7 +36,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
         if ready!(self.gate.poll_open(context)).is_err() {
             return Poll::Ready(Err(cut()));
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let room = buffer.remaining();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if room > 0 && buffer.remaining() == room {
+            self.gate.note_end();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
