@@ -33,7 +33,7 @@ use crate::ring::NodeId;
 use jobs::{Job, Jobs, Run, State};
 use queues::{Queues, Turn};
 use seats::Seats;
-pub use seats::{LOAD_BELIEVED_MS, REFUSAL_BELIEVED_MS};
+pub use seats::{LOAD_BELIEVED_MS, REFUSAL_BELIEVED_MS, REFUSAL_MS_MIN};
 
 /// Starts of one job before it is given up: several nodes that die under it are no accident.
 pub const TRIES_MAX: u32 = 5;
@@ -124,7 +124,8 @@ pub enum End {
     Lost,
     /// Killed for want of memory, of which it had used so much.
     OutOfMemory { used_mib: u64 },
-    /// The executor did not take it. With a time it takes no job at all before that.
+    /// The executor did not take it. With a time, which is the schedule's and not the executor's clock, it takes no job at
+    /// all before that.
     Refused { text: String, full_until_ms: Option<u64> },
 }
 

@@ -205,6 +205,8 @@ fn an_executor_that_is_full_is_left_alone_until_then() {
     assert_eq!(schedule.next_tick_ms(), Some(700));
     assert_eq!(starts(&schedule.tick(699)), []);
     assert_eq!(starts(&schedule.tick(700)), [(1, 1), (2, 1)]);
+    assert_eq!(starts(&schedule.ended(&2, &1, full(0), 700)), []);
+    assert_eq!(starts(&schedule.tick(700 + REFUSAL_MS_MIN)), [(2, 1)]);
     assert_eq!(schedule.ended(&1, &1, full(u64::MAX), 700), []);
     assert_eq!(starts(&schedule.tick(700 + REFUSAL_BELIEVED_MS)), [(1, 1)]);
 }

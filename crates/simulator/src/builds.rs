@@ -178,9 +178,7 @@ impl Builds {
     pub fn cancel(&mut self, request: RequestId) -> Result<(), String> {
         self.watch.open.remove(&request);
         let actions = self.schedule.cancel(request, self.now_ms);
-        self.carry_out(actions)?;
-        self.watch.forget_unwanted(|key| self.schedule.wants(key));
-        Ok(())
+        self.carry_out(actions)
     }
 
     /// The machine stops. `is_seen`: its link breaks at once; else it is only silent.
@@ -274,7 +272,6 @@ impl Builds {
     }
 
     fn carry_out(&mut self, actions: Vec<Action<u32, MachineId>>) -> Result<(), String> {
-        let mut any_answer = false;
         for action in actions {
             match action {
                 Action::Start { key, at } => {
@@ -294,14 +291,11 @@ impl Builds {
                 // Others come back.
                 Action::Nowhere { .. } => {}
                 Action::Answer { request, key, answer } => {
-                    any_answer = true;
                     self.watch.answer(request, key, &answer, self.now_ms)?;
                 }
             }
         }
-        if any_answer {
-            self.watch.forget_unwanted(|key| self.schedule.wants(key));
-        }
+        self.watch.forget_unwanted(|key| self.schedule.wants(key));
         Ok(())
     }
 

@@ -16,6 +16,9 @@ pub const LOAD_BELIEVED_MS: u64 = 10_000;
 /// Longest that a node which refused is left alone, whatever it said: its clock and its plans may be wrong.
 pub const REFUSAL_BELIEVED_MS: u64 = 60_000;
 
+/// Shortest: a word that was long on its way must not make offers follow each other without pause.
+pub const REFUSAL_MS_MIN: u64 = 250;
+
 #[derive(Debug)]
 pub(super) struct Seat<N> {
     pub node: N,
@@ -120,7 +123,8 @@ impl<N: Clone + Ord> Seats<N> {
 
     /// It takes nothing until then.
     pub fn refuse(&mut self, seat: u32, refused: Refused, now_ms: u64) {
-        let until_ms = refused.until_ms.min(now_ms.saturating_add(REFUSAL_BELIEVED_MS));
+        let span = (now_ms.saturating_add(REFUSAL_MS_MIN), now_ms.saturating_add(REFUSAL_BELIEVED_MS));
+        let until_ms = refused.until_ms.clamp(span.0, span.1);
         self.seats[seat as usize].standing.refused = Some(Refused { until_ms, ..refused });
     }
 
