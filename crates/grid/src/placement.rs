@@ -2,8 +2,8 @@
 //!
 //! - Only an executor that nothing speaks against is chosen: [`lasting`] and [`passing`] are the only judges, and their
 //!   [`Reason`] is what people read.
-//! - Among those the one that lacks the fewest input bytes, then the least loaded, then the least pressed, then the first
-//!   by id: the same facts give the same place.
+//! - Among those the one that lacks the fewest input bytes, in steps; then the least loaded, then again the one that lacks
+//!   the fewest, then the least pressed, then the first by id: the same facts give the same place.
 //! - What is known of an executor may be wrong; it decides itself when it is asked. So a refusal is remembered, never
 //!   fatal.
 //! - An estimate of memory never keeps a derivation from all machines: one that runs nothing takes it.
@@ -12,7 +12,7 @@ use std::fmt;
 
 use crate::can_run::{Machine, Refusal, Requirement, can_run};
 
-/// Fewer bytes than this are not worth a fuller machine: they move within a tenth of a second.
+/// Fewer bytes than this are not worth a busier machine: they move within a tenth of a second.
 const BYTES_STEP: u64 = 8 << 20;
 
 /// Executors named in a text before the rest is only counted.
@@ -141,12 +141,13 @@ pub fn passing<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>, has_fresh: bool, n
     (busy > 0 && free_mib < ask.memory_mib).then_some(Reason::Memory { needed_mib: ask.memory_mib, free_mib })
 }
 
-/// The lower the better.
-pub fn rank<N>(candidate: &Candidate<'_, N>) -> (u64, u64, u8) {
+/// The lower the better. Of executors that are as busy as each other the one that has more of the inputs is better, if it
+/// is by one byte: what follows in a chain stays where the chain is.
+pub fn rank<N>(candidate: &Candidate<'_, N>) -> (u64, u64, u64, u8) {
     let Standing { ours, others, .. } = candidate.standing;
     let busy = u64::from(ours.saturating_add(*others));
     let load = busy * 1_000 / u64::from(candidate.executor.slots.max(1));
-    (candidate.missing_bytes / BYTES_STEP, load, candidate.executor.pressure)
+    (candidate.missing_bytes / BYTES_STEP, load, candidate.missing_bytes, candidate.executor.pressure)
 }
 
 /// Places one derivation. Reasons are in the order of the candidates.

@@ -46,6 +46,8 @@ fn the_fewest_missing_bytes_then_the_least_load_then_the_least_pressure() {
         best(&[(executor(), busy.clone(), 1 << 20, None), (executor(), Standing::default(), 2 << 20, None)]),
         Placement::Placed(1)
     );
+    let pressed_with_all = (Executor { pressure: 50, ..executor() }, Standing::default(), 0, None);
+    assert_eq!(best(&[(executor(), Standing::default(), 1, None), pressed_with_all]), Placement::Placed(1));
     assert_eq!(best(&[(pressed, Standing::default(), 0, None), idle()]), Placement::Placed(1));
     assert_eq!(best(&[idle(), idle()]), Placement::Placed(0));
 }
