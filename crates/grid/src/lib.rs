@@ -7,6 +7,7 @@ pub mod announce;
 pub mod can_run;
 pub mod catalogue;
 pub mod critical_path;
+pub mod estimates;
 pub mod fetches;
 pub mod membership;
 pub mod placement;

@@ -29,6 +29,8 @@ use crate::trees::remove_in_background;
 /// With less than this left (bytes or inodes) a failed builder may have failed for want of space (Nix's figure).
 const DISK_NEARLY_FULL: u64 = 8 << 20;
 
+const MIB: u64 = 1 << 20;
+
 /// How a job came out.
 pub(super) struct Ended {
     pub result: BuildResult,
@@ -223,8 +225,8 @@ impl Job<'_> {
         result.cpu_user = i64::try_from(outcome.usage.cpu_user_us).ok();
         result.cpu_system = i64::try_from(outcome.usage.cpu_system_us).ok();
         self.record(prepared, &paths, &mut result)?;
-        let took_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.service.history.record(self.task.drv_path.name(), took_ms);
+        let (name, system) = (self.task.drv_path.name(), &self.task.requirement.system);
+        self.service.history.record(name, system, self.since.elapsed(), outcome.usage.memory_peak_bytes.div_ceil(MIB));
         Ok(result)
     }
 

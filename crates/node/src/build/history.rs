@@ -1,28 +1,31 @@
-//! How long derivations of a name took before: the estimate the schedule weighs graphs with.
+//! What derivations took before, on disk: the estimates that the schedule weighs graphs with.
 //!
-//! Kept by name, so that the next version of a package inherits what the last one took. Written to disk now and then;
-//! losing the latest entries costs nothing but a worse order.
+//! Written now and then; losing the latest entries costs nothing but a worse order.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
-/// What a derivation that was never seen is taken to last: most are small.
-const UNKNOWN_MS: u64 = 1_000;
-
-/// Names remembered; the rest of a larger set is forgotten at random.
-const NAMES_MAX: usize = 50_000;
+use serde::{Deserialize, Serialize};
+use shoal_grid::estimates::{Estimate, Estimates};
 
 /// Changes between two writes to disk.
 const CHANGES_PER_SAVE: usize = 64;
 
-/// Weight of the newest duration against all before it.
-const NEWEST_WEIGHT: f64 = 0.5;
+/// One line of the file.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    name: String,
+    system: String,
+    duration_ms: u64,
+    memory_mib: u64,
+    built_s: u64,
+}
 
 #[derive(Default)]
 struct State {
-    took_ms: HashMap<String, u64>,
+    estimates: Estimates,
     unsaved: usize,
 }
 
@@ -34,34 +37,44 @@ pub struct History {
 impl History {
     pub fn open(data_dir: &Path) -> History {
         let file = data_dir.join("history.json");
-        let read = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        History { file, state: Mutex::new(State { took_ms: read.unwrap_or_default(), unsaved: 0 }) }
+        let read: Option<Vec<Entry>> = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let mut estimates = Estimates::default();
+        for Entry { name, system, duration_ms, memory_mib, built_s } in read.unwrap_or_default() {
+            estimates.merge(&name, &system, Estimate { built_s, duration_ms, memory_mib });
+        }
+        History { file, state: Mutex::new(State { estimates, unsaved: 0 }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `drv_name` is a derivation's name, with or without `.drv`.
-    pub fn estimate_ms(&self, drv_name: &str) -> u64 {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.took_ms.get(package_name(drv_name)).copied().unwrap_or(UNKNOWN_MS)
+    pub fn estimate(&self, drv_name: &str, system: &str) -> Estimate {
+        self.lock().estimates.get(drv_name, system)
     }
 
-    pub fn record(&self, drv_name: &str, took_ms: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.took_ms.len() >= NAMES_MAX {
-            let forgotten = state.took_ms.keys().next().cloned();
-            forgotten.map(|name| state.took_ms.remove(&name));
-        }
-        let entry = state.took_ms.entry(package_name(drv_name).to_string()).or_insert(took_ms);
-        *entry = (*entry as f64 * (1.0 - NEWEST_WEIGHT) + took_ms as f64 * NEWEST_WEIGHT) as u64;
+    /// One was built now. `memory_mib` is its peak, 0 where that was not measured.
+    pub fn record(&self, drv_name: &str, system: &str, took: Duration, memory_mib: u64) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let mut state = self.lock();
+        state.estimates.record(drv_name, system, Estimate { built_s: now.as_secs(), duration_ms, memory_mib });
         state.unsaved += 1;
         if state.unsaved >= CHANGES_PER_SAVE {
             state.unsaved = 0;
-            self.save(&state.took_ms);
+            self.save(&state.estimates);
         }
     }
 
-    fn save(&self, took_ms: &HashMap<String, u64>) {
+    fn save(&self, estimates: &Estimates) {
+        let entry = |(name, system, estimate): (&str, &str, Estimate)| {
+            let Estimate { built_s, duration_ms, memory_mib } = estimate;
+            Entry { name: name.to_owned(), system: system.to_owned(), duration_ms, memory_mib, built_s }
+        };
+        let entries: Vec<Entry> = estimates.since(0).map(entry).collect();
         let temporary = self.file.with_extension("json.new");
-        let written = serde_json::to_vec(took_ms)
+        let written = serde_json::to_vec(&entries)
             .map_err(std::io::Error::from)
             .and_then(|bytes| fs::write(&temporary, bytes))
             .and_then(|()| fs::rename(&temporary, &self.file));
@@ -75,31 +88,26 @@ impl Drop for History {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if state.unsaved > 0 {
-            let took_ms = std::mem::take(&mut state.took_ms);
-            self.save(&took_ms);
+            let estimates = std::mem::take(&mut state.estimates);
+            self.save(&estimates);
         }
     }
-}
-
-/// The name without its version: up to the first dash that a digit follows, as Nix splits names.
-fn package_name(drv_name: &str) -> &str {
-    let name = drv_name.strip_suffix(".drv").unwrap_or(drv_name);
-    let bytes = name.as_bytes();
-    let version = bytes.windows(2).position(|pair| pair[0] == b'-' && pair[1].is_ascii_digit());
-    &name[..version.unwrap_or(name.len())]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shoal_grid::estimates::UNKNOWN;
 
     #[test]
-    fn versions_share_an_estimate_and_it_survives() {
+    fn what_builds_took_survives() {
         let dir = tempfile::tempdir().expect("a directory");
         let history = History::open(dir.path());
-        assert_eq!(history.estimate_ms("gcc-13.2.0.drv"), UNKNOWN_MS);
-        history.record("gcc-13.2.0.drv", 9_000);
+        assert_eq!(history.estimate("gcc-13.2.0.drv", "x86_64-linux"), UNKNOWN);
+        history.record("gcc-13.2.0.drv", "x86_64-linux", Duration::from_secs(9), 700);
         drop(history);
-        assert_eq!(History::open(dir.path()).estimate_ms("gcc-14.1"), 9_000);
+        let estimate = History::open(dir.path()).estimate("gcc-14.1", "x86_64-linux");
+        assert_eq!((estimate.duration_ms, estimate.memory_mib), (9_000, 700));
+        assert!(estimate.built_s > UNKNOWN.built_s);
     }
 }

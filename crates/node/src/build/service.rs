@@ -277,12 +277,15 @@ impl BuildService {
         let nodes: Vec<Node<StorePath>> = graph
             .tasks
             .iter()
-            .map(|task| Node {
-                key: task.drv_path.clone(),
-                deps: task.waits_for.clone(),
-                estimate_ms: self.history.estimate_ms(task.drv_path.name()),
-                requirement: task.requirement.clone(),
-                memory_mib: 0,
+            .map(|task| {
+                let estimate = self.history.estimate(task.drv_path.name(), &task.requirement.system);
+                Node {
+                    key: task.drv_path.clone(),
+                    deps: task.waits_for.clone(),
+                    estimate_ms: estimate.duration_ms,
+                    requirement: task.requirement.clone(),
+                    memory_mib: estimate.memory_mib,
+                }
             })
             .collect();
         let expected = nodes.len() as u64;
