@@ -40,6 +40,8 @@ mod crashes;
 mod demo;
 #[path = "e2e/examples.rs"]
 mod examples;
+#[path = "e2e/grid.rs"]
+mod grid;
 #[path = "e2e/joining.rs"]
 mod joining;
 #[path = "e2e/keeping.rs"]

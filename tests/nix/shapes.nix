@@ -22,6 +22,14 @@ rec {
   sleeps = run "sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { };
   brief = run "brief" "echo begun; $bb sleep 2; echo done > $out" { };
   lasting = run "lasting" "echo begun; $bb sleep 10; echo done > $out" { };
+  # Work for several nodes.
+  naps = map (i: run "nap-${toString i}" "echo nap ${toString i}; $bb sleep 0.5; echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);
+  slow = map (i: run "slow-${toString i}" "echo slow ${toString i}; $bb sleep 5; echo ${toString i} > $out" { }) (builtins.genList (i: i) 3);
+  # Each layer needs all of the one before.
+  mat = builtins.foldl' (below: layer: map (i: run "mat-${toString layer}-${toString i}" "$bb sleep 0.2; $bb mkdir $out; $bb cat ${builtins.concatStringsSep " " (map (dep: "${dep}/text") below)} > $out/text || :; echo ${toString i} ${toString below} >> $out/text" { }) (builtins.genList (i: i) 3)) [ ] (builtins.genList (i: i) 4);
+  teapot = run "teapot" "echo > $out" { requiredSystemFeatures = [ "teapot" ]; };
+  # Waits until it is killed, one for each node.
+  asleep = map (i: run "asleep-${toString i}" "echo asleep; $bb sleep 1000; echo ${toString i} > $out" { }) (builtins.genList (i: i) 3);
   # 32 MiB that do not compress.
   large = run "large" "$bb head -c 33554432 /dev/urandom > $out" { };
   many = map (i: run "many-${toString i}" "echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);

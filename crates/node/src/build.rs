@@ -6,6 +6,7 @@
 //! into the store. It knows no protocol and no connection.
 
 mod adopt;
+mod audience;
 mod checks;
 pub mod closure;
 pub mod derivations;
@@ -19,6 +20,7 @@ mod keep_on;
 mod log;
 pub mod obtain;
 mod outputs;
+pub mod overview;
 mod past;
 mod prepare;
 mod realisations;

@@ -14,12 +14,12 @@ use shoal_mesh::fetcher::Fetcher;
 use shoal_mesh::handle::{Mesh, Options};
 use shoal_store::Store;
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::node_record::NodeRecord;
+use shoal_wire::mesh::node_record::{NodeRecord, Versions};
 use shoal_wire::mesh::ticket::Contact;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::Receiver;
 
-use crate::build::remote::Host;
+use crate::build::remote::{Host, VERSION as BUILDS_VERSION};
 use crate::config::Config;
 use crate::neighbours::Neighbours;
 use place::Place;
@@ -100,6 +100,7 @@ fn contact(contact: &Contact) -> (NodeKey, Vec<SocketAddr>) {
 /// What this node is and has.
 fn describe(config: &Config, own: &mut NodeRecord) {
     own.name = config.name.chars().take(NAME_LEN_MAX).collect();
+    own.protocols.builds = Versions { oldest: BUILDS_VERSION, newest: BUILDS_VERSION };
     if !config.no_build {
         own.systems = config.system.iter().cloned().collect();
         own.features = config.feature.iter().cloned().collect();

@@ -156,11 +156,37 @@ impl Neighbours {
         inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
     }
 
+    /// Who sees to the build of a derivation: this node where nobody else does, or nobody says so in time.
+    pub fn claim_build(&self, drv_path: &StorePath) -> NodeKey {
+        match self.others() {
+            Some(inner) => inner.runtime.block_on(inner.mesh.claim(build_key(drv_path))),
+            None => self.mesh().map(Mesh::me).unwrap_or_default(),
+        }
+    }
+
+    /// Keeps the claim. Nobody waits for the answer: whoever else has it by now, this build is under way.
+    pub fn renew_build_claim(&self, drv_path: &StorePath) {
+        let (Some(inner), key) = (self.others().cloned(), build_key(drv_path)) else { return };
+        inner.runtime.clone().spawn(async move { inner.mesh.claim(key).await });
+    }
+
+    pub fn unclaim_build(&self, drv_path: &StorePath) {
+        let (Some(inner), key) = (self.others().cloned(), build_key(drv_path)) else { return };
+        inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
+    }
+
     /// What people call a node.
     pub fn name(&self, node: &NodeKey) -> String {
         let roster = self.mesh().map(Mesh::roster);
         roster.as_ref().and_then(|roster| roster.get(node)).map(|peer| peer.record.name.clone()).unwrap_or_default()
     }
+}
+
+/// The key of the claim of a build, which is that of no path.
+fn build_key(drv_path: &StorePath) -> PathKey {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"shoal build").update(drv_path.hash_part().as_bytes());
+    *hasher.finalize().as_bytes()
 }
 
 /// Gives the flight the NAR as it comes.

@@ -19,6 +19,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use crate::build::remote::{self, Grid};
 use crate::build::service::{self, BuildService, Defaults};
 use crate::config::{Config, HttpRead};
 use crate::control;
@@ -170,8 +171,15 @@ impl Node {
         let neighbours = opened.as_ref().map(|opened| opened.neighbours.clone()).unwrap_or_default();
         let options = upstream_options(config)?;
         let upstreams = Upstreams::open(store.clone(), dir.clone(), builds.derivations(), neighbours.clone(), options);
-        if let Some(Opened { mesh, orders, .. }) = opened {
+        if let Some(Opened { mesh, orders, host, .. }) = opened {
             let runtime = Handle::current();
+            let (neighbours, upstreams) = (neighbours.clone(), upstreams.clone());
+            builds.join_grid(Grid {
+                neighbours: neighbours.clone(),
+                upstreams: upstreams.clone(),
+                runtime: runtime.clone(),
+            });
+            host.set(&builds);
             let copies = Orders {
                 neighbours: neighbours.clone(),
                 upstreams: upstreams.clone(),
@@ -192,6 +200,7 @@ impl Node {
     fn take_part(&self, config: &Config, runtime: &Runtime, ready: &Ready) {
         let Some(mesh) = self.neighbours.mesh() else { return };
         runtime.spawn(load::tell(mesh.clone(), self.builds.clone(), config.data_dir.clone()));
+        runtime.spawn(remote::keep_in_step(self.builds.clone(), mesh.clone()));
         runtime.spawn(mesh::stay_certified(mesh.clone()));
         if config.mdns {
             runtime.spawn(seek::nearby(mesh.clone()));

@@ -13,6 +13,7 @@ use shoal_wire::nix::log::{BuilderMessage, Verbosity, parse_builder_line};
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::BuildMode;
 use shoal_wire::nix::worker::{BuildResult, BuildStatus};
+use tokio::sync::Notify;
 
 use super::adopt;
 use super::failure::{BadEnd, Failure, Texts};
@@ -45,7 +46,11 @@ pub(super) struct Ended {
 impl Ended {
     /// Of a job whose builder was never seen.
     pub fn unbuilt(service: &BuildService, failure: Failure) -> Ended {
-        let result = BuildResult::new(failure.status, failure.message);
+        Ended::without_builder(service, BuildResult::new(failure.status, failure.message))
+    }
+
+    /// Of a job that no builder of this node ran.
+    pub fn without_builder(service: &BuildService, result: BuildResult) -> Ended {
         Ended { result, announced: false, _roots: service.store.temp_roots(), cancelled: false }
     }
 
@@ -58,12 +63,14 @@ impl Ended {
 #[derive(Default)]
 pub(super) struct KillSwitch {
     state: Mutex<(bool, Option<Killer>)>,
+    killed: Notify,
 }
 
 impl KillSwitch {
     pub fn kill(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.0 = true;
+        self.killed.notify_waiters();
         if let Some(killer) = &state.1
             && let Err(error) = killer.kill()
         {
@@ -73,6 +80,17 @@ impl KillSwitch {
 
     pub fn is_killed(&self) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Waits until it is killed.
+    pub async fn killed(&self) {
+        loop {
+            let killed = self.killed.notified();
+            if self.is_killed() {
+                return;
+            }
+            killed.await;
+        }
     }
 
     /// From now on `kill` stops this process; at once, if it was called before.
@@ -121,6 +139,10 @@ impl Job<'_> {
         Texts { dir: &self.service.dir, drv_path: &self.task.drv_path }
     }
 
+    fn tell(&self, event: &BuildEvent) {
+        self.service.tell(self.id, &self.task.drv_path, event);
+    }
+
     fn run(&mut self) -> Result<BuildResult, Failure> {
         if let Some(refusal) = self.service.refusal(self.task) {
             return Err(refusal);
@@ -140,8 +162,7 @@ impl Job<'_> {
         let running =
             self.start(&prepared, &scratch).inspect_err(|_| remove_in_background(scratch.path().to_path_buf()))?;
         self.announced = true;
-        let event = BuildEvent::Started { job: self.id, drv_path: self.task.drv_path.clone() };
-        self.service.tell(&self.task.drv_path, &event);
+        self.tell(&BuildEvent::Started { job: self.id, drv_path: self.task.drv_path.clone(), machine: None });
         let mut log = Log::new(self);
         let outcome = follow(running, &mut log);
         let last_lines = log.tail;
@@ -282,7 +303,7 @@ impl Job<'_> {
             match keep_build_dir(&self.service.config.data_dir, &scratch, &self.task.drv_path) {
                 Ok(kept) => {
                     let text = format!("note: keeping build directory '{}'\n", kept.display());
-                    self.service.tell(&self.task.drv_path, &BuildEvent::Message(text));
+                    self.tell(&BuildEvent::Message(text));
                 }
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot keep a failed build's directory"),
             }
@@ -349,7 +370,7 @@ fn tell_line(job: &Job<'_>, tail: &mut Tail, line: &[u8]) {
             BuildEvent::Line { job: job.id, line: line.to_vec() }
         }
     };
-    job.service.tell(&job.task.drv_path, &event);
+    job.tell(&event);
 }
 
 /// Reads a build's output to its end.

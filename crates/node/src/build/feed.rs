@@ -24,6 +24,8 @@ pub enum BuildEvent {
     Started {
         job: JobId,
         drv_path: StorePath,
+        /// The node that it runs on, if that is another one.
+        machine: Option<String>,
     },
     Phase {
         job: JobId,

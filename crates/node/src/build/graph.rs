@@ -22,7 +22,7 @@ use super::service::BuildService;
 pub(super) const GRAPH_NODES_MAX: usize = 2_000_000;
 
 /// What is known of one derivation to be built.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Task {
     pub drv_path: StorePath,
     pub what: What,
@@ -59,6 +59,14 @@ impl Task {
 
     pub fn adopted(adopted: super::adopt::Adopted) -> Task {
         Task::new(adopted.drv_path.clone(), What::Adopted(Arc::new(adopted)), BuildMode::Normal)
+    }
+
+    /// The inputs of one whose inputs are all paths.
+    pub fn inputs(&self) -> Option<&BTreeSet<StorePath>> {
+        match &self.what {
+            What::Given(derivation) => Some(&derivation.input_srcs),
+            What::Stored(_) | What::Adopted(_) => None,
+        }
     }
 
     /// The output paths that are known before the build.

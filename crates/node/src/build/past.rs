@@ -59,7 +59,7 @@ mod tests {
         let line = |text: &str| BuildEvent::Line { job: 1, line: text.into() };
         assert_eq!(past.events(1), []);
         let drv_path = StorePath::from_base_name("00000000000000000000000000000000-x.drv").unwrap();
-        let started = BuildEvent::Started { job: 1, drv_path };
+        let started = BuildEvent::Started { job: 1, drv_path, machine: None };
         past.note(&started);
         past.note(&line("first"));
         let phase = BuildEvent::Phase { job: 1, phase: "buildPhase".into() };

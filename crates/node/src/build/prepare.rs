@@ -85,14 +85,15 @@ impl Prepared {
     }
 }
 
-struct Resolved {
-    derivation: BasicDerivation,
-    output_hashes: OutputHashes,
-    needs_realisations: bool,
+pub(super) struct Resolved {
+    pub derivation: BasicDerivation,
+    /// Under which the outputs are told to clients.
+    pub output_hashes: OutputHashes,
+    pub needs_realisations: bool,
 }
 
 /// The derivation with its input derivations replaced by their outputs.
-fn resolved(service: &BuildService, task: &Task) -> Result<Resolved> {
+pub(super) fn resolved(service: &BuildService, task: &Task) -> Result<Resolved> {
     Ok(match &task.what {
         What::Given(derivation) => Resolved {
             derivation: (**derivation).clone(),

@@ -11,10 +11,11 @@ use shoal_wire::nix::placeholder::{self, Rewrites};
 use shoal_wire::nix::realisation::{DrvOutput, Realisation};
 use shoal_wire::nix::resolve::{self, must_resolve};
 use shoal_wire::nix::store_path::StorePath;
+use shoal_wire::nix::worker::ops::BuildMode;
 
 use super::derivations::OutputHashes;
-use super::graph::OutputPaths;
-use super::prepare::Prepared;
+use super::graph::{OutputPaths, Task, What};
+use super::prepare::{Prepared, Resolved};
 use super::service::BuildService;
 
 /// As results carry it.
@@ -35,6 +36,29 @@ impl BuildService {
         let Some(drv_hash) = hashes.get(output) else { return Ok(None) };
         let id = DrvOutput { drv_hash: *drv_hash, output: output.to_string() };
         Ok(self.store.realisation(&id)?.map(|realisation| realisation.out_path))
+    }
+
+    /// The outputs of a job, if all of them are known before it is built.
+    pub(super) fn known_paths(&self, task: &Task) -> Result<Option<BTreeMap<String, StorePath>>> {
+        if task.mode != BuildMode::Normal {
+            return Ok(None);
+        }
+        let paths = match &task.what {
+            What::Stored(derivation) if derivation.kind()? == DerivationKind::Impure => return Ok(None),
+            What::Given(derivation) if derivation.kind()? == DerivationKind::Impure => return Ok(None),
+            What::Adopted(_) => return Ok(None),
+            What::Stored(derivation) => self.output_paths(derivation)?,
+            What::Given(derivation) => {
+                let hashes = self.derivations.output_hashes_of_basic(derivation)?;
+                let path = |output: &String| match derivation.output_path(&self.dir, output) {
+                    Some(path) => Ok(Some(path)),
+                    None => self.realised(&hashes, output),
+                };
+                let paths = derivation.outputs.keys().map(|output| Ok((output.clone(), path(output)?)));
+                paths.collect::<Result<OutputPaths>>()?
+            }
+        };
+        Ok(paths.into_iter().map(|(output, path)| Some((output, path?))).collect())
     }
 
     /// What a result says of outputs that are all valid.
@@ -101,12 +125,31 @@ impl BuildService {
         prepared: &Prepared,
         paths: &BTreeMap<String, StorePath>,
     ) -> Result<BuiltOutputs> {
+        self.record_paths(&prepared.output_hashes, &prepared.derivation, prepared.needs_realisations, paths)
+    }
+
+    /// The same of what another node built.
+    pub(super) fn record_resolved(
+        &self,
+        resolved: &Resolved,
+        paths: &BTreeMap<String, StorePath>,
+    ) -> Result<BuiltOutputs> {
+        self.record_paths(&resolved.output_hashes, &resolved.derivation, resolved.needs_realisations, paths)
+    }
+
+    fn record_paths(
+        &self,
+        output_hashes: &OutputHashes,
+        derivation: &BasicDerivation,
+        needs_realisations: bool,
+        paths: &BTreeMap<String, StorePath>,
+    ) -> Result<BuiltOutputs> {
         let entries = |hashes: &OutputHashes| -> BuiltOutputs {
             paths.iter().filter_map(|(output, path)| entry(hashes, output.clone(), path.clone())).collect()
         };
-        let mut told = entries(&prepared.output_hashes);
-        if prepared.needs_realisations {
-            let resolved = entries(&self.derivations.output_hashes_of_basic(&prepared.derivation)?);
+        let mut told = entries(output_hashes);
+        if needs_realisations {
+            let resolved = entries(&self.derivations.output_hashes_of_basic(derivation)?);
             for realisation in told.values_mut() {
                 self.config.signing_keys.iter().for_each(|key| realisation.sign(key));
             }

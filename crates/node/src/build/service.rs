@@ -7,29 +7,34 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use shoal_grid::can_run::{Machine, can_run};
 use shoal_grid::placement::Executor;
 use shoal_grid::ring::NodeId;
-use shoal_grid::schedule::{Action, Answer, End, Node, Priority, RequestId, Schedule, Terms};
-use shoal_store::{GcAction, GcError, GcReport, GcRequest, Store, TempRoots};
+use shoal_grid::schedule::{Action, End, Node, Priority, RequestId, Schedule, Terms};
+use shoal_store::{GcAction, GcError, GcReport, GcRequest, Store};
+use shoal_wire::mesh::NodeKey;
 use shoal_wire::nix::derivation::BasicDerivation;
 use shoal_wire::nix::signature::SecretKey;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
-use shoal_wire::nix::worker::BuildResult;
 use shoal_wire::nix::worker::ops::BuildMode;
+use shoal_wire::nix::worker::{BuildResult, BuildStatus};
+use tokio::sync::Notify;
 
+use super::audience::{Client, Counts};
 use super::derivations::Derivations;
 use super::execute::{self, Ended, KillSwitch};
-use super::failure::{Failure, Texts, error_text};
+use super::failure::{Failure, Texts};
 use super::feed::{BuildEvent, Feed, JobId};
-use super::graph::{self, Graph, Missing, Task};
+use super::graph::{self, Graph, Missing, Task, What};
 use super::history::History;
 use super::past::Past;
-use super::recent::{EndedBuild, Recent};
+use super::recent::Recent;
+use super::remote::guests::Guests;
+use super::remote::{self, Grid};
 use super::request::{BuildHandle, BuildOptions, BuildRequest, Goal, Wanted};
 use super::scratches::Scratches;
 use crate::trees::Trees;
@@ -37,8 +42,11 @@ use crate::trees::Trees;
 /// Stack of a build thread; it reads, hashes and waits, and nothing on it recurses.
 const BUILD_THREAD_STACK_BYTES: usize = 2 << 20;
 
-/// This node among the executors of its schedule, of which it is the only one.
-const HERE: NodeId = [0; 32];
+/// This node among the executors of its schedule.
+pub(super) const HERE: NodeId = [0; 32];
+
+/// When a job that was to be built here is looked at again, where others' builds have all places.
+const FULL_RETRY_MS: u64 = 250;
 
 /// What the builds of a node may use.
 #[derive(Clone, Debug)]
@@ -67,8 +75,19 @@ pub struct Defaults {
     pub cores: u64,
 }
 
+/// Where a job runs that the schedule has started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// To be built here as soon as this node has the claim.
+    Claiming,
+    Here,
+    At(NodeKey),
+    /// Another node has the claim, and sees to it.
+    Following(NodeKey),
+}
+
 pub(super) struct Job {
-    task: Arc<Task>,
+    pub task: Arc<Task>,
     options: BuildOptions,
     pub running: Option<Running>,
 }
@@ -76,35 +95,30 @@ pub(super) struct Job {
 pub(super) struct Running {
     pub id: JobId,
     pub kill: Arc<KillSwitch>,
-    since: Instant,
+    pub since: Instant,
     pub past: Past,
     /// Of those who look on.
     pub watchers: Vec<Feed>,
+    pub place: Place,
+    /// This node has its claim in the mesh.
+    pub claimed: bool,
 }
 
-/// Counts over the derivations of one request.
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    done: u64,
-    expected: u64,
-    running: u64,
-    failed: u64,
-}
-
-struct Client {
-    feed: Feed,
-    /// Keeps what was built for it, until the session has made it its own.
-    roots: Arc<TempRoots>,
-    counts: Counts,
-    goals: BTreeSet<StorePath>,
+impl Job {
+    pub fn place(&self) -> Option<Place> {
+        self.running.as_ref().map(|running| running.place)
+    }
 }
 
 pub(super) struct State {
-    schedule: Schedule<StorePath>,
+    pub schedule: Schedule<StorePath>,
     pub jobs: HashMap<StorePath, Job>,
-    clients: HashMap<RequestId, Client>,
-    recent: Recent,
-    draining: bool,
+    pub clients: HashMap<RequestId, Client>,
+    pub recent: Recent,
+    pub draining: bool,
+    pub guests: Guests,
+    /// Nodes that have outputs which are not here.
+    pub whereabouts: HashMap<StorePath, NodeKey>,
 }
 
 impl State {
@@ -122,28 +136,13 @@ impl State {
 }
 
 /// A job that the schedule has started.
-struct Work {
-    task: Arc<Task>,
-    id: JobId,
-    options: BuildOptions,
-    kill: Arc<KillSwitch>,
-}
-
-/// One running build, for people.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct RunningBuild {
-    pub drv_path: StorePath,
-    pub seconds: u64,
-}
-
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Overview {
-    pub running: Vec<RunningBuild>,
-    /// The latest first.
-    pub recent: Vec<EndedBuild>,
-    pub waiting: usize,
-    pub max_jobs: usize,
-    pub draining: bool,
+pub(super) struct Work {
+    pub task: Arc<Task>,
+    pub id: JobId,
+    pub options: BuildOptions,
+    pub kill: Arc<KillSwitch>,
+    /// Where the schedule believes it to be.
+    pub at: NodeId,
 }
 
 pub struct BuildService {
@@ -161,7 +160,9 @@ pub struct BuildService {
     /// To the build threads; never holds more than `max_jobs`.
     work: mpsc::Sender<Work>,
     state: Mutex<State>,
-    ended: Condvar,
+    pub(super) ended: Condvar,
+    grid: OnceLock<Grid>,
+    load_changed: Notify,
 }
 
 impl BuildService {
@@ -183,6 +184,8 @@ impl BuildService {
             clients: HashMap::new(),
             recent: Recent::default(),
             draining: false,
+            guests: Guests::default(),
+            whereabouts: HashMap::new(),
         };
         let service = Arc::new(BuildService {
             derivations: Arc::new(Derivations::new(store.clone(), dir.clone())),
@@ -198,6 +201,8 @@ impl BuildService {
             work,
             state: Mutex::new(state),
             ended: Condvar::new(),
+            grid: OnceLock::new(),
+            load_changed: Notify::new(),
         });
         let started = Arc::new(Mutex::new(started));
         for _ in 0..service.config.max_jobs {
@@ -218,12 +223,35 @@ impl BuildService {
         &self.dir
     }
 
+    /// From now on builds go to other nodes too, where there are any.
+    pub fn join_grid(&self, grid: Grid) {
+        // Of two, which nobody makes, the first counts.
+        let _ = self.grid.set(grid);
+    }
+
+    pub(super) fn grid(&self) -> Option<&Grid> {
+        self.grid.get()
+    }
+
+    /// Waits until more or fewer builders run here.
+    pub async fn until_load_changes(&self) {
+        self.load_changed.notified().await;
+    }
+
+    pub(super) fn load_changed(&self) {
+        self.load_changed.notify_one();
+    }
+
+    pub(super) fn next_job(&self) -> JobId {
+        self.next_job.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The schedule's time.
-    fn now_ms(&self) -> u64 {
+    pub(super) fn now_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -267,7 +295,7 @@ impl BuildService {
             drop(state);
             for key in keys {
                 let failure = Failure::new(
-                    shoal_wire::nix::worker::BuildStatus::TransientFailure,
+                    BuildStatus::TransientFailure,
                     "this node is stopping and takes no new builds; try another node, or again later",
                 );
                 feed.settle(key, BuildResult::new(failure.status, failure.message));
@@ -311,27 +339,16 @@ impl BuildService {
         BuildHandle { service: self.clone(), request, feed, goals, _roots: roots }
     }
 
-    /// A client that joins hears of the builds of its graph that already run, and what they said.
-    fn tell_what_runs(&self, state: &mut State, request: RequestId) {
-        let State { jobs, schedule, clients, .. } = state;
-        let Some(client) = clients.get_mut(&request) else { return };
-        for (key, job) in jobs.iter() {
-            let Some(running) = &job.running else { continue };
-            let past = running.past.events(running.id);
-            if past.is_empty() || !schedule.wanted_by(key).any(|wanting| wanting == request) {
-                continue;
-            }
-            client.counts.running += 1;
-            past.into_iter().for_each(|event| client.feed.push(event));
-        }
-        client.tell_progress();
-    }
-
     /// Carries out what the schedule decided. `ended` is the job whose end caused it.
-    fn carry_out(self: &Arc<Self>, state: &mut State, actions: Vec<Action<StorePath>>, ended: Option<&Ended>) {
+    pub(super) fn carry_out(
+        self: &Arc<Self>,
+        state: &mut State,
+        actions: Vec<Action<StorePath>>,
+        ended: Option<&Ended>,
+    ) {
         for action in actions {
             match action {
-                Action::Start { key, .. } => self.start_job(state, key),
+                Action::Start { key, at } => self.start_job(state, key, at),
                 Action::Nowhere { key } => self.refuse_job(state, &key),
                 Action::Stop { key, .. } => {
                     if let Some(running) = state.jobs.get(&key).and_then(|job| job.running.as_ref()) {
@@ -343,37 +360,87 @@ impl BuildService {
         }
     }
 
-    fn start_job(&self, state: &mut State, key: StorePath) {
+    fn start_job(self: &Arc<Self>, state: &mut State, key: StorePath, at: NodeId) {
+        if at == HERE && state.guests.len() > 0 && state.busy_here() >= self.config.max_jobs {
+            let text = "builds of other nodes have its places".to_owned();
+            let refused = End::Refused { text, full_until_ms: Some(self.now_ms() + FULL_RETRY_MS) };
+            let actions = state.schedule.ended(&key, &HERE, refused, self.now_ms());
+            return self.carry_out(state, actions, None);
+        }
+        let id = self.next_job();
         let Some(job) = state.jobs.get_mut(&key) else { return };
-        let id = self.next_job.fetch_add(1, Ordering::Relaxed);
-        let kill = Arc::new(KillSwitch::default());
-        job.running = Some(Running {
-            id,
-            kill: kill.clone(),
-            since: Instant::now(),
-            past: Past::default(),
-            watchers: Vec::new(),
-        });
+        // Others' damage is repaired where it is, and what is checked is here.
+        let is_own = job.task.mode != BuildMode::Normal || matches!(job.task.what, What::Adopted(_));
+        let is_alone = self.grid().is_none_or(|grid| grid.neighbours.is_alone());
+        let place = match at {
+            _ if is_alone || is_own => Place::Here,
+            HERE => Place::Claiming,
+            node => Place::At(node),
+        };
+        let (kill, since, past) = (Arc::new(KillSwitch::default()), Instant::now(), Past::default());
+        let running = Running { id, kill: kill.clone(), since, past, watchers: Vec::new(), place, claimed: false };
         let (task, options) = (job.task.clone(), job.options.clone());
-        // The workers go when the service goes, so somebody takes this.
-        let _ = self.work.send(Work { task, id, options, kill });
+        // Of one whose executor was given up.
+        if let Some(old) = job.running.replace(running) {
+            old.kill.kill();
+            if !old.past.events(old.id).is_empty() {
+                self.tell_stopped(state, &key, old.id);
+                let text = format!("the node that built '{}' is gone; it is built again\n", self.dir.print(&key));
+                self.tell_all(state, &key, &BuildEvent::Message(text));
+            }
+        }
+        let work = Work { task, id, options, kill, at };
+        match place {
+            Place::Here => self.run_here(work),
+            _ => remote::conduct(self, work, at),
+        }
+        self.load_changed();
     }
 
-    fn job_ended(self: &Arc<Self>, task: &Task, ended: Ended) {
+    pub(super) fn run_here(&self, work: Work) {
+        // The workers go when the service goes, so somebody takes this.
+        let _ = self.work.send(work);
+    }
+
+    /// How the end of a builder of this node counts. What is wrong with this node is no reason to fail where there are
+    /// others.
+    fn end_of(&self, ended: &Ended) -> End {
+        let is_alone = self.grid().is_none_or(|grid| grid.neighbours.is_alone());
+        match ended.result.status {
+            status if status.is_success() => {
+                let outputs = ended.result.built_outputs.values();
+                let size = |path| self.store.path_info(path).ok().flatten().map_or(0, |info| info.nar_size);
+                End::Success { output_bytes: outputs.map(|built| size(&built.out_path)).sum() }
+            }
+            BuildStatus::TransientFailure if !is_alone => End::Lost,
+            _ => End::Failed,
+        }
+    }
+
+    pub(super) fn job_ended(self: &Arc<Self>, task: &Task, id: JobId, at: NodeId, mut ended: Ended, end: End) {
+        ended.cancelled |= end == End::Lost;
         let mut state = self.lock();
         let key = &task.drv_path;
-        let running = state.jobs.get_mut(key).and_then(|job| job.running.take());
+        let running = state.jobs.get_mut(key).and_then(|job| job.running.take_if(|running| running.id == id));
+        if running.is_none() && !ended.is_success() {
+            // Of a run that was given up; the one that took its place counts.
+            return;
+        }
         if let (Some(running), true) = (&running, ended.announced) {
             let failure = (!ended.is_success()).then(|| String::from_utf8_lossy(&ended.result.error_msg).into_owned());
-            state.recent.push(key.clone(), running.since.elapsed(), failure);
+            if running.place == Place::Here {
+                state.recent.push(key.clone(), running.since.elapsed(), failure);
+            }
         }
         for watcher in running.iter().flat_map(|running| &running.watchers) {
             watcher.settle(key.clone(), ended.result.clone());
         }
+        if let (Some(grid), true) = (self.grid(), running.as_ref().is_some_and(|running| running.claimed)) {
+            grid.neighbours.unclaim_build(key);
+        }
         let told = running.map(|running| running.id);
         self.tell_ended(&mut state, key, told, &ended);
-        let end = if ended.is_success() { End::Success { output_bytes: 0 } } else { End::Failed };
-        let actions = state.schedule.ended(key, &HERE, end, self.now_ms());
+        let actions = state.schedule.ended(key, &at, end, self.now_ms());
         let any_refused = actions.iter().any(|action| matches!(action, Action::Nowhere { .. }));
         self.carry_out(&mut state, actions, Some(&ended));
         if ended.is_success() && !any_refused {
@@ -382,88 +449,27 @@ impl BuildService {
             state.forget_unwanted();
         }
         drop(state);
+        self.load_changed();
         self.ended.notify_all();
     }
 
     /// No executor can run it.
     fn refuse_job(self: &Arc<Self>, state: &mut State, key: &StorePath) {
-        let Some(refusal) = state.jobs.get(key).and_then(|job| self.refusal(&job.task)) else { return };
+        let refusal = state.jobs.get(key).and_then(|job| self.refusal(&job.task));
+        let others = self.why_nowhere(state, key);
+        let Some(mut refusal) = refusal.or_else(|| {
+            let failure = |text: &String| Failure::new(BuildStatus::PermanentFailure, text.clone());
+            others.as_ref().map(failure)
+        }) else {
+            return;
+        };
+        if let Some(others) = others.filter(|others| *others != refusal.message) {
+            refusal.message += &format!("\n{others}");
+        }
         let ended = Ended::unbuilt(self, refusal);
         self.tell_ended(state, key, None, &ended);
         let actions = state.schedule.give_up(key, self.now_ms());
         self.carry_out(state, actions, Some(&ended));
-    }
-
-    /// Tells everybody who wants this job that it has ended. `told` is what it was announced as.
-    fn tell_ended(&self, state: &mut State, key: &StorePath, told: Option<JobId>, ended: &Ended) {
-        let wanting: Vec<RequestId> = state.schedule.wanted_by(key).collect();
-        for request in wanting {
-            let Some(client) = state.clients.get_mut(&request) else { continue };
-            if let (Some(job), true) = (told, ended.announced) {
-                client.counts.running = client.counts.running.saturating_sub(1);
-                client.feed.push(BuildEvent::Finished { job });
-            }
-            // It begins anew for who still wants it.
-            if ended.cancelled {
-                client.tell_progress();
-                continue;
-            }
-            let count = if ended.is_success() { &mut client.counts.done } else { &mut client.counts.failed };
-            *count += 1;
-            if !ended.is_success() && !client.goals.contains(key) {
-                client.feed.push(BuildEvent::Message(error_text(&ended.result.error_msg)));
-            }
-            client.tell_progress();
-        }
-    }
-
-    fn answer(
-        &self,
-        state: &mut State,
-        request: RequestId,
-        key: StorePath,
-        answer: Answer<StorePath>,
-        ended: Option<&Ended>,
-    ) {
-        let texts = Texts { dir: &self.dir, drv_path: &key };
-        let failed = |failure: Failure| BuildResult::new(failure.status, failure.message);
-        let result = match answer {
-            Answer::Done | Answer::Failed | Answer::GivenUp { .. } => match ended {
-                Some(ended) => ended.result.clone(),
-                None => failed(Failure::cancelled()),
-            },
-            Answer::DependencyFailed { .. } => {
-                let outputs = state.jobs.get(&key).map(|job| job.task.known_outputs(&self.dir)).unwrap_or_default();
-                failed(texts.dependency_failed(&outputs))
-            }
-            Answer::Abandoned { failed: other } => failed(texts.abandoned(&other)),
-        };
-        if let Some(client) = state.clients.get_mut(&request) {
-            result.built_outputs.values().for_each(|built| client.roots.add(&built.out_path));
-            client.goals.remove(&key);
-            client.feed.settle(key, result);
-            if client.goals.is_empty() {
-                state.clients.remove(&request);
-            }
-        }
-    }
-
-    /// Tells everybody who wants this job.
-    pub(super) fn tell(&self, key: &StorePath, event: &BuildEvent) {
-        let mut state = self.lock();
-        if let Some(running) = state.jobs.get_mut(key).and_then(|job| job.running.as_mut()) {
-            running.past.note(event);
-            running.watchers.iter().for_each(|watcher| watcher.push(event.clone()));
-        }
-        let wanting: Vec<RequestId> = state.schedule.wanted_by(key).collect();
-        for request in wanting {
-            let Some(client) = state.clients.get_mut(&request) else { continue };
-            client.feed.push(event.clone());
-            if matches!(event, BuildEvent::Started { .. }) {
-                client.counts.running += 1;
-                client.tell_progress();
-            }
-        }
     }
 
     pub(super) fn cancel(self: &Arc<Self>, request: RequestId) {
@@ -488,36 +494,6 @@ impl BuildService {
         }
         Ok(report)
     }
-
-    pub fn overview(&self) -> Overview {
-        let state = self.lock();
-        let running = state.jobs.iter().filter_map(|(key, job)| {
-            let running = job.running.as_ref()?;
-            Some(RunningBuild { drv_path: key.clone(), seconds: running.since.elapsed().as_secs() })
-        });
-        Overview {
-            running: running.collect(),
-            recent: state.recent.list(),
-            waiting: state.schedule.waiting(),
-            max_jobs: self.config.max_jobs,
-            draining: state.draining,
-        }
-    }
-
-    /// Takes no new builds and waits at most `patience` for those that run. True when none runs any more.
-    pub fn drain(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        let mut state = self.lock();
-        state.draining = true;
-        while state.schedule.running() > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
-    }
 }
 
 /// One build thread: runs one job after the other until the service is gone.
@@ -528,13 +504,7 @@ fn work_on(service: &Weak<BuildService>, started: &Mutex<mpsc::Receiver<Work>>) 
         let run = || execute::run(&service, &work.task, work.id, &work.options, &work.kill);
         // Its clients would wait for ever, and the place of the job would be lost.
         let ended = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| execute::panicked(&service));
-        service.job_ended(&work.task, ended);
-    }
-}
-
-impl Client {
-    fn tell_progress(&self) {
-        let Counts { done, expected, running, failed } = self.counts;
-        self.feed.push(BuildEvent::Progress { done, expected, running, failed });
+        let end = service.end_of(&ended);
+        service.job_ended(&work.task, work.id, work.at, ended, end);
     }
 }

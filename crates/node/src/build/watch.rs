@@ -56,6 +56,7 @@ impl BuildService {
     pub fn stop(&self, drv_path: &StorePath) -> bool {
         let state = self.lock();
         let running = state.jobs.get(drv_path).and_then(|job| job.running.as_ref());
-        running.map(|running| running.kill.kill()).is_some()
+        let ran = running.map(|running| running.kill.kill()).is_some();
+        state.guests.stop(drv_path) || ran
     }
 }

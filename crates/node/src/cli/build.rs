@@ -90,7 +90,8 @@ fn say(item: &Value) -> io::Result<()> {
         base.split_once('-').map_or(base, |(_, name)| name).trim_end_matches(".drv").to_string()
     };
     if let Some(drv) = text("started") {
-        writeln!(err, "building '{drv}'...")
+        let on = text("at").map(|node| format!(" on '{node}'")).unwrap_or_default();
+        writeln!(err, "building '{drv}'{on}...")
     } else if let Some(path) = text("fetching") {
         writeln!(err, "fetching '{path}' from {}...", text("from").unwrap_or("another node"))
     } else if let Some(line) = text("line") {

@@ -248,10 +248,10 @@ impl Items<'_, '_> {
 impl Audience for Items<'_, '_> {
     fn tell(&mut self, event: BuildEvent) -> Result<(), Fault> {
         let item = match event {
-            BuildEvent::Started { job, drv_path } => {
+            BuildEvent::Started { job, drv_path, machine } => {
                 let drv = self.dir.print(&drv_path);
                 self.jobs.insert(job, drv.clone());
-                json!({ "started": drv })
+                json!({ "started": drv, "at": machine })
             }
             BuildEvent::Phase { job, phase } => json!({ "phase": phase, "drv": self.drv(job) }),
             BuildEvent::Line { job, line } => json!({ "line": String::from_utf8_lossy(&line), "drv": self.drv(job) }),

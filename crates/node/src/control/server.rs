@@ -302,7 +302,7 @@ impl NodeState {
         let overview = self.builds.overview();
         for build in overview.running {
             let drv_path = self.dir.print(&build.drv_path);
-            on_item(json!({ "state": "running", "seconds": build.seconds, "drv_path": drv_path }))?;
+            on_item(json!({ "state": "running", "seconds": build.seconds, "drv_path": drv_path, "at": build.at }))?;
         }
         for build in overview.recent {
             let state = if build.failure.is_some() { "failed" } else { "built" };

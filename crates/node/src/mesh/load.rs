@@ -11,6 +11,8 @@ use crate::build::service::BuildService;
 
 /// How often it is looked at. What changes is published when its turn comes, which is seldom in a large mesh.
 const PERIOD: Duration = Duration::from_secs(5);
+/// Builds that begin or end so soon after each other are told together.
+const CHANGES_TOGETHER: Duration = Duration::from_millis(50);
 const MIB: u64 = 1 << 20;
 
 /// Tells for as long as it is polled.
@@ -18,7 +20,11 @@ pub async fn tell(mesh: Mesh, builds: Arc<BuildService>, data_dir: std::path::Pa
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        // Who places builds wants to know of this node's places at once; the rest is looked at beside it.
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = builds.until_load_changes() => tokio::time::sleep(CHANGES_TOGETHER).await,
+        }
         let (service, dir) = (builds.clone(), data_dir.clone());
         let Ok(load) = tokio::task::spawn_blocking(move || look(&service, &dir)).await else { return };
         mesh.update(move |own| own.load = load).await;
@@ -29,7 +35,7 @@ fn look(builds: &BuildService, data_dir: &Path) -> Load {
     let overview = builds.overview();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     Load {
-        running: count(overview.running.len()),
+        running: count(overview.running_here()),
         queued: count(overview.waiting),
         free_memory_mib: memory_mib().1,
         free_store_mib: disk_mib(data_dir).1,

@@ -93,12 +93,13 @@ impl<'a> Narrator<'a> {
 
     pub fn tell(&mut self, event: BuildEvent) -> Vec<Said> {
         match event {
-            BuildEvent::Started { job, drv_path } => {
+            BuildEvent::Started { job, drv_path, machine } => {
                 let id = self.ids.take();
                 self.running.insert(job, id);
                 let drv = self.dir.print(&drv_path);
-                let text = format!("building '{drv}'");
-                let fields = vec![drv.into(), "".into(), 1.into(), 1.into()];
+                let on = machine.as_ref().map(|name| format!(" on '{name}'")).unwrap_or_default();
+                let text = format!("building '{drv}'{on}");
+                let fields = vec![drv.into(), machine.unwrap_or_default().into(), 1.into(), 1.into()];
                 vec![(Weight::Kept, start(id, Verbosity::Info, ActivityType::BUILD, text, fields))]
             }
             BuildEvent::Phase { job, phase } => {
@@ -265,13 +266,13 @@ mod tests {
         let (mut narrator, mut said) = Narrator::begin(&dir, &mut ids);
         for event in [
             BuildEvent::Line { job: 1, line: b"too early".to_vec() },
-            BuildEvent::Started { job: 1, drv_path: drv() },
+            BuildEvent::Started { job: 1, drv_path: drv(), machine: None },
             BuildEvent::Phase { job: 1, phase: "unpackPhase".into() },
             BuildEvent::Line { job: 1, line: b"line".to_vec() },
             BuildEvent::Progress { done: 0, expected: 1, running: 1, failed: 0 },
             BuildEvent::Finished { job: 1 },
             BuildEvent::Line { job: 1, line: b"too late".to_vec() },
-            BuildEvent::Started { job: 2, drv_path: drv() },
+            BuildEvent::Started { job: 2, drv_path: drv(), machine: Some("n1".into()) },
         ] {
             said.extend(narrator.tell(event));
         }
@@ -284,7 +285,7 @@ mod tests {
     fn a_build_has_the_four_fields_that_clients_index() {
         let (dir, mut ids) = (StoreDir::default(), ActivityIds::new());
         let (mut narrator, _) = Narrator::begin(&dir, &mut ids);
-        let said = narrator.tell(BuildEvent::Started { job: 1, drv_path: drv() });
+        let said = narrator.tell(BuildEvent::Started { job: 1, drv_path: drv(), machine: None });
         let [(Weight::Kept, StderrMessage::StartActivity(start))] = &said[..] else { panic!("{said:?}") };
         let drv = dir.print(&drv());
         assert_eq!(start.kind, ActivityType::BUILD);

@@ -1,0 +1,267 @@
+//! One job of this node's clients, from its start to its end: claimed, followed, found, built here or offered.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use shoal_grid::ring::NodeId;
+use shoal_grid::schedule::End;
+use shoal_mesh::builds::{Building, ask};
+use shoal_mesh::fetcher::AskError;
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, Outcome, Reason};
+use shoal_wire::nix::worker::BuildStatus;
+
+use super::{Grid, bring, translate};
+use crate::build::execute::{self, Ended};
+use crate::build::failure::Failure;
+use crate::build::feed::BuildEvent;
+use crate::build::prepare::{Resolved, resolved};
+use crate::build::service::{BuildService, HERE, Place, Work};
+
+/// It resolves, asks and waits; nothing on it recurses.
+const STACK_BYTES: usize = 1 << 20;
+/// A claim whose holder runs nothing, or cannot be reached, is asked for again after this.
+const CLAIM_PAUSE: Duration = Duration::from_millis(200);
+/// So long after anything was heard of the build that has the claim this node goes on by itself: longer than members need
+/// to agree that a node is dead. Double work, never a stall.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How the asking of one node came out.
+enum Heard {
+    Outcome(Box<Outcome>),
+    Refused(Reason, String, u32),
+    /// Why it says nothing more.
+    Lost(String),
+    /// Nobody wants it any more, or it runs elsewhere by now.
+    Over,
+}
+
+/// Sees a started job to its end, on a thread of its own.
+pub(in crate::build) fn conduct(service: &Arc<BuildService>, work: Work, at: NodeId) {
+    let (own, task, id) = (service.clone(), work.task.clone(), work.id);
+    let run = move || {
+        let Some(grid) = own.grid().cloned() else { return };
+        let run = || Conduct { service: &own, grid: &grid, work: &work, at, announced: Cell::new(false) }.run();
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Some((ended, end))) => own.job_ended(&work.task, work.id, at, ended, end),
+            Ok(None) => own.run_here(work),
+            Err(_) => own.job_ended(&work.task, work.id, at, execute::panicked(&own), End::Failed),
+        }
+    };
+    // The lock of the service is held by who calls this: what failed is told from another thread, which there is none of.
+    if let Err(error) = thread::Builder::new().name("conduct".into()).stack_size(STACK_BYTES).spawn(run) {
+        tracing::error!(derivation = %task.drv_path, id, %error, "cannot start a thread for a build, which waits for ever");
+    }
+}
+
+struct Conduct<'a> {
+    service: &'a Arc<BuildService>,
+    grid: &'a Grid,
+    work: &'a Work,
+    at: NodeId,
+    announced: Cell<bool>,
+}
+
+impl Conduct<'_> {
+    /// `None`: a build thread is to run it.
+    fn run(&self) -> Option<(Ended, End)> {
+        let resolved = match resolved(self.service, &self.work.task) {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                let failure = Failure::new(BuildStatus::InputRejected, format!("{error:#}"));
+                return Some((Ended::unbuilt(self.service, failure), End::Failed));
+            }
+        };
+        if let Some(ended) = self.take_claim(&resolved) {
+            return Some(ended);
+        }
+        match self.at == HERE {
+            true => self.here(&resolved),
+            false => Some(self.offer(&resolved)),
+        }
+    }
+
+    /// Waits for this node's claim. What came of it where another node, which had the claim, saw to the job.
+    fn take_claim(&self, resolved: &Resolved) -> Option<(Ended, End)> {
+        let drv_path = &self.work.task.drv_path;
+        let mut give_up = Instant::now() + CLAIM_PATIENCE;
+        loop {
+            if self.is_over() {
+                return Some(self.over());
+            }
+            let by = self.grid.neighbours.claim_build(drv_path);
+            if by == self.grid.me() || Instant::now() >= give_up {
+                break;
+            }
+            let since = Instant::now();
+            self.service.set_place(drv_path, self.work.id, Place::Following(by));
+            match self.hear(by, &BuildAsk::Follow(drv_path.clone())) {
+                Heard::Outcome(outcome) if outcome.status != BuildStatus::TransientFailure as u8 => {
+                    return Some(self.concluded(resolved, &outcome, by));
+                }
+                Heard::Over => return Some(self.over()),
+                Heard::Outcome(_) | Heard::Refused(..) | Heard::Lost(_) => {}
+            }
+            if since.elapsed() > CLAIM_PAUSE {
+                give_up = Instant::now() + CLAIM_PATIENCE;
+            }
+            if let Some(found) = self.found(resolved) {
+                return Some(found);
+            }
+            thread::sleep(CLAIM_PAUSE);
+        }
+        let place = if self.at == HERE { Place::Here } else { Place::At(self.at) };
+        self.service.claimed(drv_path, self.work.id, place);
+        self.found(resolved)
+    }
+
+    /// Whether the outputs are somewhere already.
+    fn found(&self, resolved: &Resolved) -> Option<(Ended, End)> {
+        let found = self.service.found(self.grid, &self.work.task).and_then(|found| {
+            let Some(found) = found else { return Ok(None) };
+            if let Some(at) = found.at {
+                self.service.learn_whereabouts(found.outputs.values(), at);
+            }
+            let ended = self.service.found_result(resolved, &found)?;
+            Ok(Some((ended, End::Success { output_bytes: found.bytes })))
+        });
+        found.unwrap_or_else(|error| {
+            let drv_path = &self.work.task.drv_path;
+            tracing::warn!(derivation = %drv_path, error = format!("{error:#}"), "cannot look for the outputs of a build");
+            None
+        })
+    }
+
+    fn here(&self, resolved: &Resolved) -> Option<(Ended, End)> {
+        let roots = self.service.store.temp_roots();
+        let brought = self.service.near(self.grid, resolved).and_then(|near| {
+            let inputs = &resolved.derivation.input_srcs;
+            bring::bring(self.service, self.grid, inputs, &near, &roots, || self.is_over())
+        });
+        match brought {
+            Ok(()) => None,
+            Err(error) => Some(self.lost(&format!("{error:#}"))),
+        }
+    }
+
+    fn offer(&self, resolved: &Resolved) -> (Ended, End) {
+        let refused = |text: String, full_until_ms| {
+            let failure = Failure::new(BuildStatus::TransientFailure, text.clone());
+            let mut ended = Ended::unbuilt(self.service, failure);
+            ended.cancelled = true;
+            (ended, End::Refused { text, full_until_ms })
+        };
+        let offer = self.service.offer(self.grid, &self.work.task, resolved, &self.work.options);
+        match offer {
+            Ok(Some(offer)) => match self.hear(self.at, &offer) {
+                Heard::Outcome(outcome) => self.concluded(resolved, &outcome, self.at),
+                Heard::Over => self.over(),
+                Heard::Lost(why) => self.lost(&why),
+                Heard::Refused(reason, text, retry_ms) => {
+                    let is_full = matches!(reason, Reason::Full | Reason::Draining | Reason::NoSpace);
+                    let until = self.service.now_ms().saturating_add(u64::from(retry_ms));
+                    refused(text, is_full.then_some(until))
+                }
+            },
+            Ok(None) => refused("the derivation is too long to be sent to another node".into(), None),
+            Err(error) => self.lost(&format!("{error:#}")),
+        }
+    }
+
+    /// Asks a node, and passes on what it says to the end of it.
+    fn hear(&self, node: NodeKey, question: &BuildAsk) -> Heard {
+        let Some(mesh) = self.grid.neighbours.mesh() else { return Heard::Lost("this node is in no mesh".into()) };
+        let name = self.grid.neighbours.name(&node);
+        let listen = async {
+            let mut building = ask(mesh.links(), node, question).await?;
+            self.listen(&mut building, &name).await
+        };
+        let heard = self.grid.runtime.block_on(async {
+            tokio::select! {
+                heard = listen => heard,
+                () = self.work.kill.killed() => Ok(Heard::Over),
+            }
+        });
+        heard.unwrap_or_else(|error| {
+            if let AskError::Lied(_) = error {
+                self.offended(node, &error.to_string());
+            }
+            Heard::Lost(format!("{name}: {error}"))
+        })
+    }
+
+    async fn listen(&self, building: &mut Building, name: &str) -> Result<Heard, AskError> {
+        let (id, drv_path) = (self.work.id, &self.work.task.drv_path);
+        loop {
+            let frame = building.next().await?;
+            if !self.service.is_current(drv_path, id) {
+                return Ok(Heard::Over);
+            }
+            match frame {
+                BuildFrame::Ended(outcome) => return Ok(Heard::Outcome(outcome)),
+                BuildFrame::Refused { reason, text, retry_after_ms } => {
+                    return Ok(Heard::Refused(reason, text, retry_after_ms));
+                }
+                BuildFrame::Started { at } => {
+                    if !self.announced.replace(true) {
+                        let machine = Some(at.unwrap_or_else(|| name.to_owned()));
+                        let event = BuildEvent::Started { job: id, drv_path: drv_path.clone(), machine };
+                        self.service.tell(id, drv_path, &event);
+                    }
+                }
+                frame => {
+                    translate::events(frame, id, name).iter().for_each(|event| self.service.tell(id, drv_path, event));
+                }
+            }
+        }
+    }
+
+    fn concluded(&self, resolved: &Resolved, outcome: &Outcome, from: NodeKey) -> (Ended, End) {
+        match self.service.conclude(resolved, outcome, from, self.announced.get()) {
+            Ok((_, End::Lost)) => self.lost(&String::from_utf8_lossy(&outcome.error)),
+            Ok(concluded) => concluded,
+            Err(offence) => {
+                self.offended(from, &offence);
+                self.lost(&offence)
+            }
+        }
+    }
+
+    fn offended(&self, node: NodeKey, why: &str) {
+        let name = self.grid.neighbours.name(&node);
+        tracing::warn!(node = name, why, "a node says of a build what cannot be; its connections are closed");
+        if let Some(mesh) = self.grid.neighbours.mesh() {
+            mesh.links().cut(node, "it said of a build what cannot be");
+        }
+    }
+
+    /// It says nothing about the derivation, and is built elsewhere.
+    fn lost(&self, why: &str) -> (Ended, End) {
+        let drv_path = &self.work.task.drv_path;
+        let drv = self.service.store_dir().print(drv_path);
+        let place = if self.at == HERE { "this node".into() } else { self.grid.neighbours.name(&self.at) };
+        tracing::warn!(derivation = %drv_path, place, why, "a build was lost");
+        if self.announced.get() {
+            let text = format!("the build of '{drv}' on '{place}' was lost ({why}); it is built again\n");
+            self.service.tell(self.work.id, drv_path, &BuildEvent::Message(text));
+        }
+        let failure = Failure::new(BuildStatus::TransientFailure, format!("the build of '{drv}' was lost: {why}"));
+        let mut ended = Ended::unbuilt(self.service, failure);
+        (ended.announced, ended.cancelled) = (self.announced.get(), true);
+        (ended, End::Lost)
+    }
+
+    fn over(&self) -> (Ended, End) {
+        let mut ended = Ended::unbuilt(self.service, Failure::cancelled());
+        (ended.announced, ended.cancelled) = (self.announced.get(), true);
+        // Stopped while somebody wants it, it has failed; where nobody does, that is ignored.
+        (ended, End::Failed)
+    }
+
+    fn is_over(&self) -> bool {
+        self.work.kill.is_killed() || !self.service.is_current(&self.work.task.drv_path, self.work.id)
+    }
+}

@@ -1,0 +1,225 @@
+//! Builds that run here for other nodes.
+//!
+//! Invariants:
+//! - guests and this node's own builds together run at most `max_jobs` builders, as far as both begin one after the other;
+//! - a guest runs for as long as one asker has its handle, and each asker hears of it from its beginning;
+//! - a derivation that is built here already is joined, not built beside.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shoal_store::TempRoots;
+use shoal_wire::mesh::builds::Reason;
+use shoal_wire::nix::store_path::StorePath;
+use shoal_wire::nix::worker::ops::BuildMode;
+
+use crate::build::execute::{Ended, KillSwitch};
+use crate::build::feed::{BuildEvent, Feed, JobId, Next};
+use crate::build::graph::Graph;
+use crate::build::past::Past;
+use crate::build::request::{BuildHandle, BuildOptions, Goal, Progress, Wanted};
+use crate::build::service::{BuildService, Place, State};
+
+pub(in crate::build) struct Guest {
+    drv_path: StorePath,
+    mode: BuildMode,
+    kill: Arc<KillSwitch>,
+    since: Instant,
+    past: Past,
+    askers: Vec<Asker>,
+}
+
+struct Asker {
+    number: u64,
+    feed: Feed,
+    roots: Arc<TempRoots>,
+}
+
+/// The builds that run here for others.
+#[derive(Default)]
+pub(in crate::build) struct Guests {
+    runs: HashMap<JobId, Guest>,
+    askers: u64,
+}
+
+impl Guests {
+    pub fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// What runs, and since when.
+    pub fn running(&self) -> impl Iterator<Item = (&StorePath, Instant)> {
+        self.runs.values().map(|guest| (&guest.drv_path, guest.since))
+    }
+
+    /// Tells the askers of a guest. False where it is none.
+    pub fn tell(&mut self, id: JobId, event: &BuildEvent) -> bool {
+        let Some(guest) = self.runs.get_mut(&id) else { return false };
+        guest.past.note(event);
+        guest.askers.iter().for_each(|asker| asker.feed.push(event.clone()));
+        true
+    }
+
+    /// Stops the build of a derivation, for everybody who wants it. Whether it ran.
+    pub fn stop(&self, drv_path: &StorePath) -> bool {
+        let of_it = self.runs.values().filter(|guest| guest.drv_path == *drv_path);
+        of_it.map(|guest| guest.kill.kill()).count() > 0
+    }
+
+    fn find(&self, drv_path: &StorePath, mode: BuildMode) -> Option<JobId> {
+        self.runs.iter().find(|(_, guest)| guest.drv_path == *drv_path && guest.mode == mode).map(|(id, _)| *id)
+    }
+}
+
+/// An asker's interest in a build of this node.
+pub(super) enum Interest {
+    Guest(GuestHandle),
+    /// In one of this node's own, wherever that runs.
+    Own(BuildHandle),
+}
+
+impl Interest {
+    pub fn next(&mut self, wait: Duration) -> Progress {
+        match self {
+            Interest::Own(handle) => handle.next(wait),
+            Interest::Guest(handle) => match handle.feed.next(wait) {
+                Next::Event(event) => Progress::Event(event),
+                Next::Idle => Progress::Idle,
+                Next::Woken => Progress::Woken,
+                Next::Done(results) => Progress::Done(results.into_values().collect()),
+            },
+        }
+    }
+
+    pub fn waker(&self) -> Box<dyn Fn() + Send + Sync> {
+        match self {
+            Interest::Own(handle) => Box::new(handle.waker()),
+            Interest::Guest(handle) => {
+                let feed = handle.feed.clone();
+                Box::new(move || feed.wake())
+            }
+        }
+    }
+}
+
+pub(super) struct GuestHandle {
+    service: Arc<BuildService>,
+    id: JobId,
+    number: u64,
+    feed: Feed,
+    _roots: Arc<TempRoots>,
+}
+
+impl Drop for GuestHandle {
+    fn drop(&mut self) {
+        self.service.guest_left(self.id, self.number);
+    }
+}
+
+/// What came of an offer.
+pub(super) enum Admission {
+    /// It runs here already.
+    Joined(Interest),
+    /// It is to be run as the guest of this number.
+    Admitted(Interest, JobId, Arc<KillSwitch>),
+    Refused(Reason, String),
+}
+
+impl BuildService {
+    /// Takes a build that another node offers, or says why not.
+    pub(super) fn admit(self: &Arc<Self>, drv_path: &StorePath, mode: BuildMode) -> Admission {
+        let mut state = self.lock();
+        if let Some(id) = state.guests.find(drv_path, mode) {
+            return match self.join_guest(&mut state, id, drv_path) {
+                Some(interest) => Admission::Joined(interest),
+                None => Admission::Refused(Reason::Full, "it ends just now".into()),
+            };
+        }
+        if let Some(task) = state.own_here(drv_path).filter(|task| task.mode == mode) {
+            drop(state);
+            let goals = vec![Goal::Derivation { drv_path: drv_path.clone(), wanted: Wanted::All }];
+            let handle = self.enter(Graph::single(task), goals, BuildOptions::default());
+            return Admission::Joined(Interest::Own(handle));
+        }
+        if state.draining {
+            return Admission::Refused(Reason::Draining, "this node is stopping and takes no new builds".into());
+        }
+        let slots = self.config.max_jobs;
+        if state.busy_here() >= slots {
+            return Admission::Refused(Reason::Full, format!("all {slots} slots are taken"));
+        }
+        let (id, kill) = (self.next_job(), Arc::new(KillSwitch::default()));
+        let (drv_path, since) = (drv_path.clone(), Instant::now());
+        let guest = Guest {
+            drv_path: drv_path.clone(),
+            mode,
+            kill: kill.clone(),
+            since,
+            past: Past::default(),
+            askers: Vec::new(),
+        };
+        state.guests.runs.insert(id, guest);
+        self.slots_changed(&mut state);
+        match self.join_guest(&mut state, id, &drv_path) {
+            Some(interest) => Admission::Admitted(interest, id, kill),
+            None => Admission::Refused(Reason::Full, "it ends just now".into()),
+        }
+    }
+
+    /// Joins the build of a derivation that runs or waits here, for `asker`.
+    pub(super) fn join(self: &Arc<Self>, drv_path: &StorePath, asker: shoal_wire::mesh::NodeKey) -> Option<Interest> {
+        let mut state = self.lock();
+        if let Some(id) = state.guests.find(drv_path, BuildMode::Normal) {
+            return self.join_guest(&mut state, id, drv_path);
+        }
+        let (task, place) = state.own(drv_path)?;
+        // Two that follow each other would wait for ever.
+        if place == Some(Place::Following(asker)) {
+            return None;
+        }
+        drop(state);
+        let goals = vec![Goal::Derivation { drv_path: drv_path.clone(), wanted: Wanted::All }];
+        Some(Interest::Own(self.enter(Graph::single(task), goals, BuildOptions::default())))
+    }
+
+    fn join_guest(self: &Arc<Self>, state: &mut State, id: JobId, drv_path: &StorePath) -> Option<Interest> {
+        state.guests.askers += 1;
+        let number = state.guests.askers;
+        let guest = state.guests.runs.get_mut(&id).filter(|guest| !guest.kill.is_killed())?;
+        let (feed, roots) = (Feed::new(1), Arc::new(self.store.temp_roots()));
+        debug_assert_eq!(guest.drv_path, *drv_path);
+        guest.past.events(id).into_iter().for_each(|event| feed.push(event));
+        guest.askers.push(Asker { number, feed: feed.clone(), roots: roots.clone() });
+        Some(Interest::Guest(GuestHandle { service: self.clone(), id, number, feed, _roots: roots }))
+    }
+
+    /// Whoever leaves last stops it.
+    fn guest_left(&self, id: JobId, number: u64) {
+        let mut state = self.lock();
+        let Some(guest) = state.guests.runs.get_mut(&id) else { return };
+        guest.askers.retain(|asker| asker.number != number);
+        let unwanted = guest.askers.is_empty().then(|| guest.kill.clone());
+        drop(state);
+        if let Some(kill) = unwanted {
+            kill.kill();
+        }
+    }
+
+    /// Tells all askers how it ended, and lets others have its place.
+    pub(super) fn guest_ended(self: &Arc<Self>, id: JobId, ended: &Ended) {
+        let mut state = self.lock();
+        let Some(guest) = state.guests.runs.remove(&id) else { return };
+        if ended.announced {
+            let failure = (!ended.is_success()).then(|| String::from_utf8_lossy(&ended.result.error_msg).into_owned());
+            state.recent.push(guest.drv_path.clone(), guest.since.elapsed(), failure);
+        }
+        for asker in guest.askers {
+            ended.result.built_outputs.values().for_each(|built| asker.roots.add(&built.out_path));
+            asker.feed.settle(guest.drv_path.clone(), ended.result.clone());
+        }
+        self.slots_changed(&mut state);
+        drop(state);
+        self.ended.notify_all();
+    }
+}

@@ -1,0 +1,189 @@
+//! The nodes that builds may be placed on, as the schedule is told of them, and what is on this node's mind meanwhile.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shoal_grid::can_run::Machine;
+use shoal_grid::catalogue::claims::CLAIM_MS;
+use shoal_grid::membership::member::Standing;
+use shoal_grid::placement::{Executor, Placement, describe};
+use shoal_mesh::handle::Mesh;
+use shoal_mesh::roster::{Peer, Roster};
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::certificate::Roles;
+use shoal_wire::mesh::node_record::Presence;
+use shoal_wire::nix::store_path::StorePath;
+
+use crate::build::graph::Task;
+use crate::build::service::{BuildService, HERE, Place, State};
+
+/// The newest version of builds between nodes.
+pub const VERSION: u8 = 1;
+/// How often jobs that wait are looked at: what a refusal holds up is held up no longer than that.
+const TICK: Duration = Duration::from_millis(100);
+/// How often claims of what runs are renewed.
+const RENEWAL: Duration = Duration::from_millis(CLAIM_MS / 3);
+/// Outputs whose places are remembered: those of a whole distribution.
+const WHEREABOUTS_MAX: usize = 500_000;
+
+/// Tells the schedule who is there, looks at what waits, and renews claims, for as long as it is polled.
+pub async fn keep_in_step(builds: Arc<BuildService>, mesh: Mesh) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut renewed = Instant::now();
+    let mut seen = Roster::default();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => builds.tick(),
+            () = mesh.roster_changed() => {}
+        }
+        let roster = mesh.roster();
+        if roster.peers.iter().map(|peer| peer.record.version).ne(seen.peers.iter().map(|peer| peer.record.version))
+            || roster.peers.iter().map(|peer| peer.standing).ne(seen.peers.iter().map(|peer| peer.standing))
+        {
+            builds.set_members(&roster, mesh.me());
+            seen = Roster::clone(&roster);
+        }
+        if renewed.elapsed() >= RENEWAL {
+            renewed = Instant::now();
+            builds.renew_claims();
+        }
+    }
+}
+
+fn executor(peer: &Peer) -> Executor {
+    let record = &peer.record;
+    Executor {
+        machine: Machine { systems: record.systems.clone(), features: record.features.clone() },
+        slots: record.capacity.slots,
+        running: record.load.running,
+        free_memory_mib: (record.load.free_memory_mib > 0).then_some(record.load.free_memory_mib),
+        pressure: record.load.pressure,
+        active: record.presence == Presence::Active && peer.standing == Standing::Alive,
+    }
+}
+
+fn builds(peer: &&Peer) -> bool {
+    let record = &peer.record;
+    peer.is_live() && record.term.roles.contain(Roles::BUILD) && record.protocols.builds.newest >= VERSION
+}
+
+impl State {
+    /// Builders that run here, or are about to.
+    pub(in crate::build) fn busy_here(&self) -> usize {
+        let own = self.jobs.values().filter(|job| job.place() == Some(Place::Here)).count();
+        own + self.guests.len()
+    }
+
+    /// The job of this node's clients with this derivation, and where it runs.
+    pub(super) fn own(&self, drv_path: &StorePath) -> Option<(Task, Option<Place>)> {
+        let job = self.jobs.get(drv_path)?;
+        Some((Task::clone(&job.task), job.place()))
+    }
+
+    /// The same if it runs here.
+    pub(super) fn own_here(&self, drv_path: &StorePath) -> Option<Task> {
+        self.own(drv_path).filter(|(_, place)| *place == Some(Place::Here)).map(|(task, _)| task)
+    }
+}
+
+impl BuildService {
+    fn set_members(self: &Arc<Self>, roster: &Roster, me: NodeKey) {
+        let others = roster.peers.iter().filter(builds).filter(|peer| peer.record.node != me);
+        let mut members: BTreeMap<NodeKey, Executor> = others.map(|peer| (peer.record.node, executor(peer))).collect();
+        // Who may not ask is asked by nobody.
+        let may_ask = roster.get(&me).is_some_and(|own| own.record.term.roles.contain(Roles::BUILD));
+        if !may_ask {
+            members.clear();
+        }
+        let mut state = self.lock();
+        members.insert(HERE, self.here(&state));
+        let actions = state.schedule.set_executors(members, self.now_ms());
+        self.carry_out(&mut state, actions, None);
+    }
+
+    /// This node among the executors of its schedule. It keeps a slot whatever its guests have: a node without one would
+    /// be taken for one that never builds.
+    pub(in crate::build) fn here(&self, state: &State) -> Executor {
+        let free = self.config.max_jobs.saturating_sub(state.guests.len());
+        Executor {
+            machine: self.config.machine.clone(),
+            slots: u32::try_from(free.max(1).min(self.config.max_jobs)).unwrap_or(u32::MAX),
+            active: true,
+            ..Executor::default()
+        }
+    }
+
+    /// A guest came or went.
+    pub(super) fn slots_changed(self: &Arc<Self>, state: &mut State) {
+        let here = self.here(state);
+        let actions = state.schedule.set_executor(HERE, Some(here), self.now_ms());
+        self.carry_out(state, actions, None);
+        self.load_changed();
+    }
+
+    fn tick(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if state.schedule.waiting() > 0 {
+            let actions = state.schedule.tick(self.now_ms());
+            self.carry_out(&mut state, actions, None);
+        }
+    }
+
+    fn renew_claims(&self) {
+        let Some(grid) = self.grid() else { return };
+        let state = self.lock();
+        let claimed = state.jobs.iter().filter(|(_, job)| job.running.as_ref().is_some_and(|running| running.claimed));
+        let claimed: Vec<StorePath> = claimed.map(|(key, _)| key.clone()).collect();
+        drop(state);
+        claimed.iter().for_each(|drv_path| grid.neighbours.renew_build_claim(drv_path));
+    }
+
+    /// Why no member will ever build a job, as far as other nodes are concerned.
+    pub(in crate::build) fn why_nowhere(&self, state: &State, key: &StorePath) -> Option<String> {
+        let grid = self.grid().filter(|grid| !grid.neighbours.is_alone())?;
+        let (Placement::Nowhere(reasons) | Placement::Waits(reasons)) = state.schedule.placement(key, self.now_ms())?
+        else {
+            return None;
+        };
+        let name = |node: &NodeKey| if *node == HERE { "this node".into() } else { grid.neighbours.name(node) };
+        Some(format!("No node of the mesh can build it:\n{}", describe(&reasons, name)))
+    }
+
+    /// Where an output lies that is not here, as far as is known.
+    pub(super) fn whereabouts(&self, path: &StorePath) -> Option<NodeKey> {
+        self.lock().whereabouts.get(path).copied()
+    }
+
+    pub(super) fn learn_whereabouts<'a>(&self, paths: impl Iterator<Item = &'a StorePath>, at: NodeKey) {
+        let mut state = self.lock();
+        if state.whereabouts.len() > WHEREABOUTS_MAX {
+            state.whereabouts = HashMap::new();
+        }
+        state.whereabouts.extend(paths.map(|path| (path.clone(), at)));
+    }
+
+    pub(super) fn set_place(&self, key: &StorePath, id: crate::build::feed::JobId, place: Place) {
+        let mut state = self.lock();
+        let running = state.jobs.get_mut(key).and_then(|job| job.running.as_mut());
+        if let Some(running) = running.filter(|running| running.id == id) {
+            running.place = place;
+        }
+    }
+
+    /// This node has the claim of a job from now on.
+    pub(super) fn claimed(&self, key: &StorePath, id: crate::build::feed::JobId, place: Place) {
+        self.set_place(key, id, place);
+        let mut state = self.lock();
+        if let Some(running) = state.jobs.get_mut(key).and_then(|job| job.running.as_mut()) {
+            running.claimed |= running.id == id;
+        }
+    }
+
+    /// Whether a run of a job is the one that counts.
+    pub(super) fn is_current(&self, key: &StorePath, id: crate::build::feed::JobId) -> bool {
+        let state = self.lock();
+        state.jobs.get(key).and_then(|job| job.running.as_ref()).is_some_and(|running| running.id == id)
+    }
+}

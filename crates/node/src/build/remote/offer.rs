@@ -1,0 +1,142 @@
+//! What is offered of a job, and what comes back of it, in the terms of this node.
+
+use std::collections::BTreeMap;
+
+use shoal_grid::schedule::End;
+use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::builds::{BuildAsk, DERIVATION_LEN_MAX, NEAR_MAX, Offer, Outcome};
+use shoal_wire::nix::aterm;
+use shoal_wire::nix::store_path::StorePath;
+use shoal_wire::nix::worker::{BuildResult, BuildStatus};
+
+use super::{Grid, translate};
+use crate::build::execute::Ended;
+use crate::build::failure::Failure;
+use crate::build::graph::Task;
+use crate::build::prepare::Resolved;
+use crate::build::request::BuildOptions;
+use crate::build::service::BuildService;
+
+/// Where outputs of a job are found that was not built.
+pub(super) struct Elsewhere {
+    pub outputs: BTreeMap<String, StorePath>,
+    /// `None`: here.
+    pub at: Option<NodeKey>,
+    pub bytes: u64,
+}
+
+impl BuildService {
+    /// `None` where the derivation is too long to be sent.
+    pub(super) fn offer(
+        &self,
+        grid: &Grid,
+        task: &Task,
+        resolved: &Resolved,
+        options: &BuildOptions,
+    ) -> anyhow::Result<Option<BuildAsk>> {
+        let derivation = aterm::print(&self.dir, &resolved.derivation.clone().into_derivation());
+        if derivation.len() > DERIVATION_LEN_MAX {
+            return Ok(None);
+        }
+        Ok(Some(BuildAsk::Build(Box::new(Offer {
+            drv_path: task.drv_path.clone(),
+            name: resolved.derivation.name.clone(),
+            derivation,
+            mode: translate::mode(task.mode),
+            settings: translate::settings(options),
+            near: self.near(grid, resolved)?,
+            keep: true,
+        }))))
+    }
+
+    /// Nodes that have inputs, those with the most first.
+    pub(super) fn near(&self, grid: &Grid, resolved: &Resolved) -> anyhow::Result<Vec<NodeKey>> {
+        let inputs = &resolved.derivation.input_srcs;
+        let valid = self.store.valid_of(inputs)?.len();
+        let mut counts: BTreeMap<NodeKey, usize> = BTreeMap::new();
+        for node in inputs.iter().filter_map(|path| self.whereabouts(path)) {
+            *counts.entry(node).or_default() += 1;
+        }
+        if valid > 0 {
+            *counts.entry(grid.me()).or_default() += valid;
+        }
+        let mut nodes: Vec<(NodeKey, usize)> = counts.into_iter().collect();
+        nodes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        Ok(nodes.into_iter().take(NEAR_MAX).map(|(node, _)| node).collect())
+    }
+
+    /// The outputs of a job if all of them are known and valid, here or at other nodes.
+    pub(super) fn found(&self, grid: &Grid, task: &Task) -> anyhow::Result<Option<Elsewhere>> {
+        let Some(outputs) = self.known_paths(task)? else { return Ok(None) };
+        let mut found = Elsewhere { outputs, at: None, bytes: 0 };
+        let mut elsewhere = Vec::new();
+        for path in found.outputs.values() {
+            match self.store.path_info(path)? {
+                Some(info) => found.bytes += info.nar_size,
+                None => elsewhere.push(path.hash_part()),
+            }
+        }
+        if elsewhere.is_empty() {
+            return Ok(Some(found));
+        }
+        for held in grid.neighbours.find(&elsewhere) {
+            let Some(held) = held else { return Ok(None) };
+            found.bytes += held.record.info().nar_size;
+            found.at = held.holders.first().copied();
+        }
+        Ok(Some(found))
+    }
+
+    /// What is told of outputs that were found.
+    pub(super) fn found_result(&self, resolved: &Resolved, found: &Elsewhere) -> anyhow::Result<Ended> {
+        let mut result = BuildResult::new(BuildStatus::AlreadyValid, "");
+        result.built_outputs = self.record_resolved(resolved, &found.outputs)?;
+        Ok(Ended::without_builder(self, result))
+    }
+
+    /// What an executor's outcome means here. `from` is the node that said so; an error is something that no member says
+    /// by accident.
+    pub(super) fn conclude(
+        &self,
+        resolved: &Resolved,
+        outcome: &Outcome,
+        from: NodeKey,
+        announced: bool,
+    ) -> Result<(Ended, End), String> {
+        let Some(mut result) = translate::result(outcome) else {
+            return Err(format!("it ends a build with status {}", outcome.status));
+        };
+        let mut end = match result.status {
+            BuildStatus::TransientFailure => End::Lost,
+            status if status.is_success() => {
+                let bytes = outcome.outputs.values().map(|output| output.nar_size);
+                End::Success { output_bytes: bytes.fold(0, u64::saturating_add) }
+            }
+            _ => End::Failed,
+        };
+        if result.status.is_success() {
+            let paths: BTreeMap<String, StorePath> =
+                outcome.outputs.iter().map(|(name, output)| (name.clone(), output.path.clone())).collect();
+            let derivation = &resolved.derivation;
+            let is_right = derivation.outputs.keys().eq(paths.keys())
+                && paths
+                    .iter()
+                    .all(|(name, path)| derivation.output_path(&self.dir, name).is_none_or(|known| known == *path));
+            if !is_right {
+                return Err("it built other outputs than those of the derivation".into());
+            }
+            self.learn_whereabouts(paths.values(), outcome.at.unwrap_or(from));
+            match self.record_resolved(resolved, &paths) {
+                Ok(built) => result.built_outputs = built,
+                Err(error) => {
+                    let failure = Failure::infrastructure(&error);
+                    (result, end) = (BuildResult::new(failure.status, failure.message), End::Lost);
+                }
+            }
+        }
+        let mut ended = Ended::without_builder(self, result);
+        ended.announced = announced;
+        ended.cancelled = end == End::Lost;
+        Ok((ended, end))
+    }
+}

@@ -1,0 +1,177 @@
+//! Nodes that are one builder to real clients, whichever of them these talk to.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use shoal_tests::command::{Running, wait_for};
+use shoal_tests::{Cmd, Machine, Mesh, Nix, Node, Remote, built, shapes};
+
+const START_PATIENCE: Duration = Duration::from_secs(60);
+const CLIENT_PATIENCE: Duration = Duration::from_secs(120);
+/// From a client's end to the end of its builders, on whatever node.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
+/// What naps take on three nodes, as a share of what they take on one.
+const SHARE_OF_THREE: f64 = 0.6;
+const CA: [&str; 3] = ["--option", "extra-experimental-features", "ca-derivations"];
+
+by_each_version!(nodes_share_the_work_of_one_client, what_several_nodes_build_is_what_one_builds);
+
+/// One job at a time each, so that the work goes around.
+fn narrow(count: usize, machines: &[&Machine]) -> Mesh {
+    Mesh::start_with(count, machines, &["--max-jobs", "1"])
+}
+
+fn build(machine: &Machine, node: &Node, salt: &str, attributes: &[&str]) -> Cmd {
+    let build = shapes::build_command(machine, node, Remote::SshNg, salt, attributes);
+    build.args(CA).patience(CLIENT_PATIENCE)
+}
+
+fn builds(node: &Node, is: impl Fn(&serde_json::Value) -> bool) -> usize {
+    let builds = node.shoal("builds --json").ok().json();
+    builds.as_array().into_iter().flatten().filter(|build| is(build)).count()
+}
+
+/// How many derivations it has built itself.
+fn has_built(node: &Node) -> usize {
+    builds(node, |build| build["state"] == "built" || build["state"] == "failed")
+}
+
+/// How many builders run on it.
+fn runs_itself(node: &Node) -> usize {
+    builds(node, |build| build["state"] == "running" && build["at"].is_null())
+}
+
+fn until_all_build(mesh: &Mesh) {
+    wait_for("a builder on each node", START_PATIENCE, || {
+        mesh.nodes.iter().all(|node| !node.builders().is_empty()).then_some(())
+    });
+}
+
+fn nodes_share_the_work_of_one_client(nix: &Nix) {
+    let machine = Machine::new(nix);
+    let alone = Node::start_with(&[&machine], &["--max-jobs", "1"]);
+    // Uploads are no part of what is compared.
+    let upload = |node: &Node| {
+        machine.remote("nix-instantiate", node, Remote::SshNg).args(shapes::args(&machine, "", &["naps"])).ok()
+    };
+    upload(&alone);
+    let took_alone = build(&machine, &alone, "", &["naps"]).ok().took;
+    let mesh = narrow(3, &[&machine]);
+    upload(&mesh[1]);
+    let finished = build(&machine, &mesh[1], "", &["naps"]).ok();
+    assert_eq!(built(&finished).len(), 20, "{finished}");
+    assert!(finished.stderr.contains("nap 19"), "logs of all nodes reach the client: {finished}");
+    let counts: Vec<usize> = mesh.nodes.iter().map(has_built).collect();
+    assert!(counts.iter().all(|count| *count > 0) && counts.iter().sum::<usize>() == 20, "{counts:?}");
+    let share = finished.took.as_secs_f64() / took_alone.as_secs_f64();
+    println!(
+        "20 naps of 0.5 s: {took_alone:?} on one node, {:?} on three ({share:.2}), of them {counts:?}",
+        finished.took
+    );
+    assert!(share < SHARE_OF_THREE, "{:?} on three nodes, {took_alone:?} on one", finished.took);
+}
+
+/// NAR hash of each path and all it refers to.
+fn hashes(machine: &Machine, node: &Node, paths: &[String]) -> BTreeMap<String, String> {
+    let fetcher = Machine::new(&machine.nix);
+    let key = node.key();
+    let copy =
+        fetcher.local("nix").args(["copy", "--from", &node.ready().http, "--option", "trusted-public-keys", &key]);
+    copy.args(CA).args(paths).ok();
+    let all = fetcher.local("nix-store").args(["-q", "--requisites"]).args(paths).ok();
+    let hash = |path: &&str| fetcher.local("nix-store").args(["-q", "--hash", path]).ok().text().to_string();
+    all.lines().iter().map(|path| (path.to_string(), hash(path))).collect()
+}
+
+fn what_several_nodes_build_is_what_one_builds(nix: &Nix) {
+    let machine = Machine::new(nix);
+    let attributes = ["mat", "chain", "outputs", "floating", "onFloating"];
+    let alone = Node::start_with(&[&machine], &["--max-jobs", "1"]);
+    let of_one = built(&build(&machine, &alone, "", &attributes).ok());
+    let mesh = narrow(3, &[&machine]);
+    let finished = build(&machine, &mesh[2], "", &attributes).ok();
+    let of_three = built(&finished);
+    assert_eq!(of_one, of_three, "{finished}");
+    let counts: Vec<usize> = mesh.nodes.iter().map(has_built).collect();
+    assert!(counts.iter().all(|count| *count > 0), "one node built nothing: {counts:?}");
+    let expected = hashes(&machine, &alone, &of_one);
+    assert!(expected.len() > of_one.len());
+    // Asked of one that need not have built them.
+    assert_eq!(hashes(&machine, &mesh[0], &of_three), expected);
+}
+
+#[test]
+fn a_killed_executor_is_no_error_for_the_client() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = narrow(3, &[&machine]);
+    let client = build(&machine, &mesh[0], "", &["slow"]).start();
+    until_all_build(&mesh);
+    mesh[1].kill();
+    let finished = client.finish(CLIENT_PATIENCE).expect_code(0);
+    assert_eq!(built(&finished).len(), 3, "{finished}");
+    assert!(finished.stderr.contains("it is built again"), "the client hears of it: {finished}");
+}
+
+#[test]
+fn a_derivation_that_two_nodes_want_at_once_is_built_once_and_both_hear_of_it() {
+    let (machine, other) = (Machine::new(&Nix::newest()), Machine::new(&Nix::newest()));
+    let mesh = Mesh::start(3, &[&machine, &other]);
+    let clients = [build(&machine, &mesh[0], "", &["brief"]).start(), build(&other, &mesh[1], "", &["brief"]).start()];
+    for client in clients {
+        let finished = client.finish(CLIENT_PATIENCE).expect_code(0);
+        assert!(finished.stderr.contains("begun"), "{finished}");
+    }
+    assert_eq!(mesh.nodes.iter().map(has_built).sum::<usize>(), 1);
+}
+
+#[test]
+fn ctrl_c_at_one_node_ends_the_builders_on_all() {
+    let machine = Machine::new(&Nix::newest());
+    let mesh = narrow(3, &[&machine]);
+    let mut client: Running = build(&machine, &mesh[0], "", &["asleep"]).start();
+    until_all_build(&mesh);
+    client.signal(Signal::INT);
+    client.wait(START_PATIENCE);
+    wait_for("the end of builds that nobody wants", CANCEL_PATIENCE, || {
+        mesh.nodes.iter().all(|node| node.builders().is_empty()).then_some(())
+    });
+    wait_for("nodes that know of it", START_PATIENCE, || {
+        mesh.nodes.iter().all(|node| runs_itself(node) == 0).then_some(())
+    });
+    // All are as good as new.
+    build(&machine, &mesh[1], "", &["naps"]).ok();
+}
+
+#[test]
+fn what_no_node_can_build_fails_at_once_and_says_why_of_each() {
+    let machine = Machine::new(&Nix::newest());
+    let mesh = Mesh::start(3, &[&machine]);
+    let known = build(&machine, &mesh[0], "", &["hello"]).ok();
+    let failed = build(&machine, &mesh[0], "", &["teapot"]).fails();
+    let wait = failed.took.saturating_sub(known.took);
+    assert!(wait < Duration::from_secs(2), "{failed}");
+    for part in ["teapot", "n1: missing system features", "n2: missing system features"] {
+        assert!(failed.stderr.contains(part), "{part}: {failed}");
+    }
+}
+
+#[test]
+fn a_builders_failure_on_another_node_is_told_as_one_here_and_is_final() {
+    let machine = Machine::new(&Nix::newest());
+    let alone = Node::start(&[&machine]);
+    let expected = build(&machine, &alone, "", &["fails"]).fails();
+    let mesh = narrow(2, &[&machine]);
+    // The entry is busy, so the other one has to.
+    let busy = build(&machine, &mesh[0], "", &["silent"]).start();
+    wait_for("a builder at the entry", START_PATIENCE, || (!mesh[0].builders().is_empty()).then_some(()));
+    let failed = build(&machine, &mesh[0], "", &["fails"]).fails();
+    drop(busy);
+    assert_eq!((has_built(&mesh[1]), failed.status.code()), (1, expected.status.code()), "{failed}");
+    let said = |finished: &shoal_tests::Finished| {
+        let lines = finished.stderr.lines().filter(|line| !line.starts_with("building "));
+        lines.map(String::from).collect::<Vec<_>>()
+    };
+    assert_eq!(said(&failed), said(&expected));
+    assert!(failed.stderr.contains("about to fail"), "{failed}");
+}
