@@ -1,7 +1,7 @@
 //! Who is in the mesh, and who of them lives.
 //!
-//! Every node keeps the newest signed record of every other. Facts (records, suspicions, revocations) are pushed to a
-//! few random members while they are new, and anti-entropy finds what pushing missed. Whether a member lives follows
+//! Every node keeps the newest signed record of every other. Facts (records, suspicions, revocations) are pushed to some
+//! of a few random members ([`partners`]) while they are new, and anti-entropy finds what pushing missed. Whether a member lives follows
 //! from facts alone:
 //! - its monitors probe it ([`monitors`]); one that gets no answer signs a suspicion against its incarnation;
 //! - suspicions by [`limits::QUORUM`] authors that stand for [`limits::GRACE_MS`] are a death;
@@ -30,6 +30,7 @@ pub mod limits;
 pub mod member;
 pub mod monitors;
 pub mod notary;
+pub mod partners;
 mod receive;
 pub mod rumors;
 mod sync;
@@ -42,6 +43,7 @@ use limits::*;
 use member::{Member, Standing};
 use monitors::Monitors;
 use notary::Notary;
+use partners::Partners;
 use rumors::{Rumors, Topic};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::format::{FormatError, encode};
@@ -86,6 +88,8 @@ pub enum Action {
     },
     /// To be kept on disk: the next start begins with one more.
     Incarnation(u64),
+    /// Others know this node of a life that it does not remember.
+    LivedBefore,
 }
 
 /// Whether this node's record differs from what it published.
@@ -109,6 +113,7 @@ pub struct Membership<N> {
     refuted_ms: Option<u64>,
     view: View,
     contacts: Vec<NodeKey>,
+    partners: Partners,
     rumors: Rumors,
     monitors: Monitors,
     /// The live members or the suspected ones are others than when monitors were assigned.
@@ -139,6 +144,7 @@ impl<N: Notary> Membership<N> {
             refuted_ms: None,
             view: View::new(own.mesh),
             contacts: Vec::new(),
+            partners: Partners::default(),
             rumors: Rumors::default(),
             monitors: Monitors::default(),
             is_reassigned: true,
@@ -254,6 +260,7 @@ impl<N: Notary> Membership<N> {
         self.collect_changes();
         self.probe(now);
         self.suspect_the_silent(now);
+        self.partners.choose(&self.me, self.view.live(), &mut self.random, now.ms);
         self.push(now);
         self.synchronise(now);
         self.finish()
@@ -373,7 +380,7 @@ impl<N: Notary> Membership<N> {
         }
         let mut targets = Vec::new();
         for _ in 0..2 * FANOUT {
-            let target = self.random_live().or_else(|| self.random.pick(&self.contacts).copied());
+            let target = self.partners.next().or_else(|| self.random.pick(&self.contacts).copied());
             if let Some(target) = target.filter(|target| !targets.contains(target) && targets.len() < FANOUT) {
                 targets.push(target);
             }
@@ -398,13 +405,16 @@ impl<N: Notary> Membership<N> {
         if now.ms < self.sync_ms {
             return;
         }
-        self.sync_ms = match std::mem::take(&mut self.is_behind) {
+        let is_behind = std::mem::take(&mut self.is_behind);
+        self.sync_ms = match is_behind {
             true => now.ms + SYNC_CATCH_UP_MS,
             false => now.ms + SYNC_MS / 2 + self.random.below(SYNC_MS),
         };
         let partner = match self.random.below(SYNC_ASTRAY) == 0 || self.view.live().len() < 2 {
-            true => self.random_astray().or_else(|| self.random_live()),
-            false => self.random_live(),
+            true => self.random_astray().or_else(|| self.partners.any(&mut self.random)),
+            // What a newcomer has to fetch is more than a few may send.
+            false if is_behind => self.random_live(),
+            false => self.partners.any(&mut self.random),
         };
         let Some(partner) = partner else { return };
         let request = sync::request(&self.view, now, &mut self.random);

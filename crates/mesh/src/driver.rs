@@ -31,6 +31,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 /// How often what is known of the members goes to disk while they come and go. Who crashed before it knew anybody on disk finds
 /// nobody when it comes back, if nobody finds it.
 const SAVE_MS: u64 = 500;
+/// The same for each member that is known: who knows many is found by one of them, and all are written each time.
+const SAVE_MS_A_MEMBER: u64 = 10;
 /// The same while they only tell of their load and addresses.
 const SAVE_UPDATES_MS: u64 = 30_000;
 /// How often the node looks at its own addresses and at callers that have gone away.
@@ -80,6 +82,9 @@ pub(crate) struct Driver {
     is_saved: bool,
     is_outdated: bool,
     saved_ms: u64,
+    /// Members that were there before told of their load and addresses, since the roster was made. In a large mesh each
+    /// frame brings some, and the roster is made anew for all of them.
+    has_updates: bool,
 }
 
 /// Whether the driver goes on.
@@ -99,7 +104,10 @@ impl Driver {
         let me = own.node;
         let mut membership = Membership::new(identity.notary()?, own, contacts, seed, now)?;
         membership.restore(&identity.facts(), now);
-        let catalogue = Catalogue::new(me, life, copies, held, now.ms);
+        let mut catalogue = Catalogue::new(me, life, copies, held, now.ms);
+        if life <= 1 {
+            catalogue.never_lived();
+        }
         let mut driver = Driver {
             identity,
             links,
@@ -117,6 +125,7 @@ impl Driver {
             is_saved: false,
             is_outdated: false,
             saved_ms: 0,
+            has_updates: false,
         };
         driver.learn_all_addresses();
         driver.membership.view().revocations().keys().for_each(|node| driver.links.bar(*node));
@@ -176,8 +185,14 @@ impl Driver {
         let now = self.now();
         let actions = self.membership.tick(now);
         self.carry_out(actions);
+        if self.has_updates {
+            self.members_changed();
+        }
         let unsaved_ms = now.ms.saturating_sub(self.saved_ms);
-        if !self.is_saved && unsaved_ms >= SAVE_MS || self.is_outdated && unsaved_ms >= SAVE_UPDATES_MS {
+        let members = self.membership.view().members().len() as u64;
+        if !self.is_saved && unsaved_ms >= SAVE_MS + members * SAVE_MS_A_MEMBER
+            || self.is_outdated && unsaved_ms >= SAVE_UPDATES_MS
+        {
             drop(self.save());
         }
         self.tick_catalogue()
@@ -306,6 +321,7 @@ impl Driver {
     }
 
     fn members_changed(&mut self) {
+        self.has_updates = false;
         self.roster.send_replace(Arc::new(Roster::of(self.membership.view())));
         let members = Members::of(self.membership.view());
         let actions = self.catalogue.set_members(members, self.now().ms);

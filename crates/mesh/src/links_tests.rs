@@ -541,3 +541,18 @@ async fn a_connection_for_chunks_is_closed_when_it_is_not_used_and_opened_again_
     let second = within(a.links.chunks(b.key())).await.unwrap();
     assert_eq!(within(echo(&second, b"again")).await, b"again");
 }
+
+#[tokio::test]
+async fn a_link_on_which_nothing_is_said_is_closed_and_opened_again_by_the_next_word() {
+    let (a, mut b) = (Node::new(1).await, Node::new(2).await);
+    a.knows(&b);
+    a.links.send_frame(b.key(), vec![1]);
+    assert_eq!(b.frame().await.1, [1]);
+    a.links.inner.sweep(Instant::now());
+    a.links.inner.sweep(Instant::now() + limits::SYNC_IDLE / 2);
+    assert!(a.is_linked(&b));
+    a.links.inner.sweep(Instant::now() + limits::SYNC_IDLE);
+    until("it is closed", || !a.is_linked(&b) && !b.is_linked(&a)).await;
+    a.links.send_frame(b.key(), vec![2]);
+    assert_eq!(b.frame().await.1, [2]);
+}

@@ -120,7 +120,13 @@ impl Host {
         let mut membership = Membership::new(clerk, own, contacts, seed, now).expect("a record within its limits");
         membership.restore(&self.disk.facts, now);
         let held = self.disk.held.iter().map(|(key, content)| Holding { key: *key, content: *content });
-        self.catalogue = self.has_catalogue.then(|| Catalogue::new(self.node, seed, COPIES, held, now.ms));
+        self.catalogue = self.has_catalogue.then(|| {
+            let mut catalogue = Catalogue::new(self.node, seed, COPIES, held, now.ms);
+            if self.disk.incarnation == 1 {
+                catalogue.never_lived();
+            }
+            catalogue
+        });
         self.membership = Some(membership);
         self.life += 1;
         self.settled_ms = ms;

@@ -202,6 +202,11 @@ impl Simulation {
                 Action::Changed(change) => self.seen.push((self.now_ms, host, Seen::Change(change))),
                 Action::Cut { peer, offence } => self.seen.push((self.now_ms, host, Seen::Cut { peer, offence })),
                 Action::Incarnation(incarnation) => self.hosts[host].disk.incarnation = incarnation,
+                Action::LivedBefore => {
+                    let lived = |catalogue: &mut Catalogue, now_ms| ((), catalogue.lived_before(now_ms));
+                    // It may have none.
+                    let _ = self.with_catalogue(host, lived);
+                }
             }
         }
     }

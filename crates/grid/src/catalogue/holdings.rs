@@ -5,21 +5,24 @@
 //! - one batch is on its way to an owner at a time, so that a slow owner slows only what it is told;
 //! - an owner that is none any more is told nothing;
 //! - the first that an owner hears from a node that was started is that it was, so that nothing of its earlier life is
-//!   mixed with this one.
+//!   mixed with this one. Who is told nothing else hears it too: at once where it may remember this node, and by and by
+//!   from a newcomer, which would be linked to all members at once.
 
 use crate::announce::{BATCH_KEYS_MAX, announcements, owners};
 use crate::ring::{Key, NodeId, Ring};
 use shoal_wire::mesh::announcement::{HolderMessage, Holding};
 use shoal_wire::mesh::path_record::ContentTag;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
+/// How often a node that was never started before, as far as it knows, tells one more member that it was: somebody may
+/// remember it whose word has not come here. Each costs a connection.
+pub const GREET_MS: u64 = 10_000;
 /// An owner that did not answer a batch is told again: far longer than a batch takes, shorter than a death.
 pub const ANNOUNCE_RETRY_MS: u64 = 5_000;
 
 #[derive(Clone, Debug, Default)]
 struct Outbox {
-    /// It has not heard yet that this node was started.
-    is_new: bool,
     /// Paths of which it is to be told whether this node holds them.
     waiting: BTreeSet<Key>,
     on_its_way: Option<(u64, Vec<Key>)>,
@@ -31,6 +34,13 @@ pub struct Holdings {
     /// The store was empty at the start.
     began_empty: bool,
     outboxes: BTreeMap<NodeId, Outbox>,
+    /// Members that have not heard yet that this node was started.
+    strangers: BTreeSet<NodeId>,
+    /// Nobody remembers this node but those that it told something.
+    is_unknown: bool,
+    told: BTreeSet<NodeId>,
+    /// The last stranger that was told, and when.
+    greeted: (NodeId, u64),
     /// The life in which each owner was told.
     lives: BTreeMap<NodeId, u64>,
     /// This node's own.
@@ -41,7 +51,21 @@ impl Holdings {
     /// `held` is what the store has at the start.
     pub fn new(life: u64, held: impl IntoIterator<Item = Holding>) -> Self {
         let held: BTreeMap<Key, ContentTag> = held.into_iter().map(|holding| (holding.key, holding.content)).collect();
-        Holdings { began_empty: held.is_empty(), held, outboxes: BTreeMap::new(), lives: BTreeMap::new(), life }
+        Holdings { began_empty: held.is_empty(), held, life, ..Holdings::default() }
+    }
+
+    /// This node was never started before, so that nobody remembers it.
+    pub fn never_lived(&mut self) {
+        self.is_unknown = true;
+    }
+
+    /// Somebody may remember this node all the same.
+    pub fn lived_before(&mut self) {
+        if std::mem::take(&mut self.is_unknown) {
+            for node in &self.strangers {
+                self.outboxes.entry(*node).or_default();
+            }
+        }
     }
 
     pub fn get(&self, key: &Key) -> Option<ContentTag> {
@@ -84,8 +108,16 @@ impl Holdings {
         let held = std::mem::take(&mut self.held);
         self.outboxes.retain(|owner, _| after.contains(owner));
         self.lives.retain(|owner, _| after.contains(owner));
+        self.strangers.retain(|owner| after.contains(owner));
+        if self.greeted.0 == NodeId::default() {
+            // Not everybody begins with the same one.
+            self.greeted.0 = *me;
+        }
         for owner in after.members().filter(|owner| !before.contains(owner) && *owner != me) {
-            self.outboxes.entry(*owner).or_default().is_new = true;
+            self.strangers.insert(*owner);
+            if !self.is_unknown || self.told.contains(owner) {
+                self.outboxes.entry(*owner).or_default();
+            }
         }
         self.tell_new(before, after, held.keys());
         self.held = held;
@@ -112,12 +144,30 @@ impl Holdings {
         }
         let is_its = |key: &&Key| owners(ring, key).contains(owner);
         let keys: BTreeSet<Key> = self.held.keys().filter(is_its).copied().collect();
+        if keys.is_empty() && !self.outboxes.contains_key(owner) {
+            return;
+        }
         let outbox = self.outboxes.entry(*owner).or_default();
         (outbox.waiting, outbox.on_its_way) = (keys, None);
     }
 
+    /// Adds the next stranger to those that are told something, when it is time.
+    fn greet(&mut self, now_ms: u64) {
+        let (last, at) = self.greeted;
+        if !self.is_unknown || now_ms.saturating_sub(at) < GREET_MS {
+            return;
+        }
+        let after = self.strangers.range((Bound::Excluded(last), Bound::Unbounded));
+        let next = after.chain(&self.strangers).find(|node| !self.outboxes.contains_key(*node)).copied();
+        if let Some(next) = next {
+            self.outboxes.entry(next).or_default();
+            self.greeted = (next, now_ms);
+        }
+    }
+
     /// Messages to send now.
     pub fn due(&mut self, now_ms: u64) -> Vec<(NodeId, HolderMessage)> {
+        self.greet(now_ms);
         let mut due = Vec::new();
         for (owner, outbox) in &mut self.outboxes {
             if let Some((since, keys)) = &outbox.on_its_way {
@@ -127,7 +177,7 @@ impl Holdings {
                 outbox.waiting.extend(keys.iter().copied());
                 outbox.on_its_way = None;
             }
-            if outbox.is_new {
+            if self.strangers.contains(owner) {
                 outbox.on_its_way = Some((now_ms, Vec::new()));
                 due.push((*owner, HolderMessage::Begins { life: self.life, holds_nothing: self.began_empty }));
                 continue;
@@ -147,7 +197,8 @@ impl Holdings {
             outbox.on_its_way = Some((now_ms, keys));
             due.push((*owner, message));
         }
-        self.outboxes.retain(|_, outbox| outbox.is_new || outbox.on_its_way.is_some() || !outbox.waiting.is_empty());
+        self.told.extend(due.iter().map(|(owner, _)| *owner));
+        self.outboxes.retain(|_, outbox| outbox.on_its_way.is_some() || !outbox.waiting.is_empty());
         due
     }
 
@@ -155,7 +206,7 @@ impl Holdings {
     pub fn answered(&mut self, owner: &NodeId) {
         if let Some(outbox) = self.outboxes.get_mut(owner) {
             // The first answer is to the first message.
-            outbox.is_new = false;
+            self.strangers.remove(owner);
             outbox.on_its_way = None;
         }
     }
@@ -163,5 +214,50 @@ impl Holdings {
     /// Whether everybody was told everything.
     pub fn is_settled(&self) -> bool {
         self.outboxes.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begun(holdings: &mut Holdings, now_ms: u64) -> Vec<NodeId> {
+        let due = holdings.due(now_ms).into_iter();
+        let begins = due.filter(|(_, message)| matches!(message, HolderMessage::Begins { .. }));
+        begins.map(|(node, _)| node).collect()
+    }
+
+    fn hundred() -> Ring {
+        (0..100).map(|n| [n; 32]).collect()
+    }
+
+    #[test]
+    fn a_newcomer_speaks_to_few_until_it_has_something_to_say() {
+        let (ring, mut holdings) = (hundred(), Holdings::new(1, []));
+        holdings.never_lived();
+        holdings.ring_changed(&[50; 32], &Ring::default(), &ring);
+        assert_eq!(begun(&mut holdings, GREET_MS), [[51; 32]], "not the same one for all");
+        holdings.answered(&[51; 32]);
+        assert_eq!(begun(&mut holdings, GREET_MS + 1), [[0; 32]; 0]);
+        let key = [7; 32];
+        holdings.add(key, [0; 16], &ring);
+        let first: BTreeSet<NodeId> = begun(&mut holdings, GREET_MS + 2).into_iter().collect();
+        assert_eq!(
+            first,
+            owners(&ring, &key).into_iter().filter(|owner| ![[50; 32], [51; 32]].contains(owner)).collect()
+        );
+        assert_eq!(begun(&mut holdings, 2 * GREET_MS).len(), 1);
+    }
+
+    #[test]
+    fn who_may_be_remembered_tells_everybody_that_it_was_started() {
+        let (ring, mut holdings) = (hundred(), Holdings::new(2, []));
+        holdings.ring_changed(&[50; 32], &Ring::default(), &ring);
+        assert_eq!(begun(&mut holdings, 0).len(), 99);
+        let mut newcomer = Holdings::new(1, []);
+        newcomer.never_lived();
+        newcomer.ring_changed(&[50; 32], &Ring::default(), &ring);
+        newcomer.lived_before();
+        assert_eq!(begun(&mut newcomer, 0).len(), 99, "somebody does remember it");
     }
 }

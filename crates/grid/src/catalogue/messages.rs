@@ -7,6 +7,19 @@ use crate::ring::{Key, NodeId};
 use shoal_wire::mesh::announcement::{Found, HolderMessage, Holding, Wanted};
 
 impl Catalogue {
+    /// The node was never started before, as far as it knows: see [`super::holdings`].
+    pub fn never_lived(&mut self) {
+        self.holdings.never_lived();
+    }
+
+    /// Others remember it nevertheless.
+    pub fn lived_before(&mut self, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        self.holdings.lived_before();
+        self.announce();
+        self.finish()
+    }
+
     /// A message of a member. [`HolderMessage::Records`] are not for this: their signatures are verified first.
     pub fn receive(&mut self, from: NodeId, message: HolderMessage, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;

@@ -2,7 +2,7 @@
 
 use super::budget::Urgency;
 use super::conduct::Offence;
-use super::member::Standing;
+use super::member::{Member, Standing};
 use super::notary::Notary;
 use super::rumors::Topic;
 use super::view::Learned;
@@ -45,6 +45,10 @@ impl<N: Notary> Membership<N> {
         }
         let Ok(frame) = decode::<Frame>(bytes) else { return self.cut(from, Offence::Garbage) };
         self.monitors.heard(&from, now.ms);
+        let is_of_partner = matches!(frame, Frame::Facts { pushed: true, .. } | Frame::SyncRequest { .. });
+        if is_of_partner && self.view.get(&from).is_some_and(Member::is_live) {
+            self.partners.called_by(from, now.ms);
+        }
         match frame {
             Frame::Probe { nonce, suspected } => {
                 if let Some(incarnation) = suspected.filter(|incarnation| *incarnation == self.own.version.incarnation)
@@ -163,6 +167,7 @@ impl<N: Notary> Membership<N> {
                 if record.node == self.me && record.mesh == self.view.mesh() {
                     // Said by this node in a life that it does not remember.
                     if record.version > self.own.version {
+                        self.out.push(Action::LivedBefore);
                         self.refute(record.version.incarnation, now);
                     }
                     return Ok((Learned::Known, topic));

@@ -23,7 +23,10 @@ impl Driver {
             match action {
                 membership::Action::Send { to, frame } => self.links.send_frame(to, frame),
                 membership::Action::Changed(change) => {
-                    is_changed = true;
+                    match change {
+                        Change::Updated(_) => self.has_updates = true,
+                        _ => is_changed = true,
+                    }
                     match change {
                         Change::Updated(node) if !self.is_new_life(&node) => self.is_outdated = true,
                         _ => self.is_saved = false,
@@ -34,6 +37,10 @@ impl Driver {
                     let (node, offence) = (self.name(&peer), format!("{offence:?}"));
                     tracing::warn!(node, offence, "a node breaks the rules of the mesh; its connections are closed");
                     self.links.cut(peer, &offence);
+                }
+                membership::Action::LivedBefore => {
+                    let actions = self.catalogue.lived_before(self.now().ms);
+                    self.carry_out_all(actions);
                 }
                 membership::Action::Incarnation(incarnation) => {
                     let identity = self.identity.clone();

@@ -20,8 +20,11 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A connection for chunks or builds over which nothing passed for so long is closed: another one costs less than keeping it.
 pub const CHUNKS_IDLE: Duration = Duration::from_secs(120);
+/// The same for frames and messages: longer than partners are silent, shorter than it takes a node to look up paths at all
+/// members of a large mesh. Each costs two packets of keep-alive in five seconds.
+pub const SYNC_IDLE: Duration = Duration::from_secs(60);
 /// How often that is looked at.
-pub const SWEEP: Duration = Duration::from_secs(30);
+pub const SWEEP: Duration = Duration::from_secs(10);
 /// How long a connection that comes in waits for the dial in the other direction that takes precedence. Shorter than
 /// the other end's patience, so that a dial that leads nowhere does not spoil the one that works.
 pub const HOLD_MAX: Duration = Duration::from_secs(3);

@@ -1,12 +1,12 @@
-//! Connections for chunks and builds that nobody uses are closed: a node that once fetched from everybody would keep one to each,
-//! with its memory and a packet every few seconds.
+//! Connections that nobody uses are closed: a node that once fetched from everybody, or asked everybody, would keep one
+//! to each, with its memory and a packet every few seconds.
 
-use super::limits::{CHUNKS_IDLE, SWEEP};
+use super::limits::{CHUNKS_IDLE, SWEEP, SYNC_IDLE};
 use super::table::Link;
 use super::{Inner, short};
 use crate::protocol::Close;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What passed over a link until when.
 #[derive(Debug, Clone, Copy)]
@@ -22,14 +22,15 @@ impl Activity {
 }
 
 impl Link {
-    /// Whether nothing has passed on its streams for as long as it may be idle.
-    fn is_unused(&mut self, now: Instant) -> bool {
+    /// Whether nothing has passed on its streams, or as datagrams, for so long.
+    fn is_unused(&mut self, idle: Duration, now: Instant) -> bool {
         let stats = self.connection.stats();
-        let frames = stats.frame_tx.stream + stats.frame_rx.stream;
+        let passed = [stats.frame_tx, stats.frame_rx].map(|frames| frames.stream + frames.datagram);
+        let frames = passed.iter().sum();
         if frames != self.activity.frames {
             self.activity = Activity { frames, since: now };
         }
-        now.saturating_duration_since(self.activity.since) >= CHUNKS_IDLE
+        now.saturating_duration_since(self.activity.since) >= idle
     }
 }
 
@@ -45,8 +46,15 @@ impl Inner {
     pub(super) fn sweep(&self, now: Instant) {
         let mut table = self.table();
         for (node, peer) in &mut table.peers {
-            for link in [&mut peer.chunks, &mut peer.builds].into_iter().filter_map(|lane| lane.link.as_mut()) {
-                if link.is_unused(now) {
+            let has_messages = peer.has_messages();
+            let lanes = [
+                (&mut peer.chunks, CHUNKS_IDLE, false),
+                (&mut peer.builds, CHUNKS_IDLE, false),
+                (&mut peer.sync, SYNC_IDLE, has_messages),
+            ];
+            for (lane, idle, is_needed) in lanes {
+                let Some(link) = &mut lane.link else { continue };
+                if link.is_unused(idle, now) && !is_needed {
                     tracing::debug!(peer = short(node), "a connection is not used");
                     link.connection.close(Close::Done.code(), b"it was not used");
                 }

@@ -158,6 +158,11 @@ impl Peer {
         self.lanes().iter().all(|lane| lane.link.is_none() && lane.dialling.is_none())
     }
 
+    /// Whether messages wait to be sent to it.
+    pub fn has_messages(&self) -> bool {
+        !self.messages.is_empty()
+    }
+
     /// Where it may be.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let mut all = self.addresses.clone();
