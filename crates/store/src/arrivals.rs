@@ -23,7 +23,9 @@ const BUFFER_LEN: usize = ARRIVALS_LEN_MAX + HEADER_LEN + FRAME_LEN_MAX;
 /// Frames that are being received, end to end.
 pub struct Arrivals {
     store: Store,
+    /// Those of an earlier use lie behind `end`: memory that is cleared each time costs as much as comparing with names.
     bytes: Vec<u8>,
+    end: usize,
     frames: Vec<Arrival>,
 }
 
@@ -44,12 +46,12 @@ impl Store {
     /// None yet.
     pub fn arrivals(&self) -> Result<Arrivals> {
         let bytes = self.idle_buffers.take(|| Ok(Vec::with_capacity(BUFFER_LEN)))?;
-        Ok(Arrivals { store: self.clone(), bytes, frames: Vec::new() })
+        Ok(Arrivals { store: self.clone(), bytes, end: 0, frames: Vec::new() })
     }
 }
 
 impl Arrivals {
-    /// Room for the frame of a chunk, to be filled at once. `hasty`: it was stored without trying to compress it.
+    /// Room for the frame of a chunk, to be filled at once: what is in it has no meaning. `hasty`: it was stored without trying to compress it.
     pub fn slot(&mut self, chunk: ChunkRef, hasty: bool, frame_len: usize) -> Result<&mut [u8], ChunkError> {
         if chunk.len == 0 || chunk.len as usize > chunker::MAX {
             return Err(ChunkError::Len(chunk.len));
@@ -58,16 +60,19 @@ impl Arrivals {
             let error = FrameError::Length { expected: FRAME_LEN_MAX, actual: frame_len as u64 };
             return Err(ChunkError::Frame { hash: chunk.hash, error });
         }
-        let at = self.bytes.len();
+        let at = self.end;
         self.frames.push(Arrival { chunk, hasty, at });
-        self.bytes.resize(at + HEADER_LEN + frame_len, 0);
-        Ok(&mut self.bytes[at + HEADER_LEN..])
+        self.end += HEADER_LEN + frame_len;
+        if self.bytes.len() < self.end {
+            self.bytes.resize(self.end, 0);
+        }
+        Ok(&mut self.bytes[at + HEADER_LEN..self.end])
     }
 
     /// Takes the last slot back, which was not filled.
     pub fn undo(&mut self) {
         if let Some(last) = self.frames.pop() {
-            self.bytes.truncate(last.at);
+            self.end = last.at;
         }
     }
 
@@ -78,7 +83,7 @@ impl Arrivals {
 
     /// Bytes of all slots.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.end
     }
 
     pub fn is_empty(&self) -> bool {
@@ -87,7 +92,7 @@ impl Arrivals {
 
     /// Whether it is time to write them.
     pub fn is_full(&self) -> bool {
-        self.bytes.len() >= ARRIVALS_LEN_MAX
+        self.end >= ARRIVALS_LEN_MAX
     }
 
     /// Compares each with its name, in order, up to the first that is refused. Takes a core; writes nothing.
@@ -103,7 +108,8 @@ impl Arrivals {
         let mut records = Vec::with_capacity(self.frames.len());
         let mut contents = Vec::new();
         let mut refused = None;
-        let ends = self.frames.iter().skip(1).map(|next| next.at).chain([self.bytes.len()]);
+        self.bytes.truncate(self.end);
+        let ends = self.frames.iter().skip(1).map(|next| next.at).chain([self.end]);
         for (Arrival { chunk, hasty, at }, end) in self.frames.iter().zip(ends) {
             let frame = &self.bytes[at + HEADER_LEN..end];
             if let Err(error) = holds(chunk, frame, decoder, &mut contents) {
@@ -125,8 +131,18 @@ fn holds(chunk: &ChunkRef, frame: &[u8], decoder: &mut Decoder, contents: &mut V
     if !frame::is_plain(frame) {
         return Err(refused(FrameError::Unusual));
     }
-    decoder.decode(frame, chunk.len as usize, contents).map_err(refused)?;
-    match *blake3::hash(contents).as_bytes() == chunk.hash {
+    let hash = match frame::raw_blocks(frame, chunk.len as usize) {
+        // As it lies, without a copy.
+        Some(blocks) => {
+            let mut hasher = blake3::Hasher::new();
+            blocks.iter().fold(&mut hasher, |hasher, block| hasher.update(block)).finalize()
+        }
+        None => {
+            decoder.decode(frame, chunk.len as usize, contents).map_err(refused)?;
+            blake3::hash(contents)
+        }
+    };
+    match *hash.as_bytes() == chunk.hash {
         true => Ok(()),
         false => Err(ChunkError::Hash(chunk.hash)),
     }
@@ -164,8 +180,7 @@ impl ChunkHold {
         let batch = &mut verified.batch;
         let is_held: Vec<bool> = batch.records.iter().map(|(.., header)| self.pins.contains(&header.hash)).collect();
         batch.retain(&is_held);
-        let written = batch.write(&self.store);
-        batch.bytes.clear();
+        let written = batch.write_once(&self.store);
         self.store.idle_buffers.put(std::mem::take(&mut batch.bytes));
         written
     }

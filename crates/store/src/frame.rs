@@ -21,6 +21,8 @@ const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 const DESCRIPTOR: u8 = 0b1010_0000;
 /// The longest block that the format allows.
 const BLOCK_LEN_MAX: usize = 128 << 10;
+/// The kind of a block whose bytes are its contents.
+const RAW_BLOCK: u32 = 0;
 
 /// Why bytes are not the frame of one chunk.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -146,6 +148,32 @@ pub fn is_plain(frame: &[u8]) -> bool {
     !has_dictionary && window <= chunker::MAX as u64 && is_one
 }
 
+/// The contents of a frame of `len` bytes that are raw blocks and nothing else, as [`Encoder`] lays them; `None` of any
+/// other, and of what is no frame.
+pub fn raw_blocks(frame: &[u8], len: usize) -> Option<Vec<&[u8]>> {
+    let rest = frame.strip_prefix(&ZSTD_MAGIC)?.strip_prefix(&[DESCRIPTOR])?;
+    let (size, mut rest) = rest.split_first_chunk()?;
+    if u32::from_le_bytes(*size) as usize != len {
+        return None;
+    }
+    let mut blocks = Vec::with_capacity(len.div_ceil(BLOCK_LEN_MAX));
+    let mut left = len;
+    loop {
+        let (&[a, b, c], after) = rest.split_first_chunk()?;
+        let header = u32::from_le_bytes([a, b, c, 0]);
+        let (is_last, kind, block_len) = (header & 1 == 1, header >> 1 & 0b11, (header >> 3) as usize);
+        if kind != RAW_BLOCK || block_len > BLOCK_LEN_MAX.min(left) {
+            return None;
+        }
+        let (block, after) = after.split_at_checked(block_len)?;
+        blocks.push(block);
+        (left, rest) = (left - block_len, after);
+        if is_last {
+            return (left == 0 && rest.is_empty()).then_some(blocks);
+        }
+    }
+}
+
 /// A frame of raw blocks.
 fn push_raw(chunk: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&ZSTD_MAGIC);
@@ -218,6 +246,22 @@ mod tests {
             Decoder::new().expect("decoder").decode(&frame, len, &mut out).expect("decode");
             prop_assert_eq!(out, chunk);
         }
+    }
+
+    #[test]
+    fn the_blocks_of_a_raw_frame_are_its_contents_and_other_frames_have_none() {
+        for len in [1, 100, BLOCK_LEN_MAX, BLOCK_LEN_MAX + 1, chunker::MAX] {
+            let chunk = noise(len);
+            let mut frame = encode(&chunk);
+            assert_eq!(raw_blocks(&frame, len).map(|blocks| blocks.concat()), Some(chunk.clone()));
+            assert_eq!(raw_blocks(&frame, len + 1), None);
+            for cut in 0..frame.len().min(20) {
+                assert_eq!(raw_blocks(&frame[..frame.len() - 1 - cut], len), None);
+            }
+            frame.push(0);
+            assert_eq!(raw_blocks(&frame, len), None);
+        }
+        assert_eq!(raw_blocks(&encode(&[b'x'; 5000]), 5000), None);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub use ingest::{Ingest, Ingested};
 pub use kept::{PIN_NAME_LEN_MAX, Pin};
 pub use leases::TempRoots;
 pub use logs::{Log, LogWriter};
-pub use loose_frames::{FramesRead, LooseFrames};
+pub use loose_frames::{FrameBytes, FramesRead, LooseFrames};
 pub use options::Options;
 pub use place::{Place, SegmentId};
 pub use roots::Root;

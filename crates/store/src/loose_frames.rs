@@ -9,9 +9,9 @@ use crate::frame::FRAME_LEN_MAX;
 use crate::place::Place;
 use crate::segment::hold::SegmentHold;
 use crate::segment::record::HEADER_LEN;
-use crate::store::Store;
+use crate::store::{Pool, Store};
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -24,12 +24,70 @@ pub struct LooseFrames {
     _hold: SegmentHold,
 }
 
+/// Longest buffer that is kept for the next who reads.
+const BUFFER_LEN_MAX: usize = 1 << 20;
+
+/// What was read; its memory is used again when it is dropped.
+#[derive(Default)]
+pub struct FrameBytes {
+    /// Those of an earlier use lie behind `end`.
+    bytes: Vec<u8>,
+    end: usize,
+    pool: Option<Arc<Pool<Vec<u8>>>>,
+}
+
 /// Frames that were read at once.
 #[derive(Debug, Default)]
 pub struct FramesRead {
-    pub bytes: Vec<u8>,
+    pub bytes: FrameBytes,
     /// Of each chunk where in `bytes` its frame is; `None`: it is not here, or damaged.
     pub frames: Vec<Option<Range<usize>>>,
+}
+
+impl FrameBytes {
+    /// Room for `len` more bytes.
+    fn grow(&mut self, len: usize) -> &mut [u8] {
+        let start = self.end;
+        self.end += len;
+        if self.bytes.len() < self.end {
+            self.bytes.resize(self.end, 0);
+        }
+        &mut self.bytes[start..self.end]
+    }
+}
+
+impl Deref for FrameBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.end]
+    }
+}
+
+impl DerefMut for FrameBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.end]
+    }
+}
+
+impl AsRef<[u8]> for FrameBytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl std::fmt::Debug for FrameBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameBytes").field("len", &self.end).finish()
+    }
+}
+
+impl Drop for FrameBytes {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take().filter(|_| self.bytes.capacity() <= BUFFER_LEN_MAX) {
+            pool.put(std::mem::take(&mut self.bytes));
+        }
+    }
 }
 
 impl Store {
@@ -63,7 +121,9 @@ impl LooseFrames {
 
     /// Reads frames from number `first` on: up to `len_max` bytes, or one frame if that is longer.
     pub fn read(&self, first: usize, len_max: usize) -> Result<FramesRead> {
-        let mut read = FramesRead::default();
+        let pool = self.store.read_buffers.clone();
+        let bytes = FrameBytes { bytes: pool.take(|| Ok(Vec::new()))?, end: 0, pool: Some(pool) };
+        let mut read = FramesRead { bytes, frames: Vec::new() };
         let mut next = first;
         while next < self.len() {
             let Some(place) = self.get(next) else {
@@ -104,14 +164,11 @@ impl LooseFrames {
         let len: u64 = placed.iter().map(|(_, place)| place.record_len()).sum();
         let missing = match self.store.segments.reader(first.segment)? {
             None => Some(Defect::NoSegment),
-            Some(file) => {
-                read.bytes.resize(start + len as usize, 0);
-                match file.read_exact_at(&mut read.bytes[start..], u64::from(first.offset)) {
-                    Ok(()) => None,
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Some(Defect::Truncated),
-                    Err(error) => return Err(Error::io("read", &self.store.segments.path(first.segment))(error)),
-                }
-            }
+            Some(file) => match file.read_exact_at(read.bytes.grow(len as usize), u64::from(first.offset)) {
+                Ok(()) => None,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Some(Defect::Truncated),
+                Err(error) => return Err(Error::io("read", &self.store.segments.path(first.segment))(error)),
+            },
         };
         let mut damage = Vec::new();
         let mut at = start;
@@ -131,7 +188,7 @@ impl LooseFrames {
             at = end;
         }
         if missing.is_some() {
-            read.bytes.truncate(start);
+            read.bytes.end = start;
         }
         if !damage.is_empty() {
             self.store.note_damage(&damage);

@@ -64,6 +64,7 @@ pub fn open(dir: &Path, options: Options) -> Result<Inner, OpenError> {
         packers: PackerPool::new(options.level),
         idle_packers: Pool::default(),
         idle_buffers: Pool::default(),
+        read_buffers: Arc::default(),
         decoders: Pool::default(),
         helpers: Helpers::default(),
         frame_lists: FrameLists::default(),

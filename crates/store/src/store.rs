@@ -48,6 +48,8 @@ pub struct Inner {
     pub idle_packers: Pool<Packer>,
     /// What frames from elsewhere are received into.
     pub idle_buffers: Pool<Vec<u8>>,
+    /// What frames for elsewhere are read into.
+    pub read_buffers: Arc<Pool<Vec<u8>>>,
     pub decoders: Pool<Decoder>,
     pub helpers: Helpers,
     pub frame_lists: FrameLists,

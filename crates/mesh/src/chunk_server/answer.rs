@@ -200,7 +200,7 @@ fn parts_of(frames: &LooseFrames, first: usize, read: FramesRead) -> (Vec<Bytes>
         bytes[from..range.start].copy_from_slice(&head.encode());
         ranges.push(Some(from..range.end));
     }
-    let bytes = Bytes::from(bytes);
+    let bytes = Bytes::from_owner(bytes);
     let absent = Bytes::copy_from_slice(&Part::Absent.encode());
     let pieces = ranges.into_iter().map(|range| range.map_or_else(|| absent.clone(), |range| bytes.slice(range)));
     (pieces.collect(), count)

@@ -92,8 +92,15 @@ impl Batch {
         Ok(())
     }
 
-    /// Writes the records, but for what another ingest has written meanwhile.
+    /// Writes the records, but for what another ingest has written meanwhile, and forgets them.
     pub fn write(&mut self, store: &Store) -> Result<()> {
+        self.write_once(store)?;
+        self.clear();
+        Ok(())
+    }
+
+    /// The same, and leaves what was written.
+    pub fn write_once(&mut self, store: &Store) -> Result<()> {
         if self.records.is_empty() {
             return Ok(());
         }
@@ -108,7 +115,6 @@ impl Batch {
                 .map(|(chunk_len, at, header)| (header.hash, Place::of(header, segment, base + at, *chunk_len)));
             store.pins.written(placed);
         }
-        self.clear();
         Ok(())
     }
 
