@@ -8,19 +8,21 @@ mod lab;
 mod members;
 mod parts;
 mod raw;
+mod ring;
 mod sample;
 
 use parts::Report;
 
 type Part = fn(&mut Report);
 
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("one", parts::one_peer),
     ("four", parts::four_peers),
     ("stall", parts::one_stalls),
     ("change", parts::small_change),
     ("cut", parts::cut_and_resumed),
     ("lookup", members::lookups),
+    ("ring", ring::change),
     ("members", members::many),
 ];
 

@@ -175,12 +175,20 @@ pub fn many(report: &mut Report) {
             members.iter().flat_map(|member| member.mesh.open_links()).map(|link| link.sent_bytes).sum()
         };
         let (cpu, bytes) = (process_cpu(), sent(&members));
-        tokio::time::sleep(QUIET).await;
+        let mut mistaken = 0;
+        for _ in 0..QUIET.as_secs() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            mistaken += members.iter().filter(|member| member.mesh.roster().live().count() < count).count();
+        }
         let a_node_s = count as f64 * QUIET.as_secs_f64();
         let cpu = (process_cpu() - cpu) / a_node_s * 1e3;
         let kb = sent(&members).saturating_sub(bytes) as f64 / a_node_s / 1e3;
         report.add(&format!("a member of {count} in a quiet mesh: sent, all of UDP"), format!("{kb:.1} KB/s"), "<= 40");
         report.add(&format!("a member of {count} in a quiet mesh: CPU"), format!("{cpu:.1} ms/s"), "told");
+        let links: Vec<usize> = members.iter().map(|member| member.mesh.open_links().len()).collect();
+        let (mean, most) = (links.iter().sum::<usize>() as f64 / count as f64, links.iter().max().unwrap_or(&0));
+        report.add("… connections that it holds, and the most", format!("{mean:.1}, {most}"), "told");
+        report.add("… looks at the members in which one was missing", mistaken.to_string(), "0");
         let newcomer = start(count as u32, contact(&members[count / 2])).await;
         let sees = until("it sees all", || newcomer.mesh.roster().live().count() == count + 1).await;
         let seen = until("all see it", || all_see(&members, count + 1)).await;

@@ -59,7 +59,8 @@ pub fn one_peer(report: &mut Report) {
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
     println!("{:.0} MiB of NAR, {:.0} MiB stored, {} paths", mib(nar as f64), mib(bytes.len() as f64), records.len());
     let runtime = runtime();
-    let names = ["raw TCP", "raw quinn, a stream", "raw iroh, a stream", "raw iroh, 4 streams", "chunks"];
+    let names =
+        ["raw TCP", "raw quinn, a stream", "raw iroh, a stream", "raw iroh, 4 streams", "chunks", "a file, synced"];
     let mut speeds: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
     let mut cpu: Vec<Vec<f64>> = speeds.clone();
     for turn in 0..repeats() {
@@ -71,6 +72,7 @@ pub fn one_peer(report: &mut Report) {
                 1 => runtime.block_on(raw::quinn(&bytes)),
                 2 => runtime.block_on(raw::iroh(&bytes, 1)),
                 3 => runtime.block_on(raw::iroh(&bytes, 4)),
+                5 => raw::disk(&bytes),
                 _ => {
                     let (here, host) = (new_store(), Host::on(&runtime, &there.store));
                     let began = Instant::now();
@@ -90,6 +92,9 @@ pub fn one_peer(report: &mut Report) {
     }
     let over = |other: usize| median(speeds[4].iter().zip(&speeds[other]).map(|(ours, raw)| ours / raw).collect());
     report.add("chunks over a raw iroh stream", format!("{:.2}", over(2)), ">= 0.8");
+    let slower = speeds[2].iter().zip(&speeds[5]).map(|(stream, disk)| stream.min(*disk));
+    let over_slower = median(speeds[4].iter().zip(slower).map(|(ours, slower)| ours / slower).collect());
+    report.add("chunks over the slower of that and the file", format!("{over_slower:.2}"), "told");
     report.add("chunks over a raw quinn stream", format!("{:.2}", over(1)), "");
     report.add("chunks over raw TCP", format!("{:.2}", over(0)), "");
     let nar_speed = median(speeds[4].clone()) * nar as f64 / bytes.len() as f64;

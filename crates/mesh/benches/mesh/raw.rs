@@ -1,14 +1,26 @@
 //! The same bytes on bare connections: one sender, one receiver that throws them away.
 
 use crate::lab::{endpoint, key};
+use crate::sample::new_dir;
 use bytes::Bytes;
 use shoal_mesh::protocol::CHUNKS;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const BLOCK: usize = 256 << 10;
+
+/// Into one new file, durably: who keeps what comes is no faster than this.
+pub fn disk(bytes: &Bytes) -> Duration {
+    let dir = new_dir();
+    let mut file = File::create(dir.path().join("bytes")).expect("a file");
+    let began = Instant::now();
+    bytes.chunks(BLOCK).for_each(|block| file.write_all(block).expect("write"));
+    file.sync_data().expect("sync");
+    began.elapsed()
+}
 
 pub fn tcp(bytes: &Bytes) -> Duration {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");

@@ -23,9 +23,14 @@ pub struct TestStore {
     _dir: TempDir,
 }
 
-pub fn new_store() -> TestStore {
+/// A directory where stores are made.
+pub fn new_dir() -> TempDir {
     let place = std::env::var_os("SHOAL_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let dir = tempfile::tempdir_in(place).expect("a directory");
+    tempfile::tempdir_in(place).expect("a directory")
+}
+
+pub fn new_store() -> TestStore {
+    let dir = new_dir();
     TestStore { store: Store::open(dir.path(), Options::default()).expect("a store"), _dir: dir }
 }
 
