@@ -380,7 +380,7 @@ impl<N: Notary> Membership<N> {
         }
         let mut targets = Vec::new();
         for _ in 0..2 * FANOUT {
-            let target = self.partners.next().or_else(|| self.random.pick(&self.contacts).copied());
+            let target = self.partners.in_turn().or_else(|| self.random.pick(&self.contacts).copied());
             if let Some(target) = target.filter(|target| !targets.contains(target) && targets.len() < FANOUT) {
                 targets.push(target);
             }

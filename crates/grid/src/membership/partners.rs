@@ -63,7 +63,7 @@ impl Partners {
     }
 
     /// The next to be told.
-    pub fn next(&mut self) -> Option<NodeKey> {
+    pub fn in_turn(&mut self) -> Option<NodeKey> {
         self.turn = self.turn.wrapping_add(1);
         self.nth(self.turn.checked_rem(self.len())?)
     }
@@ -133,7 +133,7 @@ mod tests {
         let others: Vec<NodeKey> = live[1..].iter().filter(|node| !partners.chosen.contains(node)).copied().collect();
         others.iter().for_each(|node| partners.called_by(*node, 0));
         assert_eq!(partners.len(), 2 * PARTNERS, "no more than that");
-        let told: BTreeSet<NodeKey> = (0..partners.len()).filter_map(|_| partners.next()).collect();
+        let told: BTreeSet<NodeKey> = (0..partners.len()).filter_map(|_| partners.in_turn()).collect();
         assert_eq!(told.len(), 2 * PARTNERS, "each once");
         assert!(told.contains(&others[0]));
         partners.choose(&[0; 32], &live, &mut random, CALLER_MS);
