@@ -118,6 +118,7 @@ fn other_users_of_the_machine_cannot_enter_a_build() {
     let machine = Machine::new(&Nix::newest());
     let node = Node::start(&[&machine]);
     let _client = start_sleeping(&machine, &node, Remote::SshNg);
+    wait_for("its builder", START_PATIENCE, || (!node.builders().is_empty()).then_some(()));
     let builds: Vec<_> = std::fs::read_dir(node.data_dir().join("builds")).unwrap().flatten().collect();
     assert_eq!(builds.len(), 1);
     let mode = std::os::unix::fs::PermissionsExt::mode(&builds[0].metadata().unwrap().permissions());
