@@ -175,3 +175,34 @@ fn a_builders_failure_on_another_node_is_told_as_one_here_and_is_final() {
     assert_eq!(said(&failed), said(&expected));
     assert!(failed.stderr.contains("about to fail"), "{failed}");
 }
+
+/// Each node follows what the other has claimed, and builds for the other what it has itself to wait for.
+#[test]
+fn nodes_that_want_the_same_at_once_share_it_and_build_each_derivation_once() {
+    let (machine, other) = (Machine::new(&Nix::newest()), Machine::new(&Nix::newest()));
+    let mesh = narrow(2, &[&machine, &other]);
+    let clients = [build(&machine, &mesh[0], "", &["naps"]).start(), build(&other, &mesh[1], "", &["naps"]).start()];
+    for client in clients {
+        let finished = client.finish(CLIENT_PATIENCE).expect_code(0);
+        assert_eq!(built(&finished).len(), 20, "{finished}");
+    }
+    let counts: Vec<usize> = mesh.nodes.iter().map(has_built).collect();
+    assert!(counts.iter().all(|count| *count > 0) && counts.iter().sum::<usize>() == 20, "{counts:?}");
+}
+
+/// The node that a client talked to dies; what it had others build is there for who asks the next one.
+#[test]
+fn a_build_outlives_the_node_that_asked_for_it() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = narrow(3, &[&machine]);
+    let _busy = build(&machine, &mesh[0], "", &["silent"]).start();
+    wait_for("a builder at the entry", START_PATIENCE, || (!mesh[0].builders().is_empty()).then_some(()));
+    let mut client = build(&machine, &mesh[0], "", &["lasting"]).start();
+    let runs_it = |mesh: &Mesh| [1, 2].into_iter().find(|number| !mesh[*number].builders().is_empty());
+    let executor = wait_for("a builder elsewhere", START_PATIENCE, || runs_it(&mesh));
+    mesh[0].kill();
+    client.wait(CLIENT_PATIENCE);
+    let finished = build(&machine, &mesh[3 - executor], "", &["lasting"]).ok();
+    assert!(finished.stderr.contains("begun"), "{finished}");
+    assert_eq!((has_built(&mesh[executor]), has_built(&mesh[3 - executor])), (1, 0), "{finished}");
+}

@@ -163,6 +163,8 @@ pub struct BuildService {
     pub(super) ended: Condvar,
     grid: OnceLock<Grid>,
     load_changed: Notify,
+    /// Until when members came or went a moment ago.
+    pub(super) settles_ms: AtomicU64,
 }
 
 impl BuildService {
@@ -203,6 +205,7 @@ impl BuildService {
             ended: Condvar::new(),
             grid: OnceLock::new(),
             load_changed: Notify::new(),
+            settles_ms: AtomicU64::new(0),
         });
         let started = Arc::new(Mutex::new(started));
         for _ in 0..service.config.max_jobs {

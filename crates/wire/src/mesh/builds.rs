@@ -67,13 +67,15 @@ pub enum BuildAsk {
     Build(Box<Offer>),
     /// To hear of the build of this derivation that the asked node runs, or has run elsewhere; from its beginning.
     Follow(StorePath),
+    /// The same if its builder runs at the asked node itself: whoever has the claim is lost.
+    Adopt(StorePath),
 }
 
 impl BuildAsk {
     pub fn drv_path(&self) -> &StorePath {
         match self {
             BuildAsk::Build(offer) => &offer.drv_path,
-            BuildAsk::Follow(drv_path) => drv_path,
+            BuildAsk::Follow(drv_path) | BuildAsk::Adopt(drv_path) => drv_path,
         }
     }
 }

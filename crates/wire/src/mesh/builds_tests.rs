@@ -21,6 +21,7 @@ fn asks() -> impl Strategy<Value = BuildAsk> {
     let offer = (vec(any::<u8>(), 0..2_000), mode, settings, near, any::<bool>());
     prop_oneof![
         Just(BuildAsk::Follow(path("a.drv"))),
+        Just(BuildAsk::Adopt(path("a.drv"))),
         offer.prop_map(|(derivation, mode, settings, near, keep)| {
             let (drv_path, name) = (path("a.drv"), "a".to_owned());
             BuildAsk::Build(Box::new(Offer { drv_path, name, derivation, mode, settings, near, keep }))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use shoal_grid::membership::member::Standing;
 use shoal_grid::ring::NodeId;
 use shoal_grid::schedule::End;
 use shoal_mesh::builds::{Building, ask};
@@ -13,7 +14,10 @@ use shoal_mesh::fetcher::AskError;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, Outcome, Reason};
 use shoal_wire::nix::worker::BuildStatus;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use super::members::builds;
 use super::{Grid, bring, translate};
 use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
@@ -25,9 +29,16 @@ use crate::build::service::{BuildService, HERE, Place, Work};
 const STACK_BYTES: usize = 1 << 20;
 /// A claim whose holder runs nothing, or cannot be reached, is asked for again after this.
 const CLAIM_PAUSE: Duration = Duration::from_millis(200);
+/// An answer to a claim that took longer is none: this node goes on by itself.
+const CLAIM_ANSWERED: Duration = Duration::from_millis(shoal_grid::catalogue::claims::ANSWER_MS * 9 / 10);
+/// How long all nodes together are asked for a build to be adopted.
+const ADOPT_PATIENCE: Duration = Duration::from_secs(2);
 /// So long after anything was heard of the build that has the claim this node goes on by itself: longer than members need
 /// to agree that a node is dead. Double work, never a stall.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Nodes that are asked for a build whose coordinator is lost; in a larger mesh it may be started anew.
+const ADOPTED_FROM_MAX: usize = shoal_grid::catalogue::SMALL_MESH;
 
 /// How the asking of one node came out.
 enum Heard {
@@ -92,8 +103,15 @@ impl Conduct<'_> {
             if self.is_over() {
                 return Some(self.over());
             }
+            let asked = Instant::now();
             let by = self.grid.neighbours.claim_build(drv_path);
             if by == self.grid.me() || Instant::now() >= give_up {
+                // What is known of claims may have been lost with a node.
+                let is_sure = asked.elapsed() < CLAIM_ANSWERED && !self.service.is_unsettled();
+                let adopted = if is_sure { None } else { self.adopt(resolved) };
+                if adopted.is_some() {
+                    return adopted;
+                }
                 break;
             }
             let since = Instant::now();
@@ -103,7 +121,12 @@ impl Conduct<'_> {
                     return Some(self.concluded(resolved, &outcome, by));
                 }
                 Heard::Over => return Some(self.over()),
-                Heard::Outcome(_) | Heard::Refused(..) | Heard::Lost(_) => {}
+                Heard::Lost(_) => {
+                    if let Some(ended) = self.adopt(resolved) {
+                        return Some(ended);
+                    }
+                }
+                Heard::Outcome(_) | Heard::Refused(..) => {}
             }
             if since.elapsed() > CLAIM_PAUSE {
                 give_up = Instant::now() + CLAIM_PATIENCE;
@@ -116,6 +139,42 @@ impl Conduct<'_> {
         let place = if self.at == HERE { Place::Here } else { Place::At(self.at) };
         self.service.claimed(drv_path, self.work.id, place);
         self.found(resolved)
+    }
+
+    /// Looks for an executor that goes on with what a lost node had it build.
+    fn adopt(&self, resolved: &Resolved) -> Option<(Ended, End)> {
+        let mesh = self.grid.neighbours.mesh()?;
+        let question = BuildAsk::Adopt(self.work.task.drv_path.clone());
+        let roster = mesh.roster();
+        let others = roster.peers.iter().filter(builds).filter(|peer| peer.standing == Standing::Alive);
+        let nodes = others.map(|peer| peer.record.node).filter(|node| *node != self.grid.me());
+        let asked = nodes.take(ADOPTED_FROM_MAX).map(|node| (node, mesh.links().clone(), question.clone()));
+        let ask_all = async {
+            let mut answers = JoinSet::new();
+            for (node, links, question) in asked {
+                answers.spawn(timeout(ADOPT_PATIENCE, async move {
+                    let mut building = ask(&links, node, &question).await?;
+                    let is_taken = building.next().await? == BuildFrame::Accepted;
+                    Ok::<_, AskError>(is_taken.then_some((node, building)))
+                }));
+            }
+            while let Some(answer) = answers.join_next().await {
+                if let Ok(Ok(Ok(Some(found)))) = answer {
+                    return Some(found);
+                }
+            }
+            None
+        };
+        let (node, building) = self.grid.runtime.block_on(ask_all)?;
+        self.service.set_place(&self.work.task.drv_path, self.work.id, Place::Following(node));
+        let name = self.grid.neighbours.name(&node);
+        match self.hear_of(node, async { Ok(building) }, &name) {
+            Heard::Outcome(outcome) if outcome.status != BuildStatus::TransientFailure as u8 => {
+                Some(self.concluded(resolved, &outcome, node))
+            }
+            Heard::Over => Some(self.over()),
+            Heard::Outcome(_) | Heard::Refused(..) | Heard::Lost(_) => None,
+        }
     }
 
     /// Whether the outputs are somewhere already.
@@ -175,9 +234,13 @@ impl Conduct<'_> {
     fn hear(&self, node: NodeKey, question: &BuildAsk) -> Heard {
         let Some(mesh) = self.grid.neighbours.mesh() else { return Heard::Lost("this node is in no mesh".into()) };
         let name = self.grid.neighbours.name(&node);
+        self.hear_of(node, ask(mesh.links(), node, question), &name)
+    }
+
+    fn hear_of(&self, node: NodeKey, asked: impl Future<Output = Result<Building, AskError>>, name: &str) -> Heard {
         let listen = async {
-            let mut building = ask(mesh.links(), node, question).await?;
-            self.listen(&mut building, &name).await
+            let mut building = asked.await?;
+            self.listen(&mut building, name).await
         };
         let heard = self.grid.runtime.block_on(async {
             tokio::select! {

@@ -16,7 +16,7 @@ use shoal_wire::nix::worker::ops::BuildMode;
 
 use crate::build::execute::{Ended, KillSwitch};
 use crate::build::feed::{BuildEvent, Feed, JobId, Next};
-use crate::build::graph::Graph;
+use crate::build::graph::{Graph, Task};
 use crate::build::past::Past;
 use crate::build::request::{BuildHandle, BuildOptions, Goal, Progress, Wanted};
 use crate::build::service::{BuildService, Place, State};
@@ -138,9 +138,7 @@ impl BuildService {
         }
         if let Some(task) = state.own_here(drv_path).filter(|task| task.mode == mode) {
             drop(state);
-            let goals = vec![Goal::Derivation { drv_path: drv_path.clone(), wanted: Wanted::All }];
-            let handle = self.enter(Graph::single(task), goals, BuildOptions::default());
-            return Admission::Joined(Interest::Own(handle));
+            return Admission::Joined(self.join_own(task));
         }
         if state.draining {
             return Admission::Refused(Reason::Draining, "this node is stopping and takes no new builds".into());
@@ -167,6 +165,22 @@ impl BuildService {
         }
     }
 
+    /// Joins the build of a derivation whose builder runs here.
+    pub(super) fn join_here(self: &Arc<Self>, drv_path: &StorePath) -> Option<Interest> {
+        let mut state = self.lock();
+        if let Some(id) = state.guests.find(drv_path, BuildMode::Normal) {
+            return self.join_guest(&mut state, id, drv_path);
+        }
+        let task = state.own_here(drv_path)?;
+        drop(state);
+        Some(self.join_own(task))
+    }
+
+    fn join_own(self: &Arc<Self>, task: Task) -> Interest {
+        let goals = vec![Goal::Derivation { drv_path: task.drv_path.clone(), wanted: Wanted::All }];
+        Interest::Own(self.enter(Graph::single(task), goals, BuildOptions::default()))
+    }
+
     /// Joins the build of a derivation that runs or waits here, for `asker`.
     pub(super) fn join(self: &Arc<Self>, drv_path: &StorePath, asker: shoal_wire::mesh::NodeKey) -> Option<Interest> {
         let mut state = self.lock();
@@ -179,8 +193,7 @@ impl BuildService {
             return None;
         }
         drop(state);
-        let goals = vec![Goal::Derivation { drv_path: drv_path.clone(), wanted: Wanted::All }];
-        Some(Interest::Own(self.enter(Graph::single(task), goals, BuildOptions::default())))
+        Some(self.join_own(task))
     }
 
     fn join_guest(self: &Arc<Self>, state: &mut State, id: JobId, drv_path: &StorePath) -> Option<Interest> {
@@ -220,6 +233,10 @@ impl BuildService {
         }
         self.slots_changed(&mut state);
         drop(state);
+        // Only who has it gives it back.
+        if let Some(grid) = self.grid() {
+            grid.neighbours.unclaim_build(&guest.drv_path);
+        }
         self.ended.notify_all();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use shoal_grid::can_run::Machine;
@@ -24,6 +25,8 @@ pub const VERSION: u8 = 1;
 const TICK: Duration = Duration::from_millis(100);
 /// How often claims of what runs are renewed.
 const RENEWAL: Duration = Duration::from_millis(CLAIM_MS / 3);
+/// So long after a node came or went it may be that claims were lost with it.
+const SETTLES_AFTER_MS: u64 = 20_000;
 /// Outputs whose places are remembered: those of a whole distribution.
 const WHEREABOUTS_MAX: usize = 500_000;
 
@@ -33,19 +36,27 @@ pub async fn keep_in_step(builds: Arc<BuildService>, mesh: Mesh) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut renewed = Instant::now();
     let mut seen = Roster::default();
+    let standings = |roster: &Roster| -> Vec<(NodeKey, Standing)> {
+        roster.peers.iter().map(|peer| (peer.record.node, peer.standing)).collect()
+    };
     loop {
         tokio::select! {
             _ = ticks.tick() => builds.tick(),
             () = mesh.roster_changed() => {}
         }
         let roster = mesh.roster();
-        if roster.peers.iter().map(|peer| peer.record.version).ne(seen.peers.iter().map(|peer| peer.record.version))
-            || roster.peers.iter().map(|peer| peer.standing).ne(seen.peers.iter().map(|peer| peer.standing))
+        let has_moved = standings(&roster) != standings(&seen);
+        if has_moved {
+            builds.unsettle();
+        }
+        if has_moved
+            || roster.peers.iter().map(|peer| peer.record.version).ne(seen.peers.iter().map(|peer| peer.record.version))
         {
             builds.set_members(&roster, mesh.me());
             seen = Roster::clone(&roster);
         }
-        if renewed.elapsed() >= RENEWAL {
+        // Who knew of them may be another node now.
+        if has_moved || renewed.elapsed() >= RENEWAL {
             renewed = Instant::now();
             builds.renew_claims();
         }
@@ -64,7 +75,8 @@ fn executor(peer: &Peer) -> Executor {
     }
 }
 
-fn builds(peer: &&Peer) -> bool {
+/// Whether it may be asked for builds.
+pub(super) fn builds(peer: &&Peer) -> bool {
     let record = &peer.record;
     peer.is_live() && record.term.roles.contain(Roles::BUILD) && record.protocols.builds.newest >= VERSION
 }
@@ -135,9 +147,21 @@ impl BuildService {
         let Some(grid) = self.grid() else { return };
         let state = self.lock();
         let claimed = state.jobs.iter().filter(|(_, job)| job.running.as_ref().is_some_and(|running| running.claimed));
-        let claimed: Vec<StorePath> = claimed.map(|(key, _)| key.clone()).collect();
+        // Guests are claimed by who asked for them, and by nobody where that node is lost.
+        let guests = state.guests.running().map(|(drv_path, _)| drv_path);
+        let claimed: Vec<StorePath> = claimed.map(|(key, _)| key).chain(guests).cloned().collect();
         drop(state);
         claimed.iter().for_each(|drv_path| grid.neighbours.renew_build_claim(drv_path));
+    }
+
+    /// Members came or went.
+    fn unsettle(&self) {
+        self.settles_ms.store(self.now_ms() + SETTLES_AFTER_MS, Ordering::Relaxed);
+    }
+
+    /// Whether it is known for sure by now who has which claim.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.now_ms() < self.settles_ms.load(Ordering::Relaxed)
     }
 
     /// Why no member will ever build a job, as far as other nodes are concerned.

@@ -57,10 +57,16 @@ fn serve(service: &Arc<BuildService>, peer: NodeKey, ask: BuildAsk, answer: &Ans
     let Some(grid) = service.grid() else { return };
     let drv_path = ask.drv_path().clone();
     let (interest, keep) = match ask {
-        BuildAsk::Follow(drv_path) => match service.join(&drv_path, peer) {
-            Some(interest) => (interest, true),
-            None => return refuse(answer, Reason::Unknown, "it runs no such build".into()),
-        },
+        BuildAsk::Follow(_) | BuildAsk::Adopt(_) => {
+            let joined = match ask {
+                BuildAsk::Adopt(_) => service.join_here(&drv_path),
+                _ => service.join(&drv_path, peer),
+            };
+            match joined {
+                Some(interest) => (interest, true),
+                None => return refuse(answer, Reason::Unknown, "it runs no such build".into()),
+            }
+        }
         BuildAsk::Build(offer) => {
             let keep = offer.keep;
             match take(service, grid, *offer) {
