@@ -2,6 +2,7 @@
 
 use crate::clock::wall_s;
 use crate::command::{Command, Order, Outcome};
+use crate::damage::Damage;
 use crate::dial::{ServeBuilds, ServeChunks};
 use crate::driver::{Driver, Parts};
 use crate::identity::Identity;
@@ -119,9 +120,11 @@ impl Mesh {
             roster: seen,
         }));
         // Before it is listed what the store has, so that nothing falls between.
-        store.watch(Arc::new(StoreWatcher(mesh.clone())));
+        let damage = Arc::new(Damage::new(store.clone(), mesh.0.commands.clone()));
+        store.watch(Arc::new(StoreWatcher { mesh: mesh.clone(), damage: damage.clone() }));
         let listed = mesh.0.records.clone();
-        let held = tokio::task::spawn_blocking(move || listed.holdings()).await??;
+        let list = move || damage.begin().and_then(|()| listed.holdings());
+        let held = tokio::task::spawn_blocking(list).await??;
         for (node, addresses) in &contacts {
             links.learn_addresses(*node, addresses);
         }
@@ -344,18 +347,21 @@ fn seed(own: &NodeRecord) -> u64 {
 }
 
 /// Tells the mesh what the store has, and the store what must not go.
-struct StoreWatcher(Mesh);
+struct StoreWatcher {
+    mesh: Mesh,
+    damage: Arc<Damage>,
+}
 
 impl Watcher for StoreWatcher {
     fn committed(&self, paths: &[PathInfo]) {
         let holdings: Vec<Holding> = paths.iter().filter_map(holding).collect();
         if !holdings.is_empty() {
-            self.0.tell_blocking(Command::Added(holdings));
+            self.mesh.tell_blocking(Command::Added(holdings));
         }
     }
 
     fn may_delete(&self, paths: &[StorePath]) -> Vec<StorePath> {
-        if self.0.roster().has_no_others() {
+        if self.mesh.roster().has_no_others() {
             return paths.to_vec();
         }
         let keyed: Vec<(PathKey, &StorePath)> =
@@ -364,7 +370,7 @@ impl Watcher for StoreWatcher {
         for batch in keyed.chunks(KEYS_MAX) {
             let (reply, told) = oneshot::channel();
             let keys = batch.iter().map(|(key, _)| *key).collect();
-            self.0.tell_blocking(Command::MayDelete { keys, reply });
+            self.mesh.tell_blocking(Command::MayDelete { keys, reply });
             let keys = told.blocking_recv().unwrap_or_default();
             allowed.extend(batch.iter().filter(|(key, _)| keys.contains(key)).map(|(_, path)| (*path).clone()));
         }
@@ -374,13 +380,17 @@ impl Watcher for StoreWatcher {
     fn deleted(&self, gone: &[StorePath], stayed: &[StorePath]) {
         let keys: Vec<PathKey> = gone.iter().filter_map(|path| path_key(path.hash_part())).collect();
         if !keys.is_empty() {
-            self.0.tell_blocking(Command::Gone(keys));
+            self.mesh.tell_blocking(Command::Gone(keys));
         }
         // The owners gave their word for these and take them for gone.
         let again = stayed.iter().filter_map(|path| path_key(path.hash_part())).collect::<Vec<_>>();
-        if !again.is_empty() && !self.0.roster().has_no_others() {
-            self.0.tell_blocking(Command::Stayed(again));
+        if !again.is_empty() && !self.mesh.roster().has_no_others() {
+            self.mesh.tell_blocking(Command::Stayed(again));
         }
+    }
+
+    fn damage_changed(&self) {
+        self.damage.changed();
     }
 }
 

@@ -11,7 +11,7 @@ use shoal_wire::mesh::path_record::PathRecord;
 use tempfile::TempDir;
 
 struct Member {
-    _dir: TempDir,
+    dir: TempDir,
     store: Store,
     mesh: Mesh,
     orders: mpsc::Receiver<Order>,
@@ -38,7 +38,7 @@ impl Member {
         };
         let (mesh, orders) = Mesh::open(options).await.unwrap();
         let fetcher = Fetcher::new(store.clone(), Arc::new(mesh.links().clone()));
-        Member { _dir: dir, store, mesh, orders, fetcher }
+        Member { dir, store, mesh, orders, fetcher }
     }
 
     /// As an upload would leave it.
@@ -170,4 +170,47 @@ async fn who_leaves_is_known_to_have_left_and_who_comes_again_is_back() {
     until("it is heard", || !a.mesh.roster().is_live(&gone)).await;
     let again = Member::start(2, &[&a]).await;
     until("it is back", || a.mesh.roster().is_live(&gone) && again.mesh.roster().live().count() == 2).await;
+}
+
+/// What a disk may do to the newest of what a store has written.
+fn damage(member: &Member) {
+    let segments = std::fs::read_dir(member.dir.path().join("store/segments")).unwrap();
+    for segment in segments.map(|segment| segment.unwrap().path()) {
+        let mut bytes = std::fs::read(&segment).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_damaged_is_not_looked_for_here_and_is_again_when_it_is_whole() {
+    let (a, b) = pair().await;
+    let info = a.stores("one").await;
+    let other = b.stores("one").await;
+    assert_eq!(info.nar_hash, other.nar_hash);
+    let mut holders = Vec::new();
+    let holders_are = async |expected: &[NodeKey], holders: &mut Vec<NodeKey>| {
+        let mut expected = expected.to_vec();
+        expected.sort_unstable();
+        until(&format!("holders are {expected:?}, and not {holders:?}"), || {
+            now(b.mesh.doubt(path_key(info.path.hash_part()).unwrap()));
+            if let Located::Held(whereabouts) = now(b.finds(&info)) {
+                *holders = whereabouts.holders;
+                holders.sort_unstable();
+            }
+            *holders == expected
+        })
+        .await;
+    };
+    let (here, there) = (a.mesh.me(), b.mesh.me());
+    holders_are(&[here, there], &mut holders).await;
+    damage(&a);
+    let store = a.store.clone();
+    let report = tokio::task::spawn_blocking(move || store.verify(true).unwrap()).await.unwrap();
+    assert!(!report.damage.is_empty());
+    holders_are(&[there], &mut holders).await;
+    a.stores("one").await;
+    assert!(a.store.is_valid(&info.path).unwrap(), "who stores it again heals it");
+    holders_are(&[here, there], &mut holders).await;
 }

@@ -16,6 +16,7 @@ mod chunk_lab;
 pub mod chunk_server;
 pub mod clock;
 pub mod command;
+mod damage;
 pub mod dial;
 mod driver;
 pub mod fetcher;

@@ -93,7 +93,7 @@ impl Store {
         }
         let written = self.writer.write(false, move |txn| mark_all(txn, &marks));
         if written.and_then(|()| self.follow_damage(&hashes)).is_err() {
-            self.pins.set_damaged(hashes.iter().map(|hash| (*hash, true)));
+            self.damage_is(hashes.iter().map(|hash| (*hash, true)));
         }
     }
 
@@ -105,8 +105,17 @@ impl Store {
             let marked = hashes.iter().map(|hash| Ok((*hash, table.get(hash)?.is_some())));
             marked.collect::<Result<Vec<_>>>()
         })?;
-        self.pins.set_damaged(marked.into_iter());
+        self.damage_is(marked.into_iter());
         Ok(())
+    }
+
+    /// Notes it in memory, and tells who follows what the store has.
+    fn damage_is(&self, marks: impl Iterator<Item = (Hash, bool)>) {
+        if self.pins.set_damaged(marks)
+            && let Some(watcher) = self.watcher.get()
+        {
+            watcher.damage_changed();
+        }
     }
 
     /// Whether all that a content root names is here and right, as far as anybody knows. This is what makes a path that

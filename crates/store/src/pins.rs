@@ -126,8 +126,8 @@ impl Pins {
     }
 
     /// Of each name whether its stored bytes are not its own: who brings it again stores it again. What has a mark has
-    /// no row, so who found one before the mark relies on it no longer.
-    pub fn set_damaged(&self, marks: impl Iterator<Item = (Hash, bool)>) {
+    /// no row, so who found one before the mark relies on it no longer. Whether anything changed.
+    pub fn set_damaged(&self, marks: impl Iterator<Item = (Hash, bool)>) -> bool {
         let mut state = self.state();
         let mut changed = false;
         for (hash, damaged) in marks {
@@ -144,6 +144,7 @@ impl Pins {
             self.damaged_count.store(state.damaged.len(), Ordering::Release);
             self.damage_generation.fetch_add(1, Ordering::AcqRel);
         }
+        changed
     }
 
     /// What lies at `place`, or is not where the index says, is not relied on by who pins the chunk from now on.

@@ -16,6 +16,10 @@ pub trait Watcher: Send + Sync {
 
     /// Of those that it was allowed to delete, these are gone, and these have stayed: somebody came to need them.
     fn deleted(&self, gone: &[StorePath], stayed: &[StorePath]);
+
+    /// Something stored was found damaged, or is whole again: [`Store::damaged_paths`] has changed, perhaps. Asked of in
+    /// the middle of other work, so it is not to be asked for from here.
+    fn damage_changed(&self);
 }
 
 impl Store {
@@ -67,6 +71,10 @@ mod tests {
         fn deleted(&self, gone: &[StorePath], stayed: &[StorePath]) {
             self.note("gone", gone);
             self.note("stayed", stayed);
+        }
+
+        fn damage_changed(&self) {
+            self.note("damage", &[]);
         }
     }
 
