@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use shoal_tests::{Machine, Nix, Node, Remote, shapes};
 
 /// Flips a bit in some places of every segment.
-fn damage(node: &Node, turn: u64) {
+pub fn damage(node: &Node, turn: u64) {
     for entry in fs::read_dir(node.data_dir().join("store/segments")).unwrap() {
         let file = OpenOptions::new().read(true).write(true).open(entry.unwrap().path()).unwrap();
         let len = file.metadata().unwrap().len();

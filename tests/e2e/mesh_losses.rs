@@ -9,6 +9,7 @@ use shoal_tests::mesh::{invite, is_live, peers};
 use shoal_tests::random::Random;
 use shoal_tests::{Machine, Mesh, Nix, Node, Remote, built, is_full, shapes};
 
+use crate::keeping::damage;
 use crate::mesh::substitute;
 
 const ROUNDS: u32 = 4;
@@ -61,6 +62,51 @@ fn what_was_acknowledged_survives_any_kill_and_is_on_two_nodes_again() {
     });
     let key = mesh[0].key();
     mesh.nodes.iter().for_each(|node| substitute(&Nix::newest(), node, &key, &promised));
+}
+
+/// The node that is killed does not come back: the others make the copies that it had.
+#[test]
+fn what_a_dead_node_had_is_on_two_nodes_again() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh::start(3, &[&machine]);
+    let paths: BTreeSet<String> = (0..3)
+        .flat_map(|entry| {
+            let salt = entry.to_string();
+            built(&shapes::build_command(&machine, &mesh[entry], Remote::SshNg, &salt, &["chain", "outputs"]).ok())
+        })
+        .collect();
+    assert!(paths.iter().all(|path| mesh.holders(path) >= 2), "acknowledged on one node only");
+    let victim = Random::seeded().below(3) as usize;
+    mesh[victim].kill();
+    assert!(paths.iter().any(|path| mesh.holders(path) < 2), "it had nothing that another lacks: {paths:?}");
+    wait_for("two live copies of each path", REPAIR_PATIENCE, || {
+        paths.iter().all(|path| mesh.holders(path) >= 2).then_some(())
+    });
+    let (key, paths) = (mesh[0].key(), Vec::from_iter(paths));
+    let live = mesh.nodes.iter().filter(|node| node.runs());
+    live.for_each(|node| substitute(&Nix::newest(), node, &key, &paths));
+}
+
+/// No cache is behind this mesh.
+#[test]
+fn what_a_disk_damages_is_healed_by_another_node() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh::start(2, &[&machine]);
+    let key = mesh[0].key();
+    let path = shapes::build_on(&machine, &mesh[0], Remote::SshNg, &["large"]).remove(0);
+    assert_eq!(mesh.holders(&path), 2);
+    mesh[0].stop();
+    damage(&mesh[0], 0);
+    mesh[0].start_again();
+    mesh.wait_until_whole();
+    let scrubbed = mesh[0].shoal("scrub").ok();
+    assert!(
+        scrubbed.stdout.contains(&format!("damaged: {path}")) && scrubbed.stdout.contains(&format!("healed: {path}")),
+        "{scrubbed}"
+    );
+    assert_eq!(mesh[0].shoal("status --json").ok().json()["store"]["damaged"], 0);
+    mesh[1].kill();
+    substitute(&Nix::newest(), &mesh[0], &key, &[path]);
 }
 
 #[test]
