@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use shoal_tests::command::{Running, wait_for};
-use shoal_tests::{Cmd, Machine, Mesh, Nix, Node, Remote, built, shapes};
+use shoal_tests::random::Random;
+use shoal_tests::{Cmd, Machine, Mesh, Nix, Node, Remote, built, is_full, shapes};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const CLIENT_PATIENCE: Duration = Duration::from_secs(120);
@@ -13,6 +14,10 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(120);
 const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 /// What naps take on three nodes, as a share of what they take on one.
 const SHARE_OF_THREE: f64 = 0.6;
+const ROUNDS: u32 = 3;
+const ROUNDS_FULL: u32 = 20;
+/// A kill falls anywhere into what a round does.
+const KILL_AFTER_MS_MAX: u64 = 6_000;
 const CA: [&str; 3] = ["--option", "extra-experimental-features", "ca-derivations"];
 
 by_each_version!(nodes_share_the_work_of_one_client, what_several_nodes_build_is_what_one_builds);
@@ -205,4 +210,23 @@ fn a_build_outlives_the_node_that_asked_for_it() {
     let finished = build(&machine, &mesh[3 - executor], "", &["lasting"]).ok();
     assert!(finished.stderr.contains("begun"), "{finished}");
     assert_eq!((has_built(&mesh[executor]), has_built(&mesh[3 - executor])), (1, 0), "{finished}");
+}
+
+/// Any executor is killed at any moment, and what it had built is needed by others.
+#[test]
+fn no_client_sees_an_error_when_any_executor_is_killed_at_any_moment() {
+    let machine = Machine::new(&Nix::newest());
+    let mut random = Random::seeded();
+    let mut mesh = narrow(3, &[&machine]);
+    for round in 0..if is_full() { ROUNDS_FULL } else { ROUNDS } {
+        let salt = format!("round-{round}");
+        let client = build(&machine, &mesh[0], &salt, &["mat", "naps"]).start();
+        let victim = 1 + random.below(2) as usize;
+        std::thread::sleep(Duration::from_millis(random.below(KILL_AFTER_MS_MAX)));
+        mesh[victim].kill();
+        let finished = client.finish(CLIENT_PATIENCE).expect_code(0);
+        println!("round {round}: {:?} with node {victim} killed", finished.took);
+        mesh[victim].start_again();
+        mesh.wait_until_whole();
+    }
 }
