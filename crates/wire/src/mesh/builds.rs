@@ -109,8 +109,6 @@ pub struct BuiltOutput {
 pub struct Outcome {
     /// As the number of [`crate::nix::worker::BuildStatus`].
     pub status: u8,
-    /// Nobody wanted it any more: says nothing about the derivation.
-    pub cancelled: bool,
     pub error: Vec<u8>,
     pub times_built: u64,
     pub is_non_deterministic: bool,

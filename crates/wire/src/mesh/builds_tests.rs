@@ -32,13 +32,11 @@ fn asks() -> impl Strategy<Value = BuildAsk> {
 fn outcomes() -> impl Strategy<Value = Outcome> {
     let outputs =
         btree_map("[a-z]{1,8}", any::<u64>().prop_map(|nar_size| BuiltOutput { path: path("a"), nar_size }), 0..4);
-    let numbers = any::<(u8, bool, u64, bool, u64, u64, Option<i64>, Option<i64>)>();
+    let numbers = any::<(u8, u64, bool, u64, u64, Option<i64>, Option<i64>)>();
     (numbers, vec(any::<u8>(), 0..300), outputs, any::<Option<NodeKey>>()).prop_map(|(numbers, error, outputs, at)| {
-        let (status, cancelled, times_built, is_non_deterministic, start_time, stop_time, cpu_user, cpu_system) =
-            numbers;
+        let (status, times_built, is_non_deterministic, start_time, stop_time, cpu_user, cpu_system) = numbers;
         Outcome {
             status,
-            cancelled,
             error,
             times_built,
             is_non_deterministic,
@@ -143,7 +141,6 @@ fn the_longest_ones_are_read() {
     let output = || BuiltOutput { path: path(&"x".repeat(NAME_LEN_MAX)), nar_size: u64::MAX };
     let outcome = Outcome {
         status: 3,
-        cancelled: false,
         error: vec![b'x'; TEXT_LEN_MAX],
         times_built: u64::MAX,
         is_non_deterministic: true,

@@ -120,7 +120,6 @@ pub fn outcome(store: &Store, result: &BuildResult) -> Outcome {
     error.truncate(TEXT_LEN_MAX);
     Outcome {
         status: result.status as u8,
-        cancelled: false,
         error,
         times_built: result.times_built,
         is_non_deterministic: result.is_non_deterministic,
