@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use shoal_tests::expected::{self, Facts, Row};
 use shoal_tests::sources::{self, PackageSet};
-use shoal_tests::{Cmd, Finished, Machine, Nix, Node, Remote, is_full, skip};
+use shoal_tests::{Cmd, Finished, Machine, Mesh, Nix, Node, Remote, is_full, skip};
 
 const ABSENT: &str = "the package set mini is not beside this repository";
 /// Shapes that need no compiler.
@@ -26,7 +26,16 @@ const OTHER_PATH_IN_2_8: [&str; 1] = ["ca-self"];
 /// Client 2.26 overflows its stack when it unpacks this, whoever serves it.
 const TOO_DEEP_FOR_2_26: &str = "deep-dirs";
 
-by_each_version!(quick_shapes_over_ssh_ng, quick_shapes_over_the_socket, content_addressed);
+/// All that can be built.
+const SETS: [&str; 3] = ["good", "slow", "ca"];
+
+by_each_version!(
+    quick_shapes_over_ssh_ng,
+    quick_shapes_over_the_socket,
+    content_addressed,
+    quick_and_content_addressed_across_three_nodes,
+    everything_across_three_and_five_nodes,
+);
 
 fn build_command(machine: &Machine, node: &Node, remote: Remote, set: &PackageSet, attributes: &[&str]) -> Cmd {
     let build = machine.build(node, remote, &set.args(), attributes);
@@ -162,6 +171,49 @@ fn all_good_ones_v2_8() {
 #[test]
 fn all_slow_ones_v2_8() {
     whole_if_full("2.8", "slow");
+}
+
+/// A set from nothing on nodes of one mesh, asked of one of them and copied from another.
+fn across(nix: &Nix, count: usize, names: &[&str], mut rows: Vec<Row>) {
+    let Some(set) = sources::mini() else { return skip(ABSENT) };
+    let machine = Machine::new(nix);
+    let mesh = Mesh::start_with(count, &[&machine], &["--max-jobs", "1", "--keep-failed"]);
+    for left in (0..TRIES).rev() {
+        let build = build_command(&machine, &mesh[0], Remote::SshNg, &set, names).run();
+        if build.status.success() {
+            break;
+        }
+        let is_excused = build.stderr.contains("is missing on your system")
+            && mesh.nodes.iter().filter(|node| node.data_dir().join("kept").exists()).all(all_unpacked_over_a_second);
+        assert!(left > 0 && is_excused, "{build}");
+    }
+    let built = |node: &Node| {
+        let builds = node.shoal("builds --json").ok().json();
+        builds.as_array().into_iter().flatten().filter(|build| build["state"] == "built").count()
+    };
+    let counts: Vec<usize> = mesh.nodes.iter().map(built).collect();
+    println!("{names:?} by {} across {count} nodes: {counts:?}", nix.version);
+    assert!(counts.iter().all(|count| *count > 0), "a node built nothing: {counts:?}");
+    rows.retain(|row| nix.version != "2.26" || row.attribute != TOO_DEEP_FOR_2_26);
+    let known: &[&str] = if nix.is_before("2.26") { &OTHER_PATH_IN_2_8 } else { &[] };
+    rows.retain(|row| !known.contains(&row.attribute.as_str()));
+    expected::compare(&rows, &fetched(&machine, &mesh[count - 1], Remote::SshNg, &rows), known);
+}
+
+fn quick_and_content_addressed_across_three_nodes(nix: &Nix) {
+    let Some(set) = sources::mini() else { return skip(ABSENT) };
+    let names: Vec<String> = QUICK.iter().map(|name| format!("good.{name}")).chain(["ca".to_string()]).collect();
+    let rows = [quick_rows(&set), expected::rows(&set.expected(), "ca")].concat();
+    across(nix, 3, &names.iter().map(String::as_str).collect::<Vec<_>>(), rows);
+}
+
+fn everything_across_three_and_five_nodes(nix: &Nix) {
+    if !is_full() {
+        return skip("takes as long as everything else together; SHOAL_E2E=full runs it");
+    }
+    let Some(set) = sources::mini() else { return skip(ABSENT) };
+    let rows: Vec<Row> = SETS.iter().flat_map(|name| expected::rows(&set.expected(), name)).collect();
+    [3, 5].into_iter().for_each(|count| across(nix, count, &SETS, rows.clone()));
 }
 
 /// What cannot be built fails as it does at home: same message; exit code 1, as all remote builds have.
