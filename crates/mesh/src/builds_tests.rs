@@ -5,6 +5,7 @@ use crate::fetcher::AskError;
 use crate::fixture::*;
 use crate::identity::{Identity, MEMBERSHIP_S};
 use crate::links::{Incoming, Links, LinksOptions};
+use crate::log_lab::Log;
 use crate::protocol::Close;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, Reason};
@@ -59,7 +60,7 @@ fn follow() -> BuildAsk {
     BuildAsk::Follow(StorePath::from_base_name("dd2s755w68andyyr5makbwzidf6whr5d-a.drv").unwrap())
 }
 
-fn refused() -> BuildFrame {
+fn refused_frame() -> BuildFrame {
     BuildFrame::Refused { reason: Reason::Unknown, text: "no".into(), retry_after_ms: 0 }
 }
 
@@ -91,8 +92,8 @@ async fn what_an_executor_says_arrives_in_order_and_silence_is_filled() {
     assert_eq!(heard(&mut building).await, BuildFrame::Accepted);
     assert_eq!(heard(&mut building).await, BuildFrame::Phase("build".into()));
     assert_eq!(within(building.next()).await.unwrap(), BuildFrame::Alive);
-    assert!(answer.say_at_once(refused()));
-    assert_eq!(heard(&mut building).await, refused());
+    assert!(answer.say_at_once(refused_frame()));
+    assert_eq!(heard(&mut building).await, refused_frame());
 }
 
 #[tokio::test]
@@ -116,20 +117,60 @@ async fn an_answer_without_an_end_is_no_end() {
     assert!(matches!(within(building.next()).await, Err(AskError::Broke(_))));
 }
 
-#[tokio::test]
-async fn garbage_closes_the_connection() {
-    let (a, b) = pair().await;
-    for garbage in [&[255; 8][..], &[3, 0, 0, 0, 9, 9, 9], &[1, 0, 0, 0, 1]] {
-        let connection = within(a.links.builds(b.links.node())).await.unwrap();
-        let (mut send, _recv) = connection.open_bi().await.unwrap();
-        send.write_all(garbage).await.unwrap();
-        match within(connection.closed()).await {
-            iroh::endpoint::ConnectionError::ApplicationClosed(closed) => {
-                assert_eq!(closed.error_code, Close::Malformed.code());
-            }
-            other => panic!("{other}"),
+/// A member misbehaves on its connection: it is cut off with `offence`, which is logged, and others are heard.
+async fn offends(offence: &str, how: impl AsyncFn(&iroh::endpoint::Connection)) {
+    let (a, mut b) = pair().await;
+    let good = Member::new(3).await;
+    good.links.learn_addresses(b.links.node(), &b.links.addresses());
+    let log = Log::begin();
+    let connection = within(a.links.builds(b.links.node())).await.unwrap();
+    how(&connection).await;
+    match within(connection.closed()).await {
+        iroh::endpoint::ConnectionError::ApplicationClosed(closed) => {
+            assert_eq!(closed.error_code, Close::Malformed.code());
+            let reason = String::from_utf8_lossy(&closed.reason);
+            assert!(reason.contains(offence), "{reason}");
         }
+        other => panic!("{other}"),
     }
+    log.tells(&a.links.node(), offence).await;
+    assert_eq!(b.links.counts().cut_off, 1);
+    let refused = within(a.links.builds(b.links.node())).await.unwrap_err();
+    assert!(matches!(&refused, DialError::Refused(why) if why.contains(offence)), "{refused}");
+    let mut building = within(ask(&good.links, b.links.node(), &follow())).await.unwrap();
+    let answer = loop {
+        let (from, _, answer) = b.asked().await;
+        if from == good.links.node() {
+            break answer;
+        }
+    };
+    assert!(answer.say_at_once(refused_frame()));
+    assert_eq!(heard(&mut building).await, refused_frame());
+}
+
+#[tokio::test]
+async fn who_sends_garbage_is_cut_off_and_others_are_heard() {
+    for (garbage, offence) in
+        [(&[255; 8][..], "long"), (&[3, 0, 0, 0, 9, 9, 9], "version"), (&[1, 0, 0, 0, 1], "decode")]
+    {
+        offends(offence, async |connection| {
+            let (mut send, _recv) = connection.open_bi().await.unwrap();
+            send.write_all(garbage).await.unwrap();
+            connection.closed().await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn who_floods_with_requests_for_builds_is_cut_off_and_others_are_heard() {
+    offends("asked for builds more often than it may", async |connection| {
+        while let Ok((mut send, _recv)) = connection.open_bi().await {
+            // Given up at once, so that the next may be opened.
+            let _ = send.reset(CANCELLED);
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

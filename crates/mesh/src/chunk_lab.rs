@@ -1,7 +1,7 @@
 //! Nodes on loopback that serve chunks, honestly or not, for tests.
 
 use crate::chunk_server::{ChunkServer, ServerLimits};
-use crate::dial::{BoxFuture, Dial, DialError, ServeChunks};
+use crate::dial::{BoxFuture, Dial, DialError, Offence, ServeChunks};
 use crate::fetcher::{Fetcher, Urgency, Want};
 use crate::protocol::CHUNKS;
 use iroh::endpoint::{Connection, SendStream, presets};
@@ -171,6 +171,11 @@ impl Book {
         Arc::new(Book { endpoint, addresses: Mutex::new(addresses), connections: Default::default() })
     }
 
+    /// The node that dials.
+    pub fn key(&self) -> NodeKey {
+        *self.endpoint.id().as_bytes()
+    }
+
     pub fn add(&self, host: &Host) {
         self.addresses.lock().unwrap().insert(host.key, host.address.clone());
     }
@@ -211,7 +216,7 @@ type Reply = dyn Fn(Ask) -> (Vec<u8>, Then) + Send + Sync;
 struct Fake(Arc<Reply>);
 
 impl ServeChunks for Fake {
-    fn serve(&self, _: NodeKey, connection: Connection) -> BoxFuture<'static, ()> {
+    fn serve(&self, _: NodeKey, connection: Connection) -> BoxFuture<'static, Option<Offence>> {
         let fake = self.0.clone();
         Box::pin(async move {
             let mut streams = JoinSet::new();
@@ -224,6 +229,7 @@ impl ServeChunks for Fake {
                     }
                 });
             }
+            None
         })
     }
 }

@@ -11,10 +11,11 @@ mod answer;
 mod outbox;
 mod turn;
 
-use crate::dial::{BoxFuture, ServeChunks};
+use crate::dial::{BoxFuture, Offence, ServeChunks};
+use crate::links::bucket::Bucket;
 use crate::links::short;
 use crate::protocol::Close;
-use iroh::endpoint::{Connection, RecvStream, SendStream, VarInt};
+use iroh::endpoint::{Connection, ReadToEndError, RecvStream, SendStream, VarInt};
 use outbox::Peer;
 use shoal_store::Store;
 use shoal_wire::mesh::NodeKey;
@@ -23,7 +24,7 @@ use shoal_wire::mesh::format::{Format, decode};
 use shoal_wire::nix::signature::SecretKey;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -33,10 +34,28 @@ use turn::Turns;
 const STREAMS_MAX: u32 = 32;
 /// Requests of one peer that are answered at a time: four fetchers' worth.
 pub const REQUESTS_MAX: usize = 16;
+/// Requests of one peer in a second: more than one machine's disk takes paths, each of which is asked for twice.
+const REQUESTS_A_S: u64 = 10_000;
+/// How many it may save up.
+const REQUESTS_BURST: u64 = 20_000;
 /// How long a peer may take to say what it wants.
 const ASK_TIME: Duration = Duration::from_secs(10);
 /// Bytes read from segments and not sent, of all peers, in pieces of [`answer::READ_LEN`].
 const BUFFERED_MAX: usize = 64 << 20;
+
+/// What it bears from a peer.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    unread_max: Duration,
+    requests_a_s: u64,
+    requests_burst: u64,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { unread_max: outbox::UNREAD_MAX, requests_a_s: REQUESTS_A_S, requests_burst: REQUESTS_BURST }
+    }
+}
 
 /// The code of a stream on which nothing was asked that can be answered.
 const BAD_REQUEST: VarInt = VarInt::from_u32(1);
@@ -70,7 +89,7 @@ struct Inner {
     key: Arc<SecretKey>,
     turns: Option<Turns>,
     buffers: Arc<Semaphore>,
-    unread_max: Duration,
+    patience: Patience,
     counts: Counts,
 }
 
@@ -86,16 +105,16 @@ struct Counts {
 impl ChunkServer {
     /// `key` is the node's: it signs the records of what this store has.
     pub fn new(store: Store, key: Arc<SecretKey>, limits: ServerLimits) -> ChunkServer {
-        ChunkServer::with_patience(store, key, limits, outbox::UNREAD_MAX)
+        ChunkServer::with_patience(store, key, limits, Patience::default())
     }
 
-    fn with_patience(store: Store, key: Arc<SecretKey>, limits: ServerLimits, unread_max: Duration) -> ChunkServer {
+    fn with_patience(store: Store, key: Arc<SecretKey>, limits: ServerLimits, patience: Patience) -> ChunkServer {
         ChunkServer(Arc::new(Inner {
             store,
             key,
             turns: limits.upload_bytes_per_s.map(Turns::new),
             buffers: Arc::new(Semaphore::new(BUFFERED_MAX / answer::READ_LEN)),
-            unread_max,
+            patience,
             counts: Counts::default(),
         }))
     }
@@ -114,7 +133,7 @@ impl ChunkServer {
 }
 
 impl ServeChunks for ChunkServer {
-    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, ()> {
+    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, Option<Offence>> {
         let server = self.0.clone();
         Box::pin(async move { server.serve(peer, connection).await })
     }
@@ -122,33 +141,55 @@ impl ServeChunks for ChunkServer {
 
 impl Inner {
     /// The requests of one connection. Whoever drops this drops its answers.
-    async fn serve(self: Arc<Self>, peer: NodeKey, connection: Connection) {
+    async fn serve(self: Arc<Self>, peer: NodeKey, connection: Connection) -> Option<Offence> {
         connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_MAX));
-        let peer = Arc::new(Peer::new(peer, connection.clone(), REQUESTS_MAX, self.unread_max));
+        let peer = Arc::new(Peer::new(peer, connection.clone(), REQUESTS_MAX, self.patience.unread_max));
+        let mut requests = Bucket::full(self.patience.requests_a_s, self.patience.requests_burst, Instant::now());
         let mut answers = JoinSet::new();
         loop {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
+                    Ok(_) if !requests.take(1, Instant::now()) => return Some("asked more often than it may".into()),
                     Ok((send, receive)) => {
                         answers.spawn(self.clone().answer_one(peer.clone(), send, receive));
                     }
                     Err(error) => {
                         tracing::debug!(%error, "a connection for chunks has ended");
-                        return;
+                        return None;
                     }
                 },
-                Some(_) = answers.join_next() => {}
+                Some(answered) = answers.join_next() => {
+                    if let Ok(Some(offence)) = answered {
+                        return Some(offence);
+                    }
+                }
             }
         }
     }
 
-    async fn answer_one(self: Arc<Self>, peer: Arc<Peer>, mut send: SendStream, mut receive: RecvStream) {
+    async fn answer_one(
+        self: Arc<Self>,
+        peer: Arc<Peer>,
+        mut send: SendStream,
+        mut receive: RecvStream,
+    ) -> Option<Offence> {
         let read = timeout(ASK_TIME, receive.read_to_end(Ask::LEN_MAX)).await;
-        let asked = read.ok().and_then(Result::ok).and_then(|bytes| decode::<Ask>(&bytes).ok());
+        let asked = match read {
+            // Given up before anything was said.
+            Ok(Ok(bytes)) if bytes.is_empty() => None,
+            Ok(Ok(bytes)) => match decode::<Ask>(&bytes) {
+                Ok(ask) => Some(ask),
+                Err(error) => return Some(format!("sent a bad request: {error}")),
+            },
+            Ok(Err(ReadToEndError::TooLong)) => {
+                return Some(format!("sent a request of more than {} bytes", Ask::LEN_MAX));
+            }
+            Ok(Err(ReadToEndError::Read(_))) | Err(_) => None,
+        };
         let Some(ask) = asked else {
             // It may be gone already.
             let _ = send.reset(BAD_REQUEST);
-            return;
+            return None;
         };
         self.counts.requests.fetch_add(1, Ordering::Relaxed);
         let sent = match peer.requests.try_acquire() {
@@ -167,6 +208,7 @@ impl Inner {
             }
             Err(outbox::SendError::Gone) => {}
         }
+        None
     }
 }
 

@@ -1,7 +1,9 @@
 use super::*;
 use crate::chunk_lab::{Book, Host, add, fetcher, nar, noise, path, store};
-use crate::dial::Dial;
+use crate::dial::{Dial, DialError};
 use crate::fetcher::Realised;
+use crate::fixture::{Node, within};
+use crate::log_lab::Log;
 use iroh::endpoint::ConnectionError;
 use shoal_store::Store;
 use shoal_wire::mesh::chunks::{PART_LEN, RealisationKey, Urgency};
@@ -42,10 +44,11 @@ async fn who_does_not_read_what_it_asked_for_is_cut_off() {
     let there = store();
     let hashes = stocked(&there.store);
     let key = Arc::new(SecretKey::from_seed("test", [9; 32]).unwrap());
-    let patience = Duration::from_millis(600);
+    let patience = Patience { unread_max: Duration::from_millis(600), ..Patience::default() };
     let server = ChunkServer::with_patience(there.store.clone(), key, ServerLimits::default(), patience);
     let host = Host::new(Arc::new(server.clone())).await;
-    let (connection, _book) = connect(&host).await;
+    let (connection, book) = connect(&host).await;
+    let log = Log::begin();
     let _unread = ask(&connection, &chunks(&hashes)).await;
     let closed = timeout(PATIENCE, connection.closed()).await.unwrap();
     assert!(
@@ -53,6 +56,7 @@ async fn who_does_not_read_what_it_asked_for_is_cut_off() {
         "{closed}"
     );
     assert_eq!(server.served().cut, 1);
+    log.tells(&book.key(), "does not read what it asked for").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,18 +99,95 @@ async fn who_cannot_be_served_soon_is_told_so() {
     assert_eq!(server.served().busy, 1);
 }
 
+/// A node whose server is this one lets in two others: the first does something, and is cut off for it with `offence`,
+/// while the second is answered.
+async fn offends(server: ChunkServer, hashes: &[[u8; 32]], offence: &str, how: impl AsyncFn(&Connection)) {
+    let member = Node::serving(1, Arc::new(server)).await;
+    let (bad, good) = (Node::new(2).await, Node::new(3).await);
+    bad.knows(&member);
+    good.knows(&member);
+    let log = Log::begin();
+    let connection = within(bad.links.chunks(member.key())).await.unwrap();
+    let of_good = within(good.links.chunks(member.key())).await.unwrap();
+    let (closed, answered) = tokio::join!(
+        async {
+            how(&connection).await;
+            within(connection.closed()).await
+        },
+        async {
+            let began = Instant::now();
+            let mut stream = ask(&of_good, &chunks(&hashes[..1])).await;
+            (timeout(PATIENCE, stream.read_to_end(1 << 20)).await.unwrap().unwrap().len(), began.elapsed())
+        }
+    );
+    let ConnectionError::ApplicationClosed(close) = &closed else { panic!("{closed}") };
+    assert_eq!(close.error_code, Close::Malformed.code());
+    assert_eq!(String::from_utf8_lossy(&close.reason), offence);
+    assert!(answered.0 > PART_LEN && answered.1 < Duration::from_secs(5), "{answered:?}");
+    log.tells(&bad.key(), offence).await;
+    assert_eq!(log.count(&bad.key(), "a peer is cut off"), 1);
+    assert_eq!(member.links.counts().cut_off, 1);
+    // It rests, and is let in again then.
+    let resting = format!("it was cut off a moment ago: {offence}");
+    assert_eq!(within(bad.links.chunks(member.key())).await.unwrap_err(), DialError::Refused(resting));
+    assert!(of_good.close_reason().is_none());
+}
+
+fn server_of(there: &Store, patience: Patience) -> ChunkServer {
+    let key = Arc::new(SecretKey::from_seed("test", [1; 32]).unwrap());
+    ChunkServer::with_patience(there.clone(), key, ServerLimits::default(), patience)
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_request_is_refused_and_others_are_answered() {
+async fn who_asks_for_what_is_no_request_is_cut_off_and_others_are_answered() {
+    let there = store();
+    let hashes = stocked(&there.store);
+    let too_long = vec![1; Ask::LEN_MAX + 1];
+    let long = format!("sent a request of more than {} bytes", Ask::LEN_MAX);
+    let garbage = b"GET / HTTP/1.1";
+    let error = decode::<Ask>(garbage).unwrap_err();
+    for (bytes, offence) in [(&garbage[..], format!("sent a bad request: {error}")), (&too_long[..], long)] {
+        let server = server_of(&there.store, Patience::default());
+        offends(server, &hashes, &offence, async |connection| {
+            let (mut send, _receive) = connection.open_bi().await.unwrap();
+            // It may be refused before all of it is sent.
+            let _ = send.write_all(bytes).await;
+            let _ = send.finish();
+            connection.closed().await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_floods_with_requests_is_cut_off_and_others_are_answered() {
+    let there = store();
+    let hashes = stocked(&there.store);
+    let patience = Patience { requests_a_s: 1, requests_burst: 100, ..Patience::default() };
+    let server = server_of(&there.store, patience);
+    offends(server, &hashes, "asked more often than it may", async |connection| {
+        while let Ok((mut send, _receive)) = connection.open_bi().await {
+            let _ = send.write_all(&encode(&Ask::Records(vec![[7; 32]]))).await;
+        }
+    })
+    .await;
+}
+
+/// A question that is given up midway, as when whoever waits for the answer goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gives_a_question_up_is_not_cut_off() {
     let there = store();
     let hashes = stocked(&there.store);
     let (host, _server) = Host::honest(&there.store, ServerLimits::default()).await;
     let (connection, _book) = connect(&host).await;
-    let too_long = vec![1; Ask::LEN_MAX + 1];
-    for bad in [&b""[..], b"GET / HTTP/1.1", &too_long] {
+    let asked = chunks(&hashes);
+    for len in [0, 1, asked.len() / 2] {
         let (mut send, mut receive) = connection.open_bi().await.unwrap();
-        // It may be refused before all of it is sent.
-        let _ = send.write_all(bad).await;
-        let _ = send.finish();
+        send.write_all(&asked[..len]).await.unwrap();
+        match len {
+            0 => send.finish().unwrap(),
+            _ => send.reset(VarInt::from_u32(2)).unwrap(),
+        }
         assert!(timeout(PATIENCE, receive.read_to_end(1000)).await.unwrap().is_err());
     }
     let mut stream = ask(&connection, &chunks(&hashes[..1])).await;

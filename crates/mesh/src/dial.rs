@@ -32,12 +32,16 @@ pub trait DialBuilds: Send + Sync + 'static {
     fn builds(&self, node: NodeKey) -> BoxFuture<'_, Result<Connection, DialError>>;
 }
 
-/// Answers on a connection of [`crate::protocol::CHUNKS`] whose other end is a member, until it closes.
+/// What a peer did that no member does, for people.
+pub type Offence = String;
+
+/// Answers on a connection of [`crate::protocol::CHUNKS`] whose other end is a member, until it closes, or until the peer
+/// is to be cut off for an offence.
 pub trait ServeChunks: Send + Sync + 'static {
-    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, ()>;
+    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, Option<Offence>>;
 }
 
-/// Answers on a connection of [`crate::protocol::BUILDS`] whose other end is a member that builds, until it closes.
+/// Answers on a connection of [`crate::protocol::BUILDS`] whose other end is a member that builds, likewise.
 pub trait ServeBuilds: Send + Sync + 'static {
-    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, ()>;
+    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, Option<Offence>>;
 }

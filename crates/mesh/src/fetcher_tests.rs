@@ -1,6 +1,7 @@
 use super::*;
 use crate::chunk_lab::*;
 use crate::chunk_server::ServerLimits;
+use crate::log_lab::Log;
 use shoal_wire::mesh::chunks::{Ask, Part};
 use shoal_wire::mesh::path_record::path_key;
 use shoal_wire::nix::path_info::PathInfo;
@@ -88,6 +89,7 @@ async fn with_bad_host(
     let store = there.store.clone();
     let bad = Host::fake(move |ask| bad(&store, ask)).await;
     let (fetcher, here, _) = fetcher(&[&bad, &honest]).await;
+    let log = Log::begin();
     let alone = fetcher.fetch(want(&record, &[&bad])).await;
     let error = alone.err().unwrap_or_else(|| panic!("{name}: it came from a bad host alone"));
     let faults = |dropped: &[Dropped]| dropped.iter().map(|dropped| (dropped.peer, dropped.fault)).collect::<Vec<_>>();
@@ -97,6 +99,9 @@ async fn with_bad_host(
         "{name}"
     );
     assert!(here.store.paths().unwrap().is_empty());
+    // Who lies is for the caller to cut off, and to name.
+    let lines = usize::from(matches!(expected, Some(Fault::Silent | Fault::Broke)));
+    assert_eq!(log.count(&bad.key, "a peer is asked for nothing more of a path"), lines, "{name}");
     let began = Instant::now();
     let fetched = fetcher.fetch(want(&record, &[&bad, &honest])).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(8), "{name}: {:?}", began.elapsed());

@@ -1,7 +1,7 @@
 //! Nodes on loopback, for tests.
 
 use crate::clock::wall_s;
-use crate::dial::{BoxFuture, ServeBuilds, ServeChunks};
+use crate::dial::{BoxFuture, Offence, ServeBuilds, ServeChunks};
 use crate::identity::{Identity, MEMBERSHIP_S};
 use crate::links::{Incoming, Links, LinksOptions};
 use iroh::endpoint::Connection;
@@ -54,7 +54,7 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 pub struct Echo;
 
 impl ServeChunks for Echo {
-    fn serve(&self, _peer: NodeKey, connection: Connection) -> BoxFuture<'static, ()> {
+    fn serve(&self, _peer: NodeKey, connection: Connection) -> BoxFuture<'static, Option<Offence>> {
         Box::pin(async move {
             while let Ok((mut send, mut recv)) = connection.accept_bi().await {
                 if let Ok(bytes) = recv.read_to_end(1 << 20).await {
@@ -62,12 +62,13 @@ impl ServeChunks for Echo {
                     let _ = send.finish();
                 }
             }
+            None
         })
     }
 }
 
 impl ServeBuilds for Echo {
-    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, ()> {
+    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, Option<Offence>> {
         ServeChunks::serve(self, peer, connection)
     }
 }
@@ -120,10 +121,21 @@ impl Node {
     }
 
     pub async fn of(dir: TempDir, identity: Identity, bind: SocketAddr) -> Node {
+        Node::open(dir, identity, bind, Arc::new(Echo)).await
+    }
+
+    /// A member that answers requests for chunks so.
+    pub async fn serving(seed: u8, chunks: Arc<dyn ServeChunks>) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::with_secret(dir.path(), key(seed), key(MESH), wall_s()).unwrap();
+        Node::open(dir, identity, loopback(), chunks).await
+    }
+
+    async fn open(dir: TempDir, identity: Identity, bind: SocketAddr, chunks: Arc<dyn ServeChunks>) -> Node {
         let identity = Arc::new(identity);
         let (sender, events) = mpsc::channel(EVENTS);
         let options = LinksOptions { identity: identity.clone(), bind };
-        let links = Links::open(options, sender, Arc::new(Echo), Arc::new(Echo)).await.unwrap();
+        let links = Links::open(options, sender, chunks, Arc::new(Echo)).await.unwrap();
         Node { dir, identity, links, events }
     }
 

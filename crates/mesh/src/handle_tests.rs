@@ -5,8 +5,10 @@ use crate::chunk_lab::{add, nar, noise};
 use crate::chunk_server::{ChunkServer, ServerLimits};
 use crate::clock::wall_s;
 use crate::fetcher::{Fetcher, Urgency, Want};
-use crate::fixture::{Echo, MESH, key, loopback, until, within};
+use crate::fixture::{Echo, MESH, Node, key, loopback, until, within};
+use crate::log_lab::Log;
 use shoal_store::{GcAction, GcRequest};
+use shoal_wire::mesh::announcement::HolderMessage;
 use shoal_wire::mesh::path_record::PathRecord;
 use tempfile::TempDir;
 
@@ -213,4 +215,61 @@ async fn what_is_damaged_is_not_looked_for_here_and_is_again_when_it_is_whole() 
     a.stores("one").await;
     assert!(a.store.is_valid(&info.path).unwrap(), "who stores it again heals it");
     holders_are(&[here, there], &mut holders).await;
+}
+
+/// A member of the mesh says this to another, and is cut off for it, which the log of the other one tells.
+async fn says(seed: u8, offence: &str, how: impl Fn(&Node, NodeKey)) {
+    let member = Member::start(1, &[]).await;
+    let bad = Node::new(seed).await;
+    let me = member.mesh.me();
+    bad.links.learn_addresses(me, &[member.mesh.local_addr()]);
+    let log = Log::begin();
+    let links = member.mesh.links();
+    until("it is cut off", || {
+        how(&bad, me);
+        links.counts().cut_off > 0
+    })
+    .await;
+    log.tells(&bad.key(), offence).await;
+    until("its connections are closed", || !links.peers().iter().any(|peer| peer.node == bad.key())).await;
+    let store = member.store.clone();
+    assert!(tokio::task::spawn_blocking(move || store.paths()).await.unwrap().unwrap().is_empty());
+}
+
+/// What node 4 would say of a path, if it had signed it.
+fn sealed_by_4(name: &str) -> Vec<u8> {
+    let record = PathRecord { author: *key(4).public().bytes(), ..some_record(name) };
+    Sealed::seal(record, &key(4)).unwrap().bytes().to_vec()
+}
+
+fn some_record(name: &str) -> PathRecord {
+    PathRecord {
+        author: [0; 32],
+        path: crate::chunk_lab::path(name),
+        nar_hash: [1; 32],
+        nar_size: 1,
+        references: Default::default(),
+        content_root: [2; 32],
+        deriver: None,
+        ca: None,
+        signatures: Default::default(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_passes_forged_records_on_is_cut_off_and_named() {
+    let mut forged = sealed_by_4("forged");
+    let at = forged.len() - 1;
+    forged[at] ^= 1;
+    for records in [vec![forged], vec![b"nonsense".to_vec()]] {
+        says(31, "it sent a path record that nobody signed", |bad, to| {
+            bad.links.send_message(to, &HolderMessage::Records(records.clone()));
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_frames_that_nobody_signed_is_cut_off_and_named() {
+    says(32, "a peer is cut off", |bad, to| bad.links.send_frame(to, vec![9; 200])).await;
 }

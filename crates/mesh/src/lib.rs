@@ -27,6 +27,8 @@ pub mod handle;
 pub mod identity;
 pub mod join;
 pub mod links;
+#[cfg(test)]
+mod log_lab;
 pub mod protocol;
 pub mod records;
 pub mod roster;

@@ -10,7 +10,7 @@
 //! - who sends more than it may is cut off, and what others send is not slowed by it: all peers take turns at the
 //!   channel to who decides.
 
-mod bucket;
+pub(crate) mod bucket;
 mod dialler;
 mod door;
 pub(crate) mod endpoint;
@@ -184,6 +184,9 @@ impl Links {
             table.barred.insert(node);
             table.cut(&node, &refusal.to_string(), Instant::now())
         };
+        if !connections.is_empty() {
+            tracing::warn!(peer = short(&node), reason = %refusal, "a peer is cut off for good");
+        }
         for connection in connections {
             refusal.clone().close(&connection);
         }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::clock::wall_s;
 use crate::fixture::*;
+use crate::log_lab::Log;
 use crate::protocol::name_at;
 use shoal_wire::mesh::certificate::Certificate;
 use shoal_wire::mesh::format::Format;
@@ -53,11 +54,13 @@ async fn a_connection_for_chunks_is_opened_once_and_serves_both() {
 #[tokio::test]
 async fn a_node_of_another_mesh_is_refused_with_the_reason_on_both_ends() {
     let (a, mut b) = (Node::new(1).await, Node::of_mesh(2, 201).await);
+    let log = Log::begin();
     a.knows(&b);
     let refused = within(a.links.chunks(b.key())).await.unwrap_err();
     assert_eq!(refused, DialError::Refused("the certificate is of another mesh".to_owned()));
     assert_eq!(within(a.links.chunks(b.key())).await.unwrap_err(), refused, "it is not asked again at once");
     until("the refusal is counted", || b.links.counts().refused == 1).await;
+    log.tells(&a.key(), "the certificate is of another mesh").await;
     // The other way round, and with something that waits.
     b.knows(&a);
     b.links.send_frame(a.key(), vec![1]);
@@ -68,6 +71,7 @@ async fn a_node_of_another_mesh_is_refused_with_the_reason_on_both_ends() {
 
 async fn refusal_of(certificate: &Certificate) -> (DialError, DialError) {
     let (member, other) = (Node::new(1).await, Node::with_certificate(2, certificate).await);
+    let log = Log::begin();
     acquaint(&member, &other);
     let by_member = within(member.links.chunks(other.key())).await.unwrap_err();
     // It heard nothing yet of being refused.
@@ -75,6 +79,7 @@ async fn refusal_of(certificate: &Certificate) -> (DialError, DialError) {
     let by_other = within(other.links.chunks(member.key())).await.unwrap_err();
     until("the refusal is counted", || member.links.counts().refused == 1).await;
     assert!(member.links.peers().is_empty() && other.links.peers().is_empty());
+    log.tells(&other.key(), "the certificate does not hold now").await;
     (by_member, by_other)
 }
 
@@ -99,9 +104,11 @@ async fn a_certificate_that_is_over_or_not_begun_or_forged_is_refused_with_its_r
 async fn hello_refused(certificate: &Certificate) -> String {
     let member = Node::new(1).await;
     let stranger = stranger(2).await;
+    let log = Log::begin();
     let connection = dial(&stranger, &member, SYNC).await;
     let hello = encode(&Hello::new(certificate.clone()));
     let reason = say(&connection, &hello).await;
+    log.tells(&public(2), &reason).await;
     assert!(member.links.peers().is_empty());
     reason
 }
@@ -124,7 +131,7 @@ async fn closed(connection: &Connection) -> String {
 }
 
 async fn stranger(seed: u8) -> Endpoint {
-    endpoint::bind(&key(seed), loopback(), &[SYNC, CHUNKS, JOIN]).await.unwrap()
+    endpoint::bind(&key(seed), loopback(), &[SYNC, CHUNKS, BUILDS, JOIN]).await.unwrap()
 }
 
 async fn dial(stranger: &Endpoint, to: &Node, protocol: &[u8]) -> Connection {
@@ -148,7 +155,9 @@ async fn who_is_barred_is_cut_off_and_refused_from_then_on() {
     acquaint(&a, &b);
     a.links.send_frame(b.key(), vec![1]);
     b.frame().await;
+    let log = Log::begin();
     b.links.bar(a.key());
+    log.tells(&a.key(), "the node was thrown out of the mesh").await;
     until("it is cut off", || !a.is_linked(&b) && !b.is_linked(&a)).await;
     let reason = "the node was thrown out of the mesh";
     let refused = within(a.links.chunks(b.key())).await.unwrap_err();
@@ -177,14 +186,16 @@ async fn who_was_cut_off_comes_back_when_it_has_rested() {
 async fn garbage_on_any_protocol_is_refused_with_a_reason() {
     let member = Node::new(1).await;
     let stranger = stranger(2).await;
-    for protocol in [SYNC, CHUNKS, JOIN] {
+    for protocol in [SYNC, CHUNKS, BUILDS, JOIN] {
         for garbage in [&[0xff; 20][..], &[1; 20_000], b""] {
+            let log = Log::begin();
             let connection = dial(&stranger, &member, protocol).await;
             let reason = say(&connection, garbage).await;
+            log.tells(&public(2), &reason).await;
             assert!(reason.contains("decode") || reason.contains("version") || reason.contains("long"), "{reason}");
         }
     }
-    assert_eq!(member.links.counts().refused, 9);
+    assert_eq!(member.links.counts().refused, 12);
     assert!(member.links.peers().is_empty());
 }
 
@@ -246,6 +257,7 @@ async fn misbehaves(reason: &str, how: impl AsyncFn(&Connection)) {
     let stranger = stranger(2).await;
     let connection = enter(&stranger, 2, &member).await;
     let bad = public(2);
+    let log = Log::begin();
     let (told, ()) = tokio::join!(
         async {
             how(&connection).await;
@@ -265,6 +277,7 @@ async fn misbehaves(reason: &str, how: impl AsyncFn(&Connection)) {
         }
     );
     assert_eq!(told, reason);
+    log.tells(&bad, reason).await;
     assert_eq!(member.links.counts().cut_off, 1);
     assert!(!member.links.peers().iter().any(|peer| peer.node == bad));
     assert!(member.is_linked(&good));

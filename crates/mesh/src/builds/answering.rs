@@ -1,14 +1,13 @@
 //! The executor's end: who asks, how many, and what is said to each.
 
 use super::{ALIVE_PERIOD, BROKEN, CANCELLED, ReadFailure, SILENCE_MAX, read, write};
-use crate::dial::{BoxFuture, ServeBuilds};
-use crate::links::short;
-use crate::protocol::Close;
+use crate::dial::{BoxFuture, Offence, ServeBuilds};
+use crate::links::bucket::Bucket;
 use iroh::endpoint::{Connection, ReadError, RecvStream, SendStream, WriteError};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, Reason};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -17,6 +16,10 @@ use tokio::time::timeout;
 const ASK_TIME: Duration = Duration::from_secs(10);
 /// Requests of one peer that are open at a time; more are refused for now.
 pub const OPEN_MAX: usize = 256;
+/// Requests of one peer in a second: more than the largest machine begins builds.
+const ASKS_A_S: u64 = 200;
+/// How many it may save up: a wide graph that is asked for, and refused for now, all at once.
+const ASKS_BURST: u64 = 4_000;
 /// What was said and is not sent yet. Lines are dropped before they come here when the asker is slow.
 const FRAMES_WAITING_MAX: usize = 64;
 /// When a peer that has too many open may ask again.
@@ -115,33 +118,34 @@ impl BuildServer {
 }
 
 impl ServeBuilds for BuildServer {
-    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, ()> {
+    fn serve(&self, peer: NodeKey, connection: Connection) -> BoxFuture<'static, Option<Offence>> {
         let executor = self.0.clone();
         Box::pin(serve(executor, peer, connection))
     }
 }
 
-async fn serve(executor: Arc<dyn Execute>, peer: NodeKey, connection: Connection) {
+async fn serve(executor: Arc<dyn Execute>, peer: NodeKey, connection: Connection) -> Option<Offence> {
     let places = Arc::new(Semaphore::new(OPEN_MAX));
+    let mut asks = Bucket::full(ASKS_A_S, ASKS_BURST, Instant::now());
     let mut answers = JoinSet::new();
     loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {
+                Ok(_) if !asks.take(1, Instant::now()) => return Some("asked for builds more often than it may".into()),
                 Ok((send, recv)) => {
-                    let (executor, places, connection) = (executor.clone(), places.clone(), connection.clone());
-                    answers.spawn(async move {
-                        if let Err(offence) = answer(&*executor, peer, &places, send, recv).await {
-                            tracing::warn!(node = short(&peer), offence, "a node asks for a build in no way that is known; it is cut off");
-                            connection.close(Close::Malformed.code(), offence.as_bytes());
-                        }
-                    });
+                    let (executor, places) = (executor.clone(), places.clone());
+                    answers.spawn(async move { answer(&*executor, peer, &places, send, recv).await });
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a connection for builds has ended");
-                    return;
+                    return None;
                 }
             },
-            Some(_) = answers.join_next() => {}
+            Some(answered) = answers.join_next() => {
+                if let Ok(Err(offence)) = answered {
+                    return Some(offence);
+                }
+            }
         }
     }
 }
@@ -153,7 +157,7 @@ async fn answer(
     places: &Semaphore,
     mut send: SendStream,
     mut recv: RecvStream,
-) -> Result<(), String> {
+) -> Result<(), Offence> {
     let ask = match read::<BuildAsk>(&mut recv, ASK_TIME).await {
         Ok(ask) => ask,
         Err(ReadFailure::Bad(error)) => return Err(error.to_string()),

@@ -2,7 +2,7 @@
 
 use super::{AskError, Fetcher};
 use crate::dial::Dial;
-use iroh::endpoint::{ReadError, ReadExactError, RecvStream};
+use iroh::endpoint::{ReadError, ReadExactError, RecvStream, SendStream, VarInt};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::chunks::{Ask, PART_LEN, Part, PartLimits, RECORDS_MAX, RealisationKey};
 use shoal_wire::mesh::format::encode;
@@ -80,14 +80,35 @@ fn realised(key: &RealisationKey, json: &[u8]) -> Result<Realised, AskError> {
     }
 }
 
+/// The code of a question that was not said to its end.
+const GIVEN_UP: VarInt = VarInt::from_u32(2);
+
+/// Where a question is said. One that is given up midway must not look like a whole one, which it does when its stream is
+/// only dropped.
+struct Question {
+    send: SendStream,
+    is_said: bool,
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        if !self.is_said {
+            // The connection may be gone.
+            let _ = self.send.reset(GIVEN_UP);
+        }
+    }
+}
+
 /// Opens a stream, asks, and gives the side that is answered on.
 pub async fn ask(dial: &dyn Dial, peer: NodeKey, ask: &Ask) -> Result<RecvStream, AskError> {
     let open = async {
         let connection = dial.chunks(peer).await?;
         let broke = |error: String| AskError::Broke(error);
-        let (mut send, receive) = connection.open_bi().await.map_err(|error| broke(error.to_string()))?;
-        send.write_all(&encode(ask)).await.map_err(|error| broke(error.to_string()))?;
-        send.finish().map_err(|error| broke(error.to_string()))?;
+        let (send, receive) = connection.open_bi().await.map_err(|error| broke(error.to_string()))?;
+        let mut question = Question { send, is_said: false };
+        question.send.write_all(&encode(ask)).await.map_err(|error| broke(error.to_string()))?;
+        question.is_said = true;
+        question.send.finish().map_err(|error| broke(error.to_string()))?;
         Ok(receive)
     };
     timeout(OPEN_TIME, open).await.map_err(|_| AskError::Silent)?

@@ -7,6 +7,7 @@ use super::error::{AskError, Dropped};
 use super::flight::Flight;
 use super::request::{self, Asked};
 use crate::dial::Dial;
+use crate::links::short;
 use shoal_grid::transfer::{Action, Failure, Fault, FetchId, Outcome, RequestId, Time, Transfer, Wanted};
 use shoal_store::{Error as StoreError, Store};
 use shoal_wire::mesh::NodeKey;
@@ -177,6 +178,10 @@ impl Engine {
                 Action::Dropped { fetch, peer, fault } => {
                     if let Some((flight, _)) = state.fetches.get(&fetch) {
                         let why = if why.is_empty() { reason(fault) } else { why };
+                        // Who lies is cut off by the caller, who says so.
+                        if fault != Fault::Lied {
+                            tracing::info!(peer = short(&peer), why, "a peer is asked for nothing more of a path");
+                        }
                         flight.dropped(Dropped { peer, fault, why: why.to_owned() });
                     }
                 }

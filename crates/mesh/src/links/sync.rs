@@ -3,7 +3,7 @@
 use super::limits::*;
 use super::table::{Peer, Protocol};
 use super::{Incoming, Inner, Refusal, short};
-use crate::dial::DialError;
+use crate::dial::{DialError, Offence};
 use crate::protocol::{Close, STREAM_OF_FRAME, STREAM_OF_MESSAGES};
 use bytes::Bytes;
 use iroh::endpoint::{Connection, ReadExactError, ReadToEndError, RecvStream, SendDatagramError, SendStream, VarInt};
@@ -25,14 +25,8 @@ const LEN_OF_LEN: usize = 4;
 pub(super) async fn run(inner: Arc<Inner>, peer: NodeKey, protocol: Protocol, serial: u64, connection: Connection) {
     let refusal = match protocol {
         Protocol::Sync => Reader::new(&inner, peer, &connection).run(serial).await,
-        Protocol::Chunks => {
-            inner.chunks.serve(peer, connection.clone()).await;
-            Refusal::from(connection.closed().await)
-        }
-        Protocol::Builds => {
-            inner.builds.serve(peer, connection.clone()).await;
-            Refusal::from(connection.closed().await)
-        }
+        Protocol::Chunks => after(inner.chunks.serve(peer, connection.clone()).await, &connection).await,
+        Protocol::Builds => after(inner.builds.serve(peer, connection.clone()).await, &connection).await,
     };
     if let Refusal::Ours(close @ (Close::Flood | Close::Malformed), reason) = &refusal {
         inner.cut(peer, *close, reason);
@@ -51,6 +45,14 @@ pub(super) async fn run(inner: Arc<Inner>, peer: NodeKey, protocol: Protocol, se
             tracing::warn!(peer = short(&peer), ?protocol, %refusal, "a link ended");
         }
         _ => tracing::debug!(peer = short(&peer), ?protocol, %refusal, "a link ended"),
+    }
+}
+
+/// Why a connection ends on which requests were answered.
+async fn after(offence: Option<Offence>, connection: &Connection) -> Refusal {
+    match offence {
+        Some(offence) => Refusal::new(Close::Malformed, offence),
+        None => Refusal::from(connection.closed().await),
     }
 }
 
