@@ -21,7 +21,7 @@ rec {
   # Says when it runs, then waits to be killed.
   sleeps = run "sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { };
   brief = run "brief" "echo begun; $bb sleep 2; echo done > $out" { };
-  lasting = run "lasting" "echo begun; $bb sleep 10; echo done > $out" { };
+  lasting = run "lasting" "echo begun; $bb sleep 20; echo done > $out" { };
   # Work for several nodes.
   naps = map (i: run "nap-${toString i}" "echo nap ${toString i}; $bb sleep 0.5; echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);
   slow = map (i: run "slow-${toString i}" "echo slow ${toString i}; $bb sleep 5; echo ${toString i} > $out" { }) (builtins.genList (i: i) 3);

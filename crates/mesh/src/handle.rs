@@ -175,12 +175,12 @@ impl Mesh {
         self.0.roster.borrow().clone()
     }
 
-    /// Waits until what is known of the members is another.
-    pub async fn roster_changed(&self) {
-        // Where the driver has ended nothing changes any more.
-        if self.0.roster.clone().changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+    /// The members as they change from now on. Nothing changes any more where the node stops.
+    pub fn rosters(&self) -> watch::Receiver<Arc<Roster>> {
+        let mut rosters = self.0.roster.clone();
+        // A copy has seen no more than the receiver that it is made of, which is never waited on.
+        rosters.mark_unchanged();
+        rosters
     }
 
     /// Nobody else lives, so that there is nobody to ask.

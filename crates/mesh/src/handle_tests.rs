@@ -114,6 +114,17 @@ async fn what_one_node_has_another_finds_with_its_record() {
     assert!(matches!(outcome, Located::Missing), "{outcome:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_the_members_to_change_rests_until_they_do() {
+    let a = Member::start(1, &[]).await;
+    until("it is in its own mesh", || a.mesh.roster().peers.len() == 1).await;
+    let mut rosters = a.mesh.rosters();
+    let quiet = timeout(Duration::from_millis(500), rosters.changed()).await;
+    assert!(quiet.is_err(), "nobody came or went");
+    let _b = Member::start(2, &[&a]).await;
+    within(rosters.wait_for(|roster| roster.live().count() == 2)).await.unwrap();
+}
+
 /// For polls, which are no futures.
 fn now<T>(future: impl Future<Output = T>) -> T {
     tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(future))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use shoal_mesh::handle::Mesh;
 use shoal_mesh::identity::{Identity, Invitation};
 use shoal_mesh::links::PeerLink;
-use shoal_mesh::roster::Peer;
+use shoal_mesh::roster::{Peer, Roster};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::certificate::Roles;
 use shoal_wire::mesh::node_record::Presence;
@@ -158,15 +158,12 @@ impl MeshControl {
         let mesh = self.mesh()?;
         self.builds.drain(Duration::ZERO);
         let me = mesh.me();
-        let drains = || mesh.roster().get(&me).is_some_and(|own| own.record.presence == Presence::Draining);
+        let mut rosters = mesh.rosters();
         let waited = self.runtime.block_on(async {
             mesh.update(|own| own.presence = Presence::Draining).await;
-            let seen = async {
-                while !drains() {
-                    mesh.roster_changed().await;
-                }
-            };
-            tokio::time::timeout(DRAIN_PATIENCE, seen).await.is_ok()
+            let drains =
+                |roster: &Arc<Roster>| roster.get(&me).is_some_and(|own| own.record.presence == Presence::Draining);
+            matches!(tokio::time::timeout(DRAIN_PATIENCE, rosters.wait_for(drains)).await, Ok(Ok(_)))
         });
         if !waited {
             bail!("this node does not come to say that it drains; try again");

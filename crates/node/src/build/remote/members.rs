@@ -36,13 +36,17 @@ pub async fn keep_in_step(builds: Arc<BuildService>, mesh: Mesh) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut renewed = Instant::now();
     let mut seen = Roster::default();
+    let mut rosters = mesh.rosters();
     let standings = |roster: &Roster| -> Vec<(NodeKey, Standing)> {
         roster.peers.iter().map(|peer| (peer.record.node, peer.standing)).collect()
     };
     loop {
         tokio::select! {
             _ = ticks.tick() => builds.tick(),
-            () = mesh.roster_changed() => {}
+            changed = rosters.changed() => if changed.is_err() {
+                // The node stops.
+                return;
+            }
         }
         let roster = mesh.roster();
         let has_moved = standings(&roster) != standings(&seen);
