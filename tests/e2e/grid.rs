@@ -12,8 +12,8 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 const CLIENT_PATIENCE: Duration = Duration::from_secs(120);
 /// From a client's end to the end of its builders, on whatever node.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
-/// What naps take on three nodes, as a share of what they take on one.
-const SHARE_OF_THREE: f64 = 0.6;
+/// What naps take on three nodes, as a share of what they take on one: half where nothing else runs.
+const SHARE_OF_THREE: f64 = 0.8;
 const ROUNDS: u32 = 3;
 const ROUNDS_FULL: u32 = 20;
 /// A kill falls anywhere into what a round does.
