@@ -42,6 +42,12 @@ mod demo;
 mod examples;
 #[path = "e2e/grid.rs"]
 mod grid;
+#[path = "e2e/grid_activities.rs"]
+mod grid_activities;
+#[path = "e2e/grid_crowd.rs"]
+mod grid_crowd;
+#[path = "e2e/grid_faults.rs"]
+mod grid_faults;
 #[path = "e2e/joining.rs"]
 mod joining;
 #[path = "e2e/keeping.rs"]

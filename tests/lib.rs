@@ -9,8 +9,12 @@ pub mod cable;
 pub mod certificates;
 #[path = "harness/clients.rs"]
 pub mod clients;
+#[path = "harness/clocks.rs"]
+pub mod clocks;
 #[path = "harness/command.rs"]
 pub mod command;
+#[path = "harness/dag.rs"]
+pub mod dag;
 #[path = "harness/expected.rs"]
 pub mod expected;
 #[path = "harness/machine.rs"]
@@ -36,6 +40,7 @@ pub mod web;
 
 pub use clients::Nix;
 pub use command::{Cmd, Finished};
+pub use dag::Dag;
 pub use machine::{Machine, Remote, built};
 pub use mesh::Mesh;
 pub use node::Node;

@@ -12,7 +12,9 @@ use anyhow::{Result, anyhow};
 use clap::{Parser, ValueEnum};
 
 mod closure;
+mod contender;
 mod graphs;
+mod grid;
 mod http;
 mod idle;
 mod limits;
@@ -69,6 +71,8 @@ enum Section {
     Sandbox,
     /// Chunks from node to node, beside bare connections
     Mesh,
+    /// Several nodes as one builder, beside one and beside stock Nix
+    Grid,
 }
 
 /// What every section is told.
@@ -144,6 +148,7 @@ impl Section {
             Section::Idle => "idle",
             Section::Sandbox => "sandbox",
             Section::Mesh => "mesh",
+            Section::Grid => "grid",
         }
     }
 
@@ -158,6 +163,7 @@ impl Section {
             Section::Idle => idle::measure(plan, report),
             Section::Sandbox => sandbox::measure(plan, report),
             Section::Mesh => mesh::measure(plan, report),
+            Section::Grid => grid::measure(plan, report),
         }
     }
 }

@@ -19,6 +19,13 @@ impl Samples {
         }
     }
 
+    /// The one that so large a share of them does not exceed.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let sorted = self.sorted();
+        let last = sorted.len().checked_sub(1)?;
+        sorted.get((last as f64 * share).ceil() as usize).copied()
+    }
+
     /// Each of these over the one of `other` taken in the same turn: a machine that is slow for a while is slow for
     /// both.
     pub fn over(&self, other: &Samples) -> Samples {
@@ -68,6 +75,15 @@ mod tests {
         assert_eq!(samples(&[3.0]).median(), Some(3.0));
         assert_eq!(samples(&[9.0, 1.0]).median(), Some(5.0));
         assert_eq!(samples(&[9.0, 1.0, 2.0]).median(), Some(2.0));
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_samples() {
+        assert_eq!(samples(&[]).quantile(0.5), None);
+        assert_eq!(samples(&[5.0]).quantile(0.99), Some(5.0));
+        assert_eq!(samples(&[3.0, 1.0, 2.0]).quantile(0.5), Some(2.0));
+        let many: Vec<f64> = (0..=100).map(f64::from).collect();
+        assert_eq!(samples(&many).quantile(0.99), Some(99.0));
     }
 
     #[test]

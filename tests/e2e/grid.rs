@@ -23,7 +23,7 @@ const CA: [&str; 3] = ["--option", "extra-experimental-features", "ca-derivation
 by_each_version!(nodes_share_the_work_of_one_client, what_several_nodes_build_is_what_one_builds);
 
 /// One job at a time each, so that the work goes around.
-fn narrow(count: usize, machines: &[&Machine]) -> Mesh {
+pub fn narrow(count: usize, machines: &[&Machine]) -> Mesh {
     Mesh::start_with(count, machines, &["--max-jobs", "1"])
 }
 
@@ -38,7 +38,7 @@ fn builds(node: &Node, is: impl Fn(&serde_json::Value) -> bool) -> usize {
 }
 
 /// How many derivations it has built itself.
-fn has_built(node: &Node) -> usize {
+pub fn has_built(node: &Node) -> usize {
     builds(node, |build| build["state"] == "built" || build["state"] == "failed")
 }
 

@@ -75,6 +75,7 @@ pub struct Node {
     flags: Vec<String>,
     user: Option<u32>,
     namespace: Option<String>,
+    environment: Vec<(String, String)>,
     running: Option<Running>,
     ready: Option<Ready>,
     /// How long the last start took until the node was ready.
@@ -100,7 +101,8 @@ impl Node {
         let place = Place::new("n");
         fs::create_dir(place.join("data")).unwrap_or_else(|error| panic!("data directory: {error}"));
         let flags = flags.iter().map(|flag| flag.to_string()).collect();
-        Node { place, flags, user: None, namespace: None, running: None, ready: None, start_time: Duration::ZERO }
+        let (user, namespace, environment) = Default::default();
+        Node { place, flags, user, namespace, environment, running: None, ready: None, start_time: Duration::ZERO }
     }
 
     /// Runs as an ordinary user from the next start on.
@@ -115,6 +117,12 @@ impl Node {
     /// Runs in this network namespace from the next start on.
     pub fn within(mut self, namespace: &str) -> Node {
         self.namespace = Some(namespace.to_string());
+        self
+    }
+
+    /// Has this in its environment from the next start on.
+    pub fn with_env(mut self, name: &str, value: &str) -> Node {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -148,6 +156,7 @@ impl Node {
         if let Some(namespace) = &self.namespace {
             cmd = cmd.within(namespace);
         }
+        cmd = self.environment.iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value));
         let data = self.data_dir();
         let cmd = cmd.arg("serve").arg("--data-dir").arg(&data);
         // Where other nodes look for it.
@@ -220,6 +229,15 @@ impl Node {
         self.paths().iter().filter_map(|path| Some(path["path"].as_str()?.to_string())).collect()
     }
 
+    /// Hash of the NAR of a valid path, in SRI form.
+    pub fn nar_hash(&self, path: &str) -> Option<String> {
+        let listed = self.shoal("paths --json").arg(path).run();
+        if !listed.status.success() {
+            return None;
+        }
+        listed.json()[0]["narHash"].as_str().map(String::from)
+    }
+
     /// The key that it signs with, as clients trust it.
     pub fn key(&self) -> String {
         self.shoal("key show").ok().text().to_string()
@@ -236,10 +254,23 @@ impl Node {
         }
     }
 
-    /// Ends it at once, as a power cut would.
+    /// Ends it at once. Its builders go on.
     pub fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {
             running.kill();
+        }
+    }
+
+    /// Ends it and its builders, as a power cut would.
+    pub fn crash(&mut self) {
+        self.kill();
+        self.kill_builders();
+    }
+
+    fn kill_builders(&self) {
+        let sandboxes = self.sandboxes();
+        for pid in descendants(&sandboxes).into_iter().chain(sandboxes) {
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
 
@@ -284,11 +315,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.kill();
-        let sandboxes = self.sandboxes();
-        for pid in descendants(&sandboxes).into_iter().chain(sandboxes) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        self.crash();
         if std::thread::panicking() {
             let log = self.log();
             let tail: Vec<&str> = log.lines().rev().take(200).collect();

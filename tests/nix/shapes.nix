@@ -22,6 +22,8 @@ rec {
   sleeps = run "sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { };
   brief = run "brief" "echo begun; $bb sleep 2; echo done > $out" { };
   lasting = run "lasting" "echo begun; $bb sleep 20; echo done > $out" { };
+  # Says two hundred words, ten a breath.
+  talks = run "talks" "for word in $($bb seq 0 199); do echo word $word; [ $((word % 10)) != 0 ] || $bb sleep 0.2; done; echo said > $out" { };
   # Work for several nodes.
   naps = map (i: run "nap-${toString i}" "echo nap ${toString i}; $bb sleep 0.5; echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);
   slow = map (i: run "slow-${toString i}" "echo slow ${toString i}; $bb sleep 5; echo ${toString i} > $out" { }) (builtins.genList (i: i) 3);
@@ -33,6 +35,12 @@ rec {
   # 32 MiB that do not compress.
   large = run "large" "$bb head -c 33554432 /dev/urandom > $out" { };
   many = map (i: run "many-${toString i}" "echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);
+  # More than a small disk takes.
+  fat = run "fat" "echo begun; $bb head -c 167772160 /dev/zero > $out" { };
+  # Each for a node with the feature of that name, one after the other.
+  alpha = run "alpha" "echo '@nix {\"action\":\"setPhase\",\"phase\":\"alphaPhase\"}' >&2; echo alpha says one; echo alpha says two; echo alpha > $out" { requiredSystemFeatures = [ "alpha" ]; };
+  beta = run "beta" "echo beta says one; $bb cat ${alpha}; echo beta > $out" { requiredSystemFeatures = [ "beta" ]; };
+  alphaAgain = run "alpha-again" "$bb cat ${beta}; echo again > $out" { requiredSystemFeatures = [ "alpha" ]; };
   # Petabytes for whoever reads it, nothing for the disk.
   endless = run "endless" "echo made; $bb truncate -s 16000000000000 $out" { };
   says = run "says" "echo '@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"a message\"}' >&2; echo > $out" { };
