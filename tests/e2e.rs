@@ -48,6 +48,8 @@ mod grid_activities;
 mod grid_crowd;
 #[path = "e2e/grid_faults.rs"]
 mod grid_faults;
+#[path = "e2e/grid_kills.rs"]
+mod grid_kills;
 #[path = "e2e/joining.rs"]
 mod joining;
 #[path = "e2e/keeping.rs"]

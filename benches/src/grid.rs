@@ -79,6 +79,11 @@ fn graphs(plan: &Plan, report: &mut Report, nix: &Nix) -> Result<()> {
                 report.add(&what, who, "ms/derivation", ms / graph.nodes as f64)?;
             }
         }
+        let uploaded = format!("{what}, evaluated and instantiated only");
+        for (who, contender) in &contenders {
+            let ms = build(contender.instantiate(), nix, graph, "instantiated")?;
+            report.add(&uploaded, who, "ms/derivation", ms / graph.nodes as f64)?;
+        }
         report.hold_ratio(&what, GRID, LOCAL, Bar::AtMost(1.0));
         report.hold_ratio(&what, GRID, ONE, Bar::AtMost(1.3));
     }

@@ -467,10 +467,11 @@ impl Catalogue {
         }
     }
 
-    /// `storers` without those that have just failed to get a copy, unless nobody else is left.
+    /// `storers` without those that have just failed to get a copy, or may be dead, unless nobody else is left.
     fn able(&self, key: &Key, storers: &[NodeId], holders: &[NodeId]) -> Vec<NodeId> {
-        let able: Vec<NodeId> =
-            storers.iter().filter(|node| !self.orders.has_failed(key, node, self.now_ms)).copied().collect();
+        let fails =
+            |node: &NodeId| self.members.suspected.contains(node) || self.orders.has_failed(key, node, self.now_ms);
+        let able: Vec<NodeId> = storers.iter().filter(|node| !fails(node)).copied().collect();
         match able.iter().any(|node| !holders.contains(node)) {
             true => able,
             false => storers.to_vec(),

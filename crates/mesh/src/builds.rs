@@ -1,8 +1,8 @@
 //! Builds that members ask of each other: a stream each, of frames until one that ends it.
 //!
 //! Invariants:
-//! - an executor never waits for an asker for longer than [`SILENCE_MAX`], and an asker never longer than that for a sign
-//!   of life, of which there is one each [`ALIVE_PERIOD`];
+//! - an executor never waits for an asker for longer than [`SILENCE_MAX`], and an asker never longer than [`ALIVE_MAX`] for a
+//!   sign of life, of which there is one each [`ALIVE_PERIOD`];
 //! - who stops asking says so, and that is told apart from a connection that breaks: a build that nobody wants is stopped,
 //!   one whose asker is lost is kept for a while;
 //! - what does not decode closes the connection, and the log names the node.
@@ -21,7 +21,11 @@ use tokio::time::timeout;
 
 /// How long an executor says nothing at most.
 pub const ALIVE_PERIOD: Duration = Duration::from_secs(1);
-/// Who says nothing for so long is taken for dead, and who reads nothing for so long too.
+/// An executor that says nothing for so long is taken for dead, and what it builds is built elsewhere: three signs of life
+/// are missing. A client waits for that, so it is less than members need to agree on a death; what it costs to be wrong is
+/// that something is built twice.
+pub const ALIVE_MAX: Duration = Duration::from_secs(3);
+/// Who reads nothing for so long is taken for dead.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Memory for a frame is taken as it comes, by this much.
 const PIECE_LEN: usize = 64 << 10;

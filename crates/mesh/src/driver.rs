@@ -22,6 +22,7 @@ use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::announcement::{HolderMessage, Holding};
 use shoal_wire::mesh::node_record::NodeRecord;
 use shoal_wire::mesh::path_record::PathKey;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -85,6 +86,8 @@ pub(crate) struct Driver {
     /// Members that were there before told of their load and addresses, since the roster was made. In a large mesh each
     /// frame brings some, and the roster is made anew for all of them.
     has_updates: bool,
+    /// In which of its lives each node spoke last.
+    lives: HashMap<NodeKey, u64>,
 }
 
 /// Whether the driver goes on.
@@ -126,6 +129,7 @@ impl Driver {
             is_outdated: false,
             saved_ms: 0,
             has_updates: false,
+            lives: HashMap::new(),
         };
         driver.learn_all_addresses();
         driver.membership.view().revocations().keys().for_each(|node| driver.links.bar(*node));
@@ -224,6 +228,11 @@ impl Driver {
             Incoming::Message { from, message } => match *message {
                 HolderMessage::Records(records) => self.verify(from, records),
                 message => {
+                    if let HolderMessage::Begins { life, .. } = message
+                        && self.lives.insert(from, life).is_some_and(|before| before < life)
+                    {
+                        self.links.outlived(from);
+                    }
                     let actions = self.catalogue.receive(from, message, self.now().ms);
                     self.carry_out_all(actions);
                 }

@@ -176,6 +176,14 @@ impl Links {
         self.inner.cut(peer, Close::Cut, reason);
     }
 
+    /// The node was started again: of its connections those are of its life before that are older than the one by which it
+    /// says so, and nobody would ever answer on them.
+    pub fn outlived(&self, node: NodeKey) {
+        for connection in self.inner.table().older_than_sync(&node) {
+            connection.close(Close::Replaced.code(), b"the node was started again");
+        }
+    }
+
     /// Closes the node's connections, and refuses it from now on.
     pub fn bar(&self, node: NodeKey) {
         let refusal = Refusal::barred();

@@ -1,12 +1,13 @@
 //! The other nodes of the mesh, for threads that may wait: sessions, builds, downloads, collections.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use shoal_grid::membership::member::Standing;
 use shoal_mesh::fetcher::{Fetcher, Fetching, Want};
-use shoal_mesh::handle::Mesh;
+use shoal_mesh::handle::{KeepError, Mesh};
 use shoal_mesh::records::holding;
 use shoal_store::Ingested;
 use shoal_wire::mesh::NodeKey;
@@ -16,6 +17,7 @@ use shoal_wire::mesh::sealed::Sealed;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::upstream::{Flight, Held};
@@ -24,27 +26,34 @@ mod lore;
 pub mod orders;
 mod whereabouts;
 
-/// How long somebody waits for what one other node has.
-const ASK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long somebody waits for what one other node has. Others may have it too, and a build waits.
+const ASK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often those who watch a path arrive are told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 /// Handed on at once of a NAR that is on its way.
 const PIECE_BYTES: usize = 128 << 10;
+/// How long a node that did not answer is left alone where others can be asked: by then members suspect it, if it is dead.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// Cheap to clone. None of them where this node is in no mesh, as in tests.
 #[derive(Clone, Default)]
 pub struct Neighbours(Option<Arc<Inner>>);
 
+/// Copies that are being made. They are made also when it is dropped.
+pub struct Keeping(JoinHandle<Result<(), KeepError>>);
+
 struct Inner {
     mesh: Mesh,
     fetcher: Fetcher,
     runtime: Handle,
+    /// Nodes that did not answer, and when.
+    quiet: Mutex<BTreeMap<NodeKey, Instant>>,
 }
 
 impl Neighbours {
     /// `runtime` is the one that the mesh runs on.
     pub fn new(mesh: Mesh, fetcher: Fetcher, runtime: Handle) -> Self {
-        Neighbours(Some(Arc::new(Inner { mesh, fetcher, runtime })))
+        Neighbours(Some(Arc::new(Inner { mesh, fetcher, runtime, quiet: Mutex::default() })))
     }
 
     pub fn mesh(&self) -> Option<&Mesh> {
@@ -85,7 +94,10 @@ impl Neighbours {
     /// What one node has of these.
     pub fn find_at(&self, node: NodeKey, keys: &[PathKey]) -> Vec<Option<Held>> {
         let Some(inner) = self.others() else { return vec![None; keys.len()] };
-        let records = inner.within(inner.records_at(node, keys)).unwrap_or_default();
+        let records = inner.within(inner.records_at(node, keys)).unwrap_or_else(|| {
+            self.was_quiet(node);
+            Vec::new()
+        });
         let held = |record: Option<Arc<Sealed<PathRecord>>>| Some(Held { record: record?, holders: vec![node] });
         let mut found: Vec<Option<Held>> = records.into_iter().map(held).collect();
         found.resize(keys.len(), None);
@@ -137,6 +149,23 @@ impl Neighbours {
         inner.runtime.block_on(inner.mesh.keep(holdings)).map_err(|error| error.to_string())
     }
 
+    /// Has copies made of a path that is valid here, and waits for nothing. `None` where there is nobody to make one.
+    pub fn keep_beside(&self, path: &PathInfo) -> Option<Keeping> {
+        let (inner, holding) = (self.others()?.clone(), holding(path)?);
+        let runtime = inner.runtime.clone();
+        Some(Keeping(runtime.spawn(async move { inner.mesh.keep(vec![holding]).await })))
+    }
+
+    /// Waits for such copies. Error: for people.
+    pub fn kept(&self, copies: Vec<Keeping>) -> Result<(), String> {
+        let Some(inner) = self.0.as_ref() else { return Ok(()) };
+        let wait = |keeping: Keeping| match inner.runtime.block_on(keeping.0) {
+            Ok(kept) => kept.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        copies.into_iter().try_for_each(wait)
+    }
+
     /// Whether this node is to bring a path in from outside of the mesh.
     pub fn claim(&self, path: &StorePath) -> bool {
         let (Some(inner), Some(key)) = (self.others(), path_key(path.hash_part())) else { return true };
@@ -173,6 +202,18 @@ impl Neighbours {
     pub fn unclaim_build(&self, drv_path: &StorePath) {
         let (Some(inner), key) = (self.others().cloned(), build_key(drv_path)) else { return };
         inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
+    }
+
+    /// A node did not answer.
+    pub fn was_quiet(&self, node: NodeKey) {
+        if let Some(inner) = self.0.as_ref() {
+            inner.was_quiet(node);
+        }
+    }
+
+    /// Whether a node may be dead, as far as anybody knows: it is asked when there is no other.
+    pub fn is_quiet(&self, node: &NodeKey) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.is_quiet(node))
     }
 
     /// What people call a node.
@@ -212,6 +253,18 @@ async fn wait(fetching: &Fetching, flight: &Flight) -> Result<Ingested, String> 
 }
 
 impl Inner {
+    fn was_quiet(&self, node: NodeKey) {
+        let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        quiet.retain(|_, since| since.elapsed() < QUIET);
+        quiet.insert(node, Instant::now());
+    }
+
+    fn is_quiet(&self, node: &NodeKey) -> bool {
+        let quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        quiet.get(node).is_some_and(|since| since.elapsed() < QUIET)
+            || self.mesh.roster().get(node).is_none_or(|peer| peer.standing != Standing::Alive)
+    }
+
     /// Waits, but not longer than anybody should for what others know.
     fn within<T>(&self, asked: impl Future<Output = T>) -> Option<T> {
         // A timer is of the runtime that it is made in.

@@ -7,12 +7,15 @@
 use super::{Action, Catalogue, WAITING_MAX};
 use crate::ring::{Key, NodeId};
 use shoal_wire::mesh::announcement::HolderMessage;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A claim that is not renewed ends: its claimant hangs. Claimants renew it each third of that.
 pub const CLAIM_MS: u64 = 30_000;
 /// An owner that does not answer holds nobody up.
 pub const ANSWER_MS: u64 = 1_000;
+/// Who did not answer is not asked again for so long: by then it is suspected, or answers again. Without this every claim
+/// at an owner that has just died would wait.
+pub const SILENT_MS: u64 = 5_000;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Claims {
@@ -20,6 +23,8 @@ pub(super) struct Claims {
     given: BTreeMap<Key, (NodeId, u64)>,
     /// Asked for by this node, and since when.
     asked: BTreeMap<u64, (Key, NodeId, u64)>,
+    /// Owners that did not answer, and until when others are asked in their place.
+    silent: BTreeMap<NodeId, u64>,
 }
 
 impl Catalogue {
@@ -44,26 +49,44 @@ impl Catalogue {
     /// This node does not bring it in after all.
     pub fn unclaim(&mut self, key: Key, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
-        match self.leader(&key) {
-            Some(owner) if owner != self.me => self.send(owner, HolderMessage::Unclaim(key)),
-            _ => self.end_claim(&self.me.clone(), &key),
+        // It may have been given before the owner was silent, or since.
+        for owner in self.leader(&key).into_iter().chain(self.first_live(&key)).collect::<BTreeSet<_>>() {
+            match owner == self.me {
+                true => self.end_claim(&owner, &key),
+                false => self.send(owner, HolderMessage::Unclaim(key)),
+            }
         }
         self.finish()
     }
 
-    /// By the newest ring: while it settles, two nodes that see the same members ask the same one.
+    /// Who is asked for a claim: the first live owner that is neither suspected nor silent, if there is one. By the newest
+    /// ring: while it settles, two nodes that see the same members ask the same one.
     fn leader(&self, key: &Key) -> Option<NodeId> {
+        let is_silent = |node: &NodeId| self.claims.silent.get(node).is_some_and(|until| *until > self.now_ms);
+        let is_sound = |node: &NodeId| !self.members.suspected.contains(node) && !is_silent(node);
+        let mut live = self.newest_ring().successors(key).filter(|node| self.members.live.contains(node));
+        live.find(is_sound).or_else(|| self.first_live(key))
+    }
+
+    fn first_live(&self, key: &Key) -> Option<NodeId> {
         self.newest_ring().successors(key).find(|node| self.members.live.contains(node))
     }
 
     /// As the owner: who brings the path in, or has it already.
     pub(super) fn give_claim(&mut self, asker: NodeId, key: Key) -> NodeId {
-        let (now_ms, live) = (self.now_ms, &self.members.live);
+        let (now_ms, live, suspected) = (self.now_ms, &self.members.live, &self.members.suspected);
         if let Some(holder) = self.owned.answer(&key, |node| live.contains(node)).holders.first() {
             return *holder;
         }
         match self.claims.given.get(&key) {
-            Some((claimant, until)) if *claimant != asker && *until > now_ms && live.contains(claimant) => *claimant,
+            Some((claimant, until))
+                if *claimant != asker
+                    && *until > now_ms
+                    && live.contains(claimant)
+                    && !suspected.contains(claimant) =>
+            {
+                *claimant
+            }
             known => {
                 if known.is_some() || self.claims.given.len() < WAITING_MAX {
                     self.claims.given.insert(key, (asker, now_ms + CLAIM_MS));
@@ -82,6 +105,7 @@ impl Catalogue {
     pub(super) fn claim_answered(&mut self, owner: &NodeId, id: u64, by: NodeId) {
         if self.claims.asked.get(&id).is_some_and(|(_, asked, _)| asked == owner) {
             self.claims.asked.remove(&id);
+            self.claims.silent.remove(owner);
             self.out.push(Action::Claimed { id, by });
         }
     }
@@ -91,8 +115,10 @@ impl Catalogue {
         let now_ms = self.now_ms;
         self.claims.given.retain(|_, (_, until)| *until > now_ms);
         let is_late = |since: u64| now_ms.saturating_sub(since) >= ANSWER_MS;
+        self.claims.silent.retain(|_, until| *until > now_ms);
         let late = self.claims.asked.extract_if(.., |_, (_, _, since)| is_late(*since));
-        for (id, _) in late {
+        for (id, (_, owner, _)) in late {
+            self.claims.silent.insert(owner, now_ms + SILENT_MS);
             self.out.push(Action::Claimed { id, by: self.me });
         }
     }
@@ -174,5 +200,28 @@ mod tests {
         let (id, _) = b.claim(KEY, 0);
         assert!(!b.tick(ANSWER_MS - 1).contains(&Action::Claimed { id, by: b.me }));
         assert!(b.tick(ANSWER_MS).contains(&Action::Claimed { id, by: b.me }));
+    }
+
+    #[test]
+    fn an_owner_that_was_silent_is_not_waited_for_again_and_is_asked_when_that_is_over() {
+        let [leader, mut b, _] = three();
+        b.claim(KEY, 0);
+        b.tick(ANSWER_MS);
+        let (_, second) = b.claim(KEY, ANSWER_MS);
+        assert!(
+            !second.iter().any(|action| matches!(action, Action::Send { to, .. } if *to == leader.me)),
+            "{second:?}"
+        );
+        let (_, later) = b.claim(KEY, ANSWER_MS + SILENT_MS);
+        assert!(matches!(&later[..], [Action::Send { to, .. }] if *to == leader.me), "{later:?}");
+    }
+
+    #[test]
+    fn a_claimant_that_is_suspected_has_no_claim() {
+        let [mut leader, mut b, mut c] = three();
+        assert_eq!(ask(&mut leader, &mut b, 0), b.me);
+        let members = Members { suspected: [b.me].into(), ..leader.members.clone() };
+        leader.set_members(members, 1);
+        assert_eq!(ask(&mut leader, &mut c, 2), c.me);
     }
 }

@@ -428,6 +428,14 @@ impl Table {
         peer.lanes().iter().filter_map(|lane| Some(lane.link.as_ref()?.connection.clone())).collect()
     }
 
+    /// The peer's connections that were opened before the one for messages.
+    pub fn older_than_sync(&self, node: &NodeKey) -> Vec<Connection> {
+        let Some(peer) = self.peers.get(node) else { return Vec::new() };
+        let Some(sync) = &peer.sync.link else { return Vec::new() };
+        let others = [&peer.chunks, &peer.builds].into_iter().filter_map(|lane| lane.link.as_ref());
+        others.filter(|link| link.serial < sync.serial).map(|link| link.connection.clone()).collect()
+    }
+
     /// Puts a message into the queue of a peer that has a link or will have one. Whether there was room.
     pub fn queue(&mut self, node: &NodeKey, message: Bytes) -> bool {
         let Some(peer) = self.peers.get_mut(node) else { return false };

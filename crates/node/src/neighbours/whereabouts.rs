@@ -22,6 +22,8 @@ use crate::upstream::Held;
 /// How long somebody waits for what other nodes know of some paths: two seconds for owners that are silent, and three for
 /// nodes that are asked instead and are busy.
 const FIND_PATIENCE: Duration = Duration::from_secs(5);
+/// How long nodes are asked themselves: one that is busy says so at once, and what waits may be a build.
+const SAY_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a node is asked that is too busy, or whose connection breaks: it was started again, or the link was left over
 /// from its life before.
 const TRIES_MAX: usize = 5;
@@ -70,7 +72,8 @@ impl Inner {
             // A mesh that has just started, or whose owners are out of reach.
             let all: Vec<usize> = unknown.into_iter().collect();
             let roster = self.mesh.roster();
-            let others = roster.live().map(|peer| peer.record.node).filter(|node| *node != me).take(ASKED_MAX);
+            let others = roster.live().map(|peer| peer.record.node);
+            let others = others.filter(|node| *node != me && !self.is_quiet(node)).take(ASKED_MAX);
             search.ask(others.map(|node| (node, all.clone())).collect()).await;
         }
         search.found
@@ -110,7 +113,8 @@ impl Search<'_> {
         for (node, wanted) in questions {
             // Who does not answer others is not waited for as long.
             let is_sound = roster.get(&node).is_some_and(|peer| peer.standing == Standing::Alive);
-            let until = if is_sound { self.deadline } else { self.deadline.min(Instant::now() + PATIENCE) };
+            let patience = if is_sound { SAY_PATIENCE } else { PATIENCE };
+            let until = self.deadline.min(Instant::now() + patience);
             let inner = self.inner.clone();
             let keys: Vec<PathKey> = wanted.iter().map(|index| self.keys[*index]).collect();
             asked.spawn(async move {
@@ -123,6 +127,7 @@ impl Search<'_> {
             // One that panicked said nothing.
             let Ok((node, wanted, records)) = answer else { continue };
             let Some(records) = records else {
+                self.inner.was_quiet(node);
                 silent.push(node);
                 continue;
             };

@@ -2,6 +2,7 @@
 //! when it is on as many nodes as it should be.
 
 use std::collections::BTreeSet;
+use std::sync::{MutexGuard, PoisonError};
 
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
@@ -9,6 +10,10 @@ use shoal_wire::nix::worker::BuildResult;
 
 use super::Client;
 use super::fault::Fault;
+use crate::neighbours::Keeping;
+
+/// Derivations of one session whose copies nobody has waited for yet.
+const OWED_MAX: usize = 4_096;
 
 impl Client {
     /// What is known of a path, valid here or at another node.
@@ -68,9 +73,24 @@ impl Client {
         self.bring(&references.collect());
     }
 
-    /// Waits until these, which are valid here, are on as many nodes as they should be.
+    /// Waits until these, which are valid here, are on as many nodes as they should be, and what this session is owed too.
     pub(super) fn acknowledge<'a>(&self, paths: impl IntoIterator<Item = &'a PathInfo>) -> Result<(), Fault> {
-        self.upstreams().neighbours().keep(paths).map_err(Fault::refused)
+        let neighbours = self.upstreams().neighbours();
+        neighbours.keep(paths).map_err(Fault::refused)?;
+        let owed = std::mem::take(&mut *self.owed());
+        neighbours.kept(owed).map_err(Fault::refused)
+    }
+
+    /// The same of a derivation that is added by itself: its copies are waited for by what comes after it. Clients add
+    /// thousands, one after the other, before they build, and made together copies cost a fraction.
+    pub(super) fn acknowledge_later(&self, derivation: &PathInfo) -> Result<(), Fault> {
+        let Some(keeping) = self.upstreams().neighbours().keep_beside(derivation) else { return Ok(()) };
+        self.owed().push(keeping);
+        if self.owed().len() < OWED_MAX { Ok(()) } else { self.acknowledge([]) }
+    }
+
+    fn owed(&self) -> MutexGuard<'_, Vec<Keeping>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same of what builds made.

@@ -149,14 +149,18 @@ impl<'a> Uploader<'a> {
 
     /// Makes everything valid. To be called also after [`Self::add`] failed, for what came before.
     pub fn finish(mut self) -> Result<(), Fault> {
+        self.commit()?;
+        self.client.acknowledge(&self.to_acknowledge)
+    }
+
+    fn commit(&mut self) -> Result<(), Fault> {
         let batch = self.take_batch();
         let result = match self.committer.take() {
             Some(committer) => committer.finish(batch),
             None if batch.is_empty() => Ok(()),
             None => self.client.store().commit(batch),
         };
-        result.map_err(|error| self.explain(error))?;
-        self.client.acknowledge(&self.to_acknowledge)
+        result.map_err(|error| self.explain(error))
     }
 
     fn explain(&self, error: CommitError) -> Fault {
@@ -201,7 +205,7 @@ pub fn add_object(client: &Client, object: NewObject, source: &mut impl BufRead)
     let path = client.dir().make_ca_path(&ca, &of, &name).map_err(|error| cannot_add(&name, &error))?;
     client.temp_roots.add(&path);
     if let Some(info) = store.path_info(&path)? {
-        client.acknowledge([&info])?;
+        acknowledge(client, &info)?;
         return Ok(info);
     }
     let mut info = PathInfo::new(path.clone(), ingested.nar_hash, ingested.nar_size);
@@ -209,8 +213,14 @@ pub fn add_object(client: &Client, object: NewObject, source: &mut impl BufRead)
     info.ca = Some(ca);
     let mut uploader = Uploader::new(client, false);
     uploader.enter(info, ingested, text)?;
-    uploader.finish()?;
-    store.path_info(&path)?.ok_or_else(|| client.not_valid(&path))
+    uploader.commit()?;
+    let info = store.path_info(&path)?.ok_or_else(|| client.not_valid(&path))?;
+    acknowledge(client, &info)?;
+    Ok(info)
+}
+
+fn acknowledge(client: &Client, info: &PathInfo) -> Result<(), Fault> {
+    if info.path.is_derivation() { client.acknowledge_later(info) } else { client.acknowledge([info]) }
 }
 
 fn now() -> u64 {

@@ -61,7 +61,7 @@ fn missing(service: &BuildService, paths: &BTreeSet<StorePath>) -> Result<BTreeS
 fn find(grid: &Grid, missing: &BTreeSet<StorePath>, near: &[NodeKey]) -> Result<Closure> {
     let mut closure = Closure::default();
     let mut rest = missing.clone();
-    for node in near.iter().filter(|node| **node != grid.me()) {
+    for node in near.iter().filter(|node| **node != grid.me() && !grid.neighbours.is_quiet(node)) {
         if rest.is_empty() {
             break;
         }

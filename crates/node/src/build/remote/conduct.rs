@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use shoal_grid::membership::member::Standing;
 use shoal_grid::ring::NodeId;
 use shoal_grid::schedule::End;
 use shoal_mesh::builds::{Building, ask};
@@ -32,7 +31,7 @@ const CLAIM_PAUSE: Duration = Duration::from_millis(200);
 /// An answer to a claim that took longer is none: this node goes on by itself.
 const CLAIM_ANSWERED: Duration = Duration::from_millis(shoal_grid::catalogue::claims::ANSWER_MS * 9 / 10);
 /// How long all nodes together are asked for a build to be adopted.
-const ADOPT_PATIENCE: Duration = Duration::from_secs(2);
+const ADOPT_PATIENCE: Duration = Duration::from_secs(1);
 /// So long after anything was heard of the build that has the claim this node goes on by itself: longer than members need
 /// to agree that a node is dead. Double work, never a stall.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
@@ -116,7 +115,11 @@ impl Conduct<'_> {
             }
             let since = Instant::now();
             self.service.set_place(drv_path, self.work.id, Place::Following(by));
-            match self.hear(by, &BuildAsk::Follow(drv_path.clone())) {
+            let heard = match self.grid.neighbours.is_quiet(&by) {
+                true => Heard::Lost("it is silent".into()),
+                false => self.hear(by, &BuildAsk::Follow(drv_path.clone())),
+            };
+            match heard {
                 Heard::Outcome(outcome) if outcome.status != BuildStatus::TransientFailure as u8 => {
                     return Some(self.concluded(resolved, &outcome, by));
                 }
@@ -125,6 +128,8 @@ impl Conduct<'_> {
                     if let Some(ended) = self.adopt(resolved) {
                         return Some(ended);
                     }
+                    // Whoever knows of the claim may learn only later that its holder is dead.
+                    break;
                 }
                 Heard::Outcome(_) | Heard::Refused(..) => {}
             }
@@ -146,21 +151,26 @@ impl Conduct<'_> {
         let mesh = self.grid.neighbours.mesh()?;
         let question = BuildAsk::Adopt(self.work.task.drv_path.clone());
         let roster = mesh.roster();
-        let others = roster.peers.iter().filter(builds).filter(|peer| peer.standing == Standing::Alive);
-        let nodes = others.map(|peer| peer.record.node).filter(|node| *node != self.grid.me());
+        let others = roster.peers.iter().filter(builds).map(|peer| peer.record.node);
+        let nodes = others.filter(|node| *node != self.grid.me() && !self.grid.neighbours.is_quiet(node));
         let asked = nodes.take(ADOPTED_FROM_MAX).map(|node| (node, mesh.links().clone(), question.clone()));
         let ask_all = async {
             let mut answers = JoinSet::new();
             for (node, links, question) in asked {
-                answers.spawn(timeout(ADOPT_PATIENCE, async move {
-                    let mut building = ask(&links, node, &question).await?;
-                    let is_taken = building.next().await? == BuildFrame::Accepted;
-                    Ok::<_, AskError>(is_taken.then_some((node, building)))
-                }));
+                answers.spawn(async move {
+                    let taken = async {
+                        let mut building = ask(&links, node, &question).await?;
+                        let is_taken = building.next().await? == BuildFrame::Accepted;
+                        Ok::<_, AskError>(is_taken.then_some(building))
+                    };
+                    (node, timeout(ADOPT_PATIENCE, taken).await.unwrap_or(Err(AskError::Silent)))
+                });
             }
             while let Some(answer) = answers.join_next().await {
-                if let Ok(Ok(Ok(Some(found)))) = answer {
-                    return Some(found);
+                match answer {
+                    Ok((node, Ok(Some(building)))) => return Some((node, building)),
+                    Ok((node, Err(AskError::Silent))) => self.grid.neighbours.was_quiet(node),
+                    _ => {}
                 }
             }
             None
@@ -249,8 +259,10 @@ impl Conduct<'_> {
             }
         });
         heard.unwrap_or_else(|error| {
-            if let AskError::Lied(_) = error {
-                self.offended(node, &error.to_string());
+            match error {
+                AskError::Lied(_) => self.offended(node, &error.to_string()),
+                AskError::Silent | AskError::Dial(_) => self.service.was_quiet(self.grid, node),
+                _ => {}
             }
             Heard::Lost(format!("{name}: {error}"))
         })

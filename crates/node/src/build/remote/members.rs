@@ -16,6 +16,7 @@ use shoal_wire::mesh::certificate::Roles;
 use shoal_wire::mesh::node_record::Presence;
 use shoal_wire::nix::store_path::StorePath;
 
+use super::Grid;
 use crate::build::graph::Task;
 use crate::build::service::{BuildService, HERE, Place, State};
 
@@ -35,7 +36,7 @@ pub async fn keep_in_step(builds: Arc<BuildService>, mesh: Mesh) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut renewed = Instant::now();
-    let mut seen = Roster::default();
+    let (mut seen, mut quiet) = (Roster::default(), Vec::new());
     let mut rosters = mesh.rosters();
     let standings = |roster: &Roster| -> Vec<(NodeKey, Standing)> {
         roster.peers.iter().map(|peer| (peer.record.node, peer.standing)).collect()
@@ -49,15 +50,18 @@ pub async fn keep_in_step(builds: Arc<BuildService>, mesh: Mesh) {
             }
         }
         let roster = mesh.roster();
+        let now_quiet: Vec<NodeKey> =
+            roster.peers.iter().map(|peer| peer.record.node).filter(|node| builds.is_quiet(node)).collect();
         let has_moved = standings(&roster) != standings(&seen);
         if has_moved {
             builds.unsettle();
         }
         if has_moved
+            || now_quiet != quiet
             || roster.peers.iter().map(|peer| peer.record.version).ne(seen.peers.iter().map(|peer| peer.record.version))
         {
             builds.set_members(&roster, mesh.me());
-            seen = Roster::clone(&roster);
+            (seen, quiet) = (Roster::clone(&roster), now_quiet);
         }
         // Who knew of them may be another node now.
         if has_moved || renewed.elapsed() >= RENEWAL {
@@ -67,7 +71,7 @@ pub async fn keep_in_step(builds: Arc<BuildService>, mesh: Mesh) {
     }
 }
 
-fn executor(peer: &Peer) -> Executor {
+fn executor(peer: &Peer, is_quiet: bool) -> Executor {
     let record = &peer.record;
     Executor {
         machine: Machine { systems: record.systems.clone(), features: record.features.clone() },
@@ -75,7 +79,7 @@ fn executor(peer: &Peer) -> Executor {
         running: record.load.running,
         free_memory_mib: (record.load.free_memory_mib > 0).then_some(record.load.free_memory_mib),
         pressure: record.load.pressure,
-        active: record.presence == Presence::Active && peer.standing == Standing::Alive,
+        active: record.presence == Presence::Active && !is_quiet,
     }
 }
 
@@ -107,7 +111,9 @@ impl State {
 impl BuildService {
     fn set_members(self: &Arc<Self>, roster: &Roster, me: NodeKey) {
         let others = roster.peers.iter().filter(builds).filter(|peer| peer.record.node != me);
-        let mut members: BTreeMap<NodeKey, Executor> = others.map(|peer| (peer.record.node, executor(peer))).collect();
+        let is_quiet = |peer: &Peer| self.is_quiet(&peer.record.node);
+        let mut members: BTreeMap<NodeKey, Executor> =
+            others.map(|peer| (peer.record.node, executor(peer, is_quiet(peer)))).collect();
         // Who may not ask is asked by nobody.
         let may_ask = roster.get(&me).is_some_and(|own| own.record.term.roles.contain(Roles::BUILD));
         if !may_ask {
@@ -117,6 +123,18 @@ impl BuildService {
         members.insert(HERE, self.here(&state));
         let actions = state.schedule.set_executors(members, self.now_ms());
         self.carry_out(&mut state, actions, None);
+    }
+
+    fn is_quiet(&self, node: &NodeKey) -> bool {
+        self.grid().is_some_and(|grid| grid.neighbours.is_quiet(node))
+    }
+
+    /// A node did not answer: nothing is placed there for a while.
+    pub(super) fn was_quiet(self: &Arc<Self>, grid: &Grid, node: NodeKey) {
+        grid.neighbours.was_quiet(node);
+        if let Some(mesh) = grid.neighbours.mesh() {
+            self.set_members(&mesh.roster(), mesh.me());
+        }
     }
 
     /// This node among the executors of its schedule. It keeps a slot whatever its guests have: a node without one would

@@ -80,9 +80,12 @@ impl BuildService {
             return Ok(Some(found));
         }
         for held in grid.neighbours.find(&elsewhere) {
-            let Some(held) = held else { return Ok(None) };
+            // What only a node has that may be dead is built again rather than waited for.
+            let holder =
+                held.as_ref().and_then(|held| held.holders.iter().find(|node| !grid.neighbours.is_quiet(node)));
+            let (Some(held), Some(holder)) = (&held, holder) else { return Ok(None) };
             found.bytes += held.record.info().nar_size;
-            found.at = held.holders.first().copied();
+            found.at = Some(*holder);
         }
         Ok(Some(found))
     }
