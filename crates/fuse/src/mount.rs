@@ -1,0 +1,201 @@
+//! A mount and its threads, from beginning to end.
+
+use crate::counts::{Stats, Upcalls};
+use crate::fetches::Fetches;
+use crate::file_system::{FileSystem, Shared};
+use crate::loads::Loads;
+use crate::options::Options;
+use crate::recovery;
+use crate::source::Source;
+use crate::table::{ROOT, Table};
+use crate::{greeting, mountinfo, tree::Tree};
+use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
+use shoal_wire::mesh::manifest::Manifest;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// What mounts of ours are called in the list of mounts.
+pub const SOURCE_NAME: &str = "shoal";
+/// Threads that answer the kernel. What they do takes microseconds; a second one is there for the second core.
+const ANSWERERS: usize = 2;
+/// The kernel says by itself what it forgot after it was told that names are gone: so long it is waited for.
+const FORGET_PATIENCE: Duration = Duration::from_millis(500);
+const FORGET_LOOK: Duration = Duration::from_millis(5);
+
+/// Why nothing was mounted.
+#[derive(Debug, Error)]
+pub enum MountError {
+    #[error("{dir}: {error}")]
+    Directory { dir: PathBuf, error: io::Error },
+    #[error("cannot mount at {dir}: {error}")]
+    Mount { dir: PathBuf, error: io::Error },
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A store that is mounted. Unmounts when dropped.
+pub struct Mount {
+    dir: PathBuf,
+    session: Option<BackgroundSession>,
+    handle: Handle,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Tells a mount what became of paths. Cheap to clone. Its methods wait for the kernel, so they are never called from
+/// within a source.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    notifier: Notifier,
+}
+
+impl Mount {
+    /// Mounts at an existing directory, after what is left of an earlier mount there was taken away.
+    pub fn start(dir: &Path, source: Arc<dyn Source>, options: &Options) -> Result<Mount, MountError> {
+        let fails = |error| MountError::Directory { dir: dir.to_owned(), error };
+        // Not by looking at it, which would ask a server that may be dead.
+        let dir = absolute(dir).map_err(fails)?;
+        recovery::clear(&dir).map_err(fails)?;
+        let table = Arc::<Table>::default();
+        let (fetches, mut threads) = Fetches::start(source.clone(), options).map_err(MountError::Thread)?;
+        let (loads, more) = Loads::start(source, table.clone(), options.lookup_deadline).map_err(MountError::Thread)?;
+        threads.extend(more);
+        let shared = Arc::new(Shared { table, loads, fetches, upcalls: Upcalls::default() });
+        let session = Session::new(FileSystem(shared.clone()), &dir, &config(options)).and_then(Session::spawn);
+        match session {
+            Ok(session) => {
+                let handle = Handle { shared, notifier: session.notifier() };
+                greeting::greet(&dir);
+                Ok(Mount { dir, session: Some(session), handle, threads })
+            }
+            Err(error) => {
+                shared.end();
+                Err(MountError::Mount { dir, error })
+            }
+        }
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Whether somebody else unmounted it, or it broke.
+    pub fn has_ended(&self) -> bool {
+        self.session.as_ref().is_none_or(|session| session.guard.is_finished())
+    }
+
+    /// Unmounts, although it may be in use: who has something open gets errors from then on. Waits for those threads
+    /// that are not waiting for the source.
+    pub fn stop(mut self) -> io::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        let Some(session) = self.session.take() else { return Ok(()) };
+        self.handle.shared.end();
+        let lines = mountinfo::read()?;
+        let removed = match mountinfo::ours_at(&lines, &self.dir) {
+            Some(line) if !session.guard.is_finished() => recovery::remove(line),
+            _ => Ok(()),
+        };
+        // Where it was not removed the session may go on for as long as somebody uses it.
+        removed?;
+        session.umount_and_join()?;
+        self.threads.retain(|thread| !thread.is_finished());
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::warn!(dir = %self.dir.display(), %error, "the store was not unmounted");
+        }
+    }
+}
+
+impl Handle {
+    /// A path became valid: it is listed from now on.
+    pub fn appeared(&self, name: &str, manifest: &Manifest) {
+        self.shared.table.insert(name, Tree::new(manifest));
+        self.list_changed();
+    }
+
+    /// These paths are not valid any more. Who has something of them open keeps what is in memory.
+    pub fn vanished(&self, names: &[String]) {
+        for name in names {
+            self.shared.table.remove(name);
+            self.forget(name);
+        }
+        self.list_changed();
+    }
+
+    /// Which of these paths somebody has open, or is in. The kernel is made to forget the others.
+    pub fn in_use(&self, names: &[String]) -> Vec<String> {
+        let known = |name: &&String| self.shared.table.by_name(name).is_some_and(|shown| shown.is_known());
+        let mut left: Vec<&String> = names.iter().filter(known).collect();
+        left.iter().for_each(|name| self.forget(name));
+        let deadline = Instant::now() + FORGET_PATIENCE;
+        loop {
+            left.retain(known);
+            if left.is_empty() || Instant::now() >= deadline {
+                return left.into_iter().cloned().collect();
+            }
+            thread::sleep(FORGET_LOOK);
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    /// Whether all that the source listed when the mount began is in memory.
+    pub fn is_listed(&self) -> bool {
+        self.shared.loads.is_listed()
+    }
+
+    fn forget(&self, name: &str) {
+        // The kernel may not know it, or the mount may be gone: then there is nothing to forget.
+        let _ = self.notifier.inval_entry(INodeNo(ROOT), OsStr::new(name));
+    }
+
+    fn list_changed(&self) {
+        let _ = self.notifier.inval_inode(INodeNo(ROOT), 0, 0);
+    }
+}
+
+impl Shared {
+    fn end(&self) {
+        self.loads.end();
+        self.fetches.end();
+    }
+}
+
+/// The directory as the kernel will list it: absolute, and its parents without symlinks.
+fn absolute(dir: &Path) -> io::Result<PathBuf> {
+    let dir = std::path::absolute(dir)?;
+    match (dir.parent(), dir.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
+        _ => dir.canonicalize(),
+    }
+}
+
+fn config(options: &Options) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(SOURCE_NAME.into()),
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+    ];
+    config.acl = if options.is_shared { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(ANSWERERS);
+    config
+}
