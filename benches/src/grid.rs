@@ -28,7 +28,7 @@ const BUILD_PATIENCE: Duration = Duration::from_secs(1200);
 const BEGIN_PATIENCE: Duration = Duration::from_secs(300);
 /// Of the random graph.
 const SEED: u64 = 9567;
-/// Of a graph that the build hook of stock Nix builds: it needs a quarter of a second for each derivation, whatever that is.
+/// Derivations of a graph that the build hook of stock Nix builds: each takes a quarter of a second, whatever it is.
 const HOOKED: usize = 20;
 
 const LOCAL: &str = "stock local";

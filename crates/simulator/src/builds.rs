@@ -7,6 +7,7 @@
 pub mod graph;
 pub mod machine;
 pub mod mayhem;
+pub mod traffic;
 pub mod watch;
 
 use graph::Graph;
@@ -16,6 +17,7 @@ use shoal_grid::random::Random;
 use shoal_grid::schedule::{Action, End, Node, RequestId, Schedule, Terms};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use traffic::Traffic;
 use watch::Watch;
 
 /// Silence after which an executor is taken for dead.
@@ -93,6 +95,7 @@ pub struct Builds {
     pub graph: Graph,
     pub machines: Vec<Builder>,
     pub watch: Watch,
+    pub traffic: Traffic,
     pub chances: Chances,
     pub delay_ms_max: u64,
     /// Time between an offer and the end of what became of it in vain, by job.
@@ -120,6 +123,7 @@ impl Builds {
             graph,
             machines,
             watch: Watch::default(),
+            traffic: Traffic::default(),
             chances: Chances::default(),
             delay_ms_max: 5,
             lost_ms: BTreeMap::new(),
@@ -173,6 +177,33 @@ impl Builds {
         }
         self.carry_out(actions)?;
         Ok(request)
+    }
+
+    /// Outputs that are there from an earlier run, and where: nobody builds them, and jobs go to where they lie.
+    pub fn submit_warm(&mut self, is_warm: impl Fn(u32) -> bool, terms: Terms) -> Result<RequestId, String> {
+        let all: BTreeSet<u32> = (0..self.graph.tasks.len() as u32).collect();
+        self.watch.succeeded.extend(all.iter().copied().filter(|key| is_warm(*key)));
+        // What begins with the request is placed before anybody could say where its inputs are.
+        let slots: Vec<u32> = self.machines.iter_mut().map(|machine| std::mem::take(&mut machine.slots)).collect();
+        self.tell_all()?;
+        let request = self.submit(&all, terms)?;
+        for (key, task) in (0u32..).zip(&self.graph.tasks).filter(|(key, _)| !is_warm(*key)) {
+            for dep in task.deps.iter().filter(|dep| is_warm(**dep)) {
+                let bytes = self.graph.tasks[*dep as usize].output_bytes;
+                for holder in self.traffic.holders(*dep) {
+                    self.schedule.learn(&key, &holder, bytes);
+                }
+            }
+        }
+        self.machines.iter_mut().zip(slots).for_each(|(machine, slots)| machine.slots = slots);
+        self.tell_all()?;
+        Ok(request)
+    }
+
+    fn tell_all(&mut self) -> Result<(), String> {
+        let records = (0..).zip(self.machines.iter().map(Builder::record)).collect();
+        let actions = self.schedule.set_executors(records, self.now_ms);
+        self.carry_out(actions)
     }
 
     pub fn cancel(&mut self, request: RequestId) -> Result<(), String> {
@@ -313,6 +344,7 @@ impl Builds {
             false if self.random.chance(self.chances.refused) => How::RefusedJob,
             false => {
                 machine.running.insert(key, Running { offer, since_ms: self.now_ms });
+                self.traffic.begins(&self.graph, key, at);
                 let (life, ms) = (machine.life, self.now_ms + self.graph.tasks[key as usize].duration_ms);
                 return self.at(ms, Event::Built { at, life, key });
             }
@@ -374,7 +406,10 @@ impl Builds {
             How::Full { until_ms } => End::Refused { text: text(), full_until_ms: Some(until_ms) },
         };
         match how {
-            How::Success => self.watch.succeeded(key),
+            How::Success => {
+                self.watch.succeeded(key);
+                self.traffic.built(key, from);
+            }
             How::Failed => drop(self.watch.failed.insert(key)),
             How::RefusedJob | How::Full { .. } => self.watch.refused(key),
             How::Stopped | How::Lost | How::OutOfMemory => {}

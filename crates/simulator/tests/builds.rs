@@ -27,29 +27,35 @@ fn no_job_is_lost_or_runs_twice_and_every_request_ends() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// A real package graph lies outside the repository. Where it is missing, tests say so by name and pass.
-fn corpus(test: &str) -> Option<Vec<(Vec<u32>, String)>> {
+/// Columns of a real package graph, which lies outside the repository.
+fn lines() -> Option<Vec<Vec<String>>> {
     let named = std::env::var_os("SHOAL_SHARED").map(PathBuf::from);
     let sibling = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|dir| dir.join("shared"));
-    let found = named.into_iter().chain(sibling).map(|dir| dir.join("corpus/dag-9k.tsv.gz")).find(|path| path.exists());
-    let Some(path) = found else {
-        println!("skipped: {test}: no shared/corpus/dag-9k.tsv.gz");
-        return None;
-    };
+    let path =
+        named.into_iter().chain(sibling).map(|dir| dir.join("corpus/dag-9k.tsv.gz")).find(|path| path.exists())?;
     let mut text = String::new();
     let file = std::fs::File::open(path).expect("the graph opens");
     flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("the graph is text");
-    let shape: Vec<(Vec<u32>, String)> = text
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| {
-            let columns: Vec<&str> = line.split('\t').collect();
-            let inputs = columns[5].split_whitespace().map(|input| input.parse().expect("an id"));
-            (inputs.collect(), columns[2].to_owned())
-        })
-        .collect();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    Some(lines.map(|line| line.split('\t').map(String::from).collect()).collect())
+}
+
+/// What each derivation of it needs, and its system. Where it is missing, tests say so by name and pass.
+fn corpus(test: &str) -> Option<Vec<(Vec<u32>, String)>> {
+    let Some(lines) = lines() else {
+        println!("skipped: {test}: no shared/corpus/dag-9k.tsv.gz");
+        return None;
+    };
+    let inputs = |text: &str| text.split_whitespace().map(|input| input.parse().expect("an id")).collect();
+    let shape: Vec<(Vec<u32>, String)> =
+        lines.iter().map(|columns| (inputs(&columns[5]), columns[2].clone())).collect();
     assert!(shape.len() > 9_000);
     Some(shape)
+}
+
+/// Of each derivation of the real graph: fod, build or builtin.
+fn kinds() -> Vec<String> {
+    lines().into_iter().flatten().map(|columns| columns[3].clone()).collect()
 }
 
 fn machines(count: u32, slots: u32) -> Vec<Builder> {
@@ -136,6 +142,45 @@ fn one_derivation_beside_five_thousand_starts_within_two_seconds() {
         assert!(started_ms.is_some(), "SHOAL_SEED={seed}: it waits");
         assert_eq!(overtaken.count(), 0, "SHOAL_SEED={seed}: others get what becomes free");
         assert!(builds.watch.succeeded.len() < 4_000, "SHOAL_SEED={seed}: the others are nearly done");
+    }
+}
+
+/// A graph is built, and built again when all but its fixed outputs is new; those lie where the first run left them. Most of
+/// what moves is what nearly everything needs, and comes to each executor once wherever jobs are placed.
+#[test]
+fn what_moves_when_a_graph_is_built_again_is_about_what_first_fit_moves_or_less() {
+    let name = "what_moves_when_a_graph_is_built_again_is_about_what_first_fit_moves_or_less";
+    let Some(shape) = corpus(name) else { return };
+    let kinds = kinds();
+    let is_fixed = |key: u32| kinds[key as usize] == "fod";
+    for (seed, (count, slots)) in (0..).zip([(3, 2), (5, 8), (16, 8), (64, 8)]) {
+        let graph = Graph::drawn(shape.clone(), &mut Random::new(seed));
+        let goals = all(&graph);
+        let mut first = Builds::new(graph.clone(), machines(count, slots), seed).unwrap();
+        first.submit(&goals, KEEP_GOING).unwrap();
+        first.run_to_end(30 * DAY_MS).unwrap();
+        let mut again = Builds::new(graph.clone(), machines(count, slots), seed).unwrap();
+        again.traffic = first.traffic.warm(is_fixed);
+        again.submit_warm(is_fixed, KEEP_GOING).unwrap();
+        again.run_to_end(30 * DAY_MS).unwrap();
+        let mut fit = shoal_simulator::builds::traffic::Traffic::default();
+        fit.first_fit(&graph, |_| false, count, slots);
+        let mut fit_again = fit.warm(is_fixed);
+        let fit_ms = fit_again.first_fit(&graph, is_fixed, count, slots);
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        println!(
+            "{count} executors of {slots}: first {:.1} GiB, first fit {:.1}; again {:.1} GiB in {} s, first fit {:.1} in {} s: {:.3}",
+            gib(first.traffic.moved_bytes),
+            gib(fit.moved_bytes),
+            gib(again.traffic.moved_bytes),
+            again.now_ms() / 1_000,
+            gib(fit_again.moved_bytes),
+            fit_ms / 1_000,
+            again.traffic.moved_bytes as f64 / fit_again.moved_bytes as f64,
+        );
+        let ratio = again.traffic.moved_bytes as f64 / fit_again.moved_bytes as f64;
+        assert!(ratio <= 1.1, "seed {seed}: {ratio} of what first fit moves");
+        assert!(again.now_ms() as f64 <= fit_ms as f64 * 1.05, "seed {seed}: it takes longer than first fit");
     }
 }
 
