@@ -23,6 +23,7 @@ pub mod lookup;
 pub mod members;
 mod messages;
 pub mod owned;
+mod pledges;
 pub mod replication;
 
 use crate::announce::OWNERS;
@@ -33,7 +34,8 @@ use holdings::Holdings;
 use lookup::{ASKED_AT_ONCE, Lookup, Recent, Step};
 use members::Members;
 use owned::{Answer, Conflict, Owned};
-use replication::{Orders, REPAIR_DELAY_MS, REPAIRS_MAX, is_acknowledged, targets};
+use pledges::Pledge;
+use replication::{Orders, REPAIR_DELAY_MS, REPAIRS_MAX, targets};
 use shoal_wire::mesh::announcement::{HolderMessage, Holding, SOURCES_MAX, Wanted};
 use shoal_wire::mesh::path_record::ContentTag;
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,6 +114,9 @@ pub struct Catalogue {
     ring: Ring,
     /// A ring that differs, and when it is taken.
     next_ring: Option<(Ring, u64)>,
+    /// When it is looked at which paths lack copies, after members came or went: also where the ring is the same again
+    /// before it was taken, as who leads among the owners may be another.
+    recheck_ms: Option<u64>,
     /// When others came that were not there before: the first ones, and in a small mesh any.
     met_ms: Option<u64>,
     /// Members that were live, and when they ceased to be.
@@ -124,8 +129,8 @@ pub struct Catalogue {
     lookups: BTreeMap<u64, (Key, Lookup)>,
     /// When the first of them has waited long enough for an owner.
     wake_ms: Option<u64>,
-    /// Paths stored here that are not acknowledged yet, with their other holders.
-    pledges: BTreeMap<Key, BTreeSet<NodeId>>,
+    /// Paths stored here that are not acknowledged yet.
+    pledges: BTreeMap<Key, Pledge>,
     orders: Orders,
     /// Those of them that are repairs, so that uploads do not take their places.
     repairing: BTreeSet<(Key, NodeId)>,
@@ -150,6 +155,7 @@ impl Catalogue {
             members: Members::default(),
             ring: Ring::default(),
             next_ring: None,
+            recheck_ms: None,
             met_ms: None,
             absent: BTreeMap::new(),
             holdings: Holdings::new(life, held),
@@ -200,6 +206,9 @@ impl Catalogue {
             self.met_ms = Some(now_ms);
         }
         let ring = Ring::weighted(members.storers.iter().copied());
+        if self.members.live != members.live || self.members.storers != members.storers {
+            self.recheck_ms.get_or_insert(now_ms + RING_SETTLE_MS);
+        }
         self.members = members;
         // Who was alone, or knew nobody, has nothing to wait for: others have been there before.
         let settle_ms = if self.ring.len() <= 1 { 0 } else { RING_SETTLE_MS };
@@ -217,21 +226,6 @@ impl Catalogue {
         self.unconfirmed.remove(node);
         self.owned.forget(node);
         self.recheck_all();
-    }
-
-    /// A path became valid here that is to be kept on R nodes; [`Action::Acknowledged`] says when it is. `false` where
-    /// other contents are valid under its name, or too many wait.
-    pub fn stored(&mut self, holding: Holding, now_ms: u64) -> (bool, Vec<Action>) {
-        self.now_ms = now_ms;
-        let is_other = self.holdings.get(&holding.key).is_some_and(|held| held != holding.content);
-        if is_other || self.pledges.len() >= WAITING_MAX {
-            return (false, Vec::new());
-        }
-        self.holdings.add(holding.key, holding.content, &self.ring);
-        self.pledges.entry(holding.key).or_default();
-        self.pursue(holding.key);
-        self.announce();
-        (true, self.finish())
     }
 
     /// A path became valid here that came from elsewhere.
@@ -349,6 +343,9 @@ impl Catalogue {
         if let Some((ring, _)) = self.next_ring.take_if(|(_, at)| *at <= now_ms) {
             self.change_ring(ring);
         }
+        if self.recheck_ms.take_if(|at| *at <= now_ms).is_some() {
+            self.recheck_all();
+        }
         let gone: Vec<NodeId> = self
             .absent
             .iter()
@@ -424,7 +421,8 @@ impl Catalogue {
 
     fn repair(&mut self) {
         let now_ms = self.now_ms;
-        self.repairing.retain(|(key, to)| self.orders.is_placed(key, to));
+        // Also those of paths that lack nothing any more: they would keep their places for ever.
+        self.repairing.retain(|(key, to)| self.orders.is_awaited(key, to, now_ms));
         let due: Vec<Key> = self.repairs.iter().filter(|(_, at)| **at <= now_ms).map(|(key, _)| *key).collect();
         for key in due {
             let Some((answer, targets)) = self.lacking(&key) else {
@@ -439,30 +437,6 @@ impl Catalogue {
                 self.repairing.insert((key, target));
                 let from = answer.holders.iter().take(SOURCES_MAX).copied().collect();
                 self.order(target, Wanted { holding: Holding { key, content }, from });
-            }
-        }
-    }
-
-    /// Sees to it that a path that is to be acknowledged gets its copies.
-    fn pursue(&mut self, key: Key) {
-        let Some(holders) = self.pledges.get(&key) else { return };
-        let storers = self.storers(&self.me);
-        // Holders that stay: this one is not among them while it drains.
-        let staying = |node: &&NodeId| storers.contains(*node);
-        let kept: Vec<NodeId> = holders.iter().chain([&self.me]).filter(staying).copied().collect();
-        if storers.is_empty() || is_acknowledged(kept.len(), self.copies, storers.len()) {
-            self.pledges.remove(&key);
-            self.out.push(Action::Acknowledged { key });
-            return;
-        }
-        let Some(content) = self.holdings.get(&key) else {
-            // It was deleted or lost; nobody can copy it from here.
-            self.pledges.remove(&key);
-            return;
-        };
-        for target in targets(&self.able(&key, &storers, &kept), &kept, self.copies.min(storers.len())) {
-            if self.orders.place(key, target, WAITING_MAX, self.now_ms) {
-                self.order(target, Wanted { holding: Holding { key, content }, from: vec![self.me] });
             }
         }
     }

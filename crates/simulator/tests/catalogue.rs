@@ -103,6 +103,18 @@ fn what_is_valid_stays() {
     }
 }
 
+/// Each of two nodes stores its own contents under one name before it hears of the other's: neither can take a copy, both
+/// are told so and the conflict is reported.
+#[test]
+fn two_contents_at_once_are_both_acknowledged_and_reported() {
+    let mut stored = Stored::new(2, 7);
+    assert!(stored.store(0, holding(1, 1)));
+    assert!(stored.store(1, holding(1, 2)));
+    stored.simulation.run_for(10_000);
+    assert_eq!(stored.acknowledged(), BTreeSet::from([holding(1, 1), holding(1, 2)]));
+    assert_eq!(conflicts(&stored.simulation), BTreeSet::from([key(1)]));
+}
+
 /// A node loses its disk: after the delay there are R copies again, as many at once as is allowed, and nobody asks the
 /// others for what they have.
 #[test]

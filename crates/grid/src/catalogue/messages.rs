@@ -6,6 +6,9 @@ use super::{Action, Catalogue, WAITING_MAX};
 use crate::ring::{Key, NodeId};
 use shoal_wire::mesh::announcement::{Found, HolderMessage, Holding, Wanted};
 
+/// Bytes of records in one answer, which has room for as many keys as may be asked for beside them.
+const RECORDS_LEN_MAX: usize = 4 << 20;
+
 impl Catalogue {
     /// The node was never started before, as far as it knows: see [`super::holdings`].
     pub fn never_lived(&mut self) {
@@ -46,9 +49,13 @@ impl Catalogue {
             HolderMessage::Records(_) => {}
             HolderMessage::Lookup { id, keys } => {
                 let live = &self.members.live;
+                let mut room = RECORDS_LEN_MAX;
                 let found = keys.iter().map(|key| {
                     let answer = self.owned.answer(key, |node| live.contains(node));
-                    Found { key: *key, holders: answer.holders, record: answer.record }
+                    let record = answer.record;
+                    // Whoever gets none asks a holder for it.
+                    let record = room.checked_sub(record.len()).inspect(|left| room = *left).map(|_| record);
+                    Found { key: *key, holders: answer.holders, record: record.unwrap_or_default() }
                 });
                 let is_untold = self.is_untold();
                 let found: Vec<Found> = found.filter(|found| !is_untold || !found.holders.is_empty()).collect();
@@ -58,6 +65,7 @@ impl Catalogue {
             HolderMessage::Copy(wanted) => wanted.into_iter().for_each(|wanted| self.copy(from, wanted)),
             HolderMessage::Stored(keys) => keys.iter().for_each(|key| self.stored_by(from, key)),
             HolderMessage::Declined(keys) => keys.iter().for_each(|key| self.declined_by(from, key)),
+            HolderMessage::Differs(keys) => keys.iter().for_each(|key| self.differs_at(from, key)),
             HolderMessage::MayDrop { id, keys } => {
                 let keys = self.give_word(&from, &keys);
                 self.send(from, HolderMessage::Dropped { id, keys });
@@ -136,7 +144,11 @@ impl Catalogue {
                 }
             }
             // The owners hear of both and report it.
-            Some(_) => {}
+            Some(_) => {
+                if asker != self.me {
+                    self.send(asker, HolderMessage::Differs(vec![key]));
+                }
+            }
             None => {
                 let is_late = |since: u64| self.now_ms.saturating_sub(since) >= COPY_TIMEOUT_MS;
                 let is_new = self.fetches.get(&key).is_none_or(|(since, _)| is_late(*since));
@@ -161,17 +173,6 @@ impl Catalogue {
         if self.orders.failed(key, &node, self.now_ms) {
             self.pursue(*key);
             self.recheck(*key);
-        }
-    }
-
-    fn stored_by(&mut self, node: NodeId, key: &Key) {
-        // The word of who was not asked for a copy does not count.
-        if !self.orders.done(key, &node) {
-            return;
-        }
-        if let Some(holders) = self.pledges.get_mut(key) {
-            holders.insert(node);
-            self.pursue(*key);
         }
     }
 }

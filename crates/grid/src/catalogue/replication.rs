@@ -93,8 +93,13 @@ impl Orders {
         self.placed.retain(|(_, to), _| to != node);
     }
 
-    /// Whether a copy of it is on its way to a member.
-    pub fn is_placed(&self, key: &Key, to: &NodeId) -> bool {
+    /// Whether a copy of it is on its way to a member. What is late has failed.
+    pub fn is_awaited(&mut self, key: &Key, to: &NodeId, now_ms: u64) -> bool {
+        let since = self.placed.get(&(*key, *to));
+        let is_late = since.is_some_and(|since| now_ms.saturating_sub(*since) >= COPY_TIMEOUT_MS);
+        if is_late {
+            self.failed(key, to, now_ms);
+        }
         self.placed.contains_key(&(*key, *to))
     }
 

@@ -97,6 +97,8 @@ pub enum HolderMessage {
     },
     /// The sender does not bring it in any more.
     Unclaim(PathKey),
+    /// On [`HolderMessage::Copy`]: under these names the sender holds other contents.
+    Differs(Vec<PathKey>),
 }
 
 impl Format for HolderMessage {
@@ -109,9 +111,11 @@ impl Format for HolderMessage {
         match self {
             Self::Begins { .. } | Self::Claim { .. } | Self::Claimed { .. } | Self::Unclaim(_) => Ok(()),
             Self::Holds(holdings) => few(holdings.len()),
-            Self::Drops(keys) | Self::Lookup { keys, .. } | Self::Stored(keys) | Self::Declined(keys) => {
-                few(keys.len())
-            }
+            Self::Drops(keys)
+            | Self::Lookup { keys, .. }
+            | Self::Stored(keys)
+            | Self::Declined(keys)
+            | Self::Differs(keys) => few(keys.len()),
             Self::MayDrop { keys, .. } => few(keys.len()),
             // None is an answer too.
             Self::Lacks { keys, .. } | Self::Dropped { keys, .. } => within::<Self>("keys", keys.len() <= KEYS_MAX),
