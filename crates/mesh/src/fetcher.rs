@@ -18,6 +18,7 @@ mod leftovers;
 mod nar_reader;
 mod request;
 mod task;
+mod writer;
 
 pub use asking::Realised;
 pub use error::{AskError, Dropped, FetchError, FetchFailure};

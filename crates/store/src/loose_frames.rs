@@ -10,7 +10,9 @@ use crate::place::Place;
 use crate::segment::hold::SegmentHold;
 use crate::segment::record::HEADER_LEN;
 use crate::store::{Pool, Store};
-use std::io;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use std::fs::File;
+use std::io::{self, IoSliceMut};
 use std::ops::{Deref, DerefMut, Range};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -121,6 +123,16 @@ impl LooseFrames {
 
     /// Reads frames from number `first` on: up to `len_max` bytes, or one frame if that is longer.
     pub fn read(&self, first: usize, len_max: usize) -> Result<FramesRead> {
+        let read = self.read_by(first, len_max, &|file, bytes, at| file.read_exact_at(bytes, at).map(|()| true))?;
+        read.ok_or_else(|| Error::Stopped("a read that waits did not wait".into()))
+    }
+
+    /// The same without waiting for the disk; `None` if something is not in memory, or if that cannot be told here.
+    pub fn read_cached(&self, first: usize, len_max: usize) -> Result<Option<FramesRead>> {
+        self.read_by(first, len_max, &read_cached)
+    }
+
+    fn read_by(&self, first: usize, len_max: usize, read_at: &ReadAt) -> Result<Option<FramesRead>> {
         let pool = self.store.read_buffers.clone();
         let bytes = FrameBytes { bytes: pool.take(|| Ok(Vec::new()))?, end: 0, pool: Some(pool) };
         let mut read = FramesRead { bytes, frames: Vec::new() };
@@ -137,9 +149,11 @@ impl LooseFrames {
             }
             let run = self.run(next, *place, room);
             next = run.end;
-            self.read_run(run, &mut read)?;
+            if !self.read_run(run, &mut read, read_at)? {
+                return Ok(None);
+            }
         }
-        Ok(read)
+        Ok(Some(read))
     }
 
     /// The chunks from number `first`, which lies at `place`, whose records follow each other: up to `room` bytes.
@@ -156,16 +170,18 @@ impl LooseFrames {
         first..last
     }
 
-    fn read_run(&self, run: Range<usize>, read: &mut FramesRead) -> Result<()> {
+    /// Whether it could be read.
+    fn read_run(&self, run: Range<usize>, read: &mut FramesRead, read_at: &ReadAt) -> Result<bool> {
         let placed: Vec<(&[u8; 32], Place)> =
             run.filter_map(|number| Some((self.hashes.get(number)?, *self.get(number)?))).collect();
-        let Some((_, first)) = placed.first() else { return Ok(()) };
+        let Some((_, first)) = placed.first() else { return Ok(true) };
         let start = read.bytes.len();
         let len: u64 = placed.iter().map(|(_, place)| place.record_len()).sum();
         let missing = match self.store.segments.reader(first.segment)? {
             None => Some(Defect::NoSegment),
-            Some(file) => match file.read_exact_at(read.bytes.grow(len as usize), u64::from(first.offset)) {
-                Ok(()) => None,
+            Some(file) => match read_at(&file, read.bytes.grow(len as usize), u64::from(first.offset)) {
+                Ok(true) => None,
+                Ok(false) => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Some(Defect::Truncated),
                 Err(error) => return Err(Error::io("read", &self.store.segments.path(first.segment))(error)),
             },
@@ -193,6 +209,19 @@ impl LooseFrames {
         if !damage.is_empty() {
             self.store.note_damage(&damage);
         }
-        Ok(())
+        Ok(true)
+    }
+}
+
+/// Fills the bytes from an offset of a file; `false`: not without waiting.
+type ReadAt = dyn Fn(&File, &mut [u8], u64) -> io::Result<bool>;
+
+fn read_cached(file: &File, bytes: &mut [u8], at: u64) -> io::Result<bool> {
+    let len = bytes.len();
+    match preadv2(file, &mut [IoSliceMut::new(bytes)], at, ReadWriteFlags::NOWAIT) {
+        // What is missing may lie on the disk, or behind the end.
+        Ok(read) => Ok(read == len),
+        Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }

@@ -15,8 +15,9 @@ use parts::Report;
 
 type Part = fn(&mut Report);
 
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 9] = [
     ("one", parts::one_peer),
+    ("alone", parts::chunks_alone),
     ("four", parts::four_peers),
     ("stall", parts::one_stalls),
     ("change", parts::small_change),

@@ -101,6 +101,22 @@ pub fn one_peer(report: &mut Report) {
     report.add("chunks: speed of NARs", format!("{nar_speed:.0} MiB/s"), "");
 }
 
+/// What `one` says of chunks, alone: for profilers.
+pub fn chunks_alone(report: &mut Report) {
+    let (there, records) = stocked(setting("SHOAL_BENCH_MIB", 1024));
+    let runtime = runtime();
+    let (mut speeds, mut cpu) = (Vec::new(), Vec::new());
+    for _ in 0..repeats() {
+        let (here, host) = (new_store(), Host::on(&runtime, &there.store));
+        let (before, began) = (process_cpu(), Instant::now());
+        let moved = runtime.block_on(fetch_all(&here.store, &[&host], &records)) as f64;
+        speeds.push(moved / f64::from(1 << 20) / began.elapsed().as_secs_f64());
+        cpu.push((process_cpu() - before) / (moved / 1e9));
+    }
+    report.add("chunks alone: speed of stored bytes", format!("{:.0} MiB/s", median(speeds)), "");
+    report.add("chunks alone: CPU, both ends", format!("{:.1} s/GB", median(cpu)), "");
+}
+
 /// What capped peers move: one path that does not compress, so that the cap is what counts.
 fn capped() -> (crate::sample::TestStore, PathRecord) {
     let there = new_store();

@@ -177,10 +177,18 @@ async fn read_next(
     len_max: usize,
 ) -> Option<(FramesRead, OwnedSemaphorePermit)> {
     let room = timeout(TURN_TIME, server.buffers.clone().acquire_owned()).await.ok()?.ok()?;
-    let reader = frames.clone();
-    let read = spawn_blocking(move || reader.read(next, len_max)).await.ok()?;
-    let read = noted(read, "chunks").unwrap_or_default();
+    let read = noted(read(frames, next, len_max).await, "chunks").unwrap_or_default();
     may_send(server, peer, urgency, read.bytes.len() as u64).await.then_some((read, room))
+}
+
+/// From memory at once, as a thread that must be woken costs more than that; by a thread where the disk is waited for.
+async fn read(frames: &Arc<LooseFrames>, next: usize, len_max: usize) -> shoal_store::Result<FramesRead> {
+    if let Some(read) = frames.read_cached(next, len_max)? {
+        return Ok(read);
+    }
+    let reader = frames.clone();
+    let read = spawn_blocking(move || reader.read(next, len_max)).await;
+    read.unwrap_or_else(|_| Ok(FramesRead::default()))
 }
 
 /// Heads and frames as they are sent, and how many chunks that is. A head is laid over the end of the record's header,

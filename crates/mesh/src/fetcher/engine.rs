@@ -17,6 +17,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot};
 
+/// Batches of some more than [`shoal_store::ARRIVALS_LEN_MAX`] that wait to be written, of all requests: 64 MiB.
+const BATCHES_MAX: usize = 64;
+
 /// How chunks of a fetch ended.
 #[derive(Debug)]
 pub enum Brought {
@@ -34,6 +37,8 @@ pub struct Engine {
     state: Mutex<State>,
     /// Frames that are verified at a time: one on each core.
     pub verifying: Arc<Semaphore>,
+    /// Batches of what came that are not written yet, of all requests.
+    pub batches: Arc<Semaphore>,
     /// How often something was stored or ended.
     news: Mutex<u64>,
     told: Condvar,
@@ -59,6 +64,7 @@ impl Engine {
             began: Instant::now(),
             state: Mutex::default(),
             verifying: Arc::new(Semaphore::new(cores)),
+            batches: Arc::new(Semaphore::new(BATCHES_MAX)),
             news: Mutex::default(),
             told: Condvar::new(),
         })

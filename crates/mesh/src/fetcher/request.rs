@@ -4,22 +4,23 @@ use super::asking::{self, broke, read_broke};
 use super::engine::Engine;
 use super::error::AskError;
 use super::flight::Flight;
-use iroh::endpoint::{ReadExactError, RecvStream};
+use super::writer::Writer;
+use iroh::endpoint::{ReadExactError, RecvStream, VarInt};
 use shoal_grid::transfer::{FetchId, Outcome, RequestId};
-use shoal_store::{Arrivals, ChunkError};
+use shoal_store::Arrivals;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::chunks::{Ask, PART_LEN, Part, PartLimits, Urgency};
 use shoal_wire::mesh::manifest::ChunkRef;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
 
 /// What came is verified and written at least so often, so that others see it and the peer's speed is known.
 const WRITE_EVERY: Duration = Duration::from_millis(100);
 /// How often the peer is said not to be silent.
 const HEARD_EVERY: Duration = Duration::from_millis(200);
+/// The code of an answer whose rest is not wanted.
+const NOT_WANTED: VarInt = VarInt::from_u32(3);
 
 pub struct Asked {
     pub request: RequestId,
@@ -43,6 +44,7 @@ async fn receive(engine: &Arc<Engine>, asked: &Asked, mut cancelled: oneshot::Re
         stream = asking::ask(&*engine.dial, asked.peer, &ask) => stream?,
         _ = &mut cancelled => return Ok(()),
     };
+    let writer = Writer::new(engine.clone(), asked.flight.clone(), asked.request);
     let mut receiver = Receiver {
         engine: engine.clone(),
         asked,
@@ -53,7 +55,7 @@ async fn receive(engine: &Arc<Engine>, asked: &Asked, mut cancelled: oneshot::Re
         outcomes: Vec::new(),
         since: Instant::now(),
         heard: Instant::now(),
-        writing: None,
+        writer,
     };
     let read = tokio::select! {
         read = receiver.read_all() => Some(read),
@@ -63,42 +65,20 @@ async fn receive(engine: &Arc<Engine>, asked: &Asked, mut cancelled: oneshot::Re
     if receiver.is_filling {
         receiver.arrivals.undo();
     }
-    let Some(read) = read else {
+    if read.is_none() {
         // The stream is ended now, the rest need not come.
-        drop(receiver.stream);
-        return found(engine, &asked.flight, receiver.writing, receiver.arrivals).await;
-    };
+        let _ = receiver.stream.stop(NOT_WANTED);
+        receiver.writer.cancel();
+    }
     let written = match receiver.write().await {
-        Ok(()) => receiver.written().await,
+        Ok(()) => receiver.writer.finish().await,
         refused => refused,
     };
-    written.and(read)
-}
-
-/// Stores what came of a request that was cancelled, as far as somebody may still want it.
-async fn found(
-    engine: &Arc<Engine>,
-    flight: &Arc<Flight>,
-    writing: Option<JoinHandle<Result<(), AskError>>>,
-    arrivals: Arrivals,
-) -> Result<(), AskError> {
-    if let Some(writing) = writing {
-        // Whatever came of it, nobody is told any more.
-        let _ = writing.await;
+    match read {
+        Some(read) => written.and(read),
+        // Of a peer that was given up nothing is said; of this store it is.
+        None => written.or_else(|error| if let AskError::Store(_) = error { Err(error) } else { Ok(()) }),
     }
-    let is_wanted = flight.hold().is_some_and(|hold| arrivals.chunks().any(|chunk| !hold.is_here(&chunk.hash)));
-    if is_wanted {
-        let (engine, flight) = (engine.clone(), flight.clone());
-        let stored = spawn_blocking(move || {
-            let verified = arrivals.verify()?;
-            let names: Vec<[u8; 32]> = verified.names().copied().collect();
-            flight.keep(verified)?;
-            engine.found(&names);
-            Ok::<_, AskError>(())
-        });
-        stored.await.unwrap_or(Ok(()))?;
-    }
-    Ok(())
 }
 
 struct Receiver<'a> {
@@ -113,8 +93,7 @@ struct Receiver<'a> {
     outcomes: Vec<Outcome>,
     since: Instant,
     heard: Instant,
-    /// The write before.
-    writing: Option<JoinHandle<Result<(), AskError>>>,
+    writer: Writer,
 }
 
 impl Receiver<'_> {
@@ -151,39 +130,13 @@ impl Receiver<'_> {
         Ok(Outcome::Here)
     }
 
-    /// Has what came verified and written, once the write before has ended.
+    /// Has what came verified and written.
     async fn write(&mut self) -> Result<(), AskError> {
-        self.written().await?;
         if self.outcomes.is_empty() {
             return Ok(());
         }
-        if self.arrivals.is_empty() {
-            self.engine.settle(self.asked.request, &std::mem::take(&mut self.outcomes));
-            return Ok(());
-        }
-        let permit = self.engine.verifying.clone().acquire_owned().await;
         let arrivals = std::mem::replace(&mut self.arrivals, self.engine.store.arrivals()?);
-        let outcomes = std::mem::take(&mut self.outcomes);
-        let (engine, flight, request) = (self.engine.clone(), self.asked.flight.clone(), self.asked.request);
-        self.writing = Some(spawn_blocking(move || {
-            let _permit = permit;
-            store(&engine, &flight, request, arrivals, &outcomes)
-        }));
-        Ok(())
-    }
-
-    /// Waits for the write before. The peer is not silent meanwhile.
-    async fn written(&mut self) -> Result<(), AskError> {
-        while let Some(writing) = &mut self.writing {
-            match timeout(HEARD_EVERY, writing).await {
-                Err(_) => self.engine.heard(self.asked.request),
-                Ok(written) => {
-                    self.writing = None;
-                    return written.unwrap_or_else(|_| Err(AskError::Broke("what came was not stored".into())));
-                }
-            }
-        }
-        Ok(())
+        self.writer.push(arrivals, std::mem::take(&mut self.outcomes)).await
     }
 }
 
@@ -208,28 +161,4 @@ async fn fill(
     }
     asked.flight.moved(out.len() as u64);
     Ok(())
-}
-
-/// Verifies and writes what came, and tells what became of each, up to the first that is wrong.
-fn store(
-    engine: &Engine,
-    flight: &Flight,
-    request: RequestId,
-    arrivals: Arrivals,
-    outcomes: &[Outcome],
-) -> Result<(), AskError> {
-    let verified = arrivals.verify()?;
-    let refused = verified.refused().map(ChunkError::to_string);
-    let mut here = verified.len();
-    let right = outcomes.iter().take_while(|outcome| match outcome {
-        Outcome::Here => here.checked_sub(1).inspect(|left| here = *left).is_some(),
-        Outcome::Absent | Outcome::Busy => true,
-    });
-    let right = right.count();
-    flight.keep(verified)?;
-    engine.settle(request, &outcomes[..right]);
-    match refused {
-        Some(why) => Err(AskError::Lied(why)),
-        None => Ok(()),
-    }
 }
