@@ -162,3 +162,18 @@ fn any_node_killed_at_any_moment_costs_its_work_and_a_few_seconds() {
     }
     assert!(late.is_empty(), "(round, added, of it lost work): {late:?}");
 }
+
+/// Nodes are told to keep one copy of each path: what an executor had built is gone with it.
+#[test]
+fn what_only_a_dead_node_had_is_built_again() {
+    let machine = Machine::new(&Nix::newest());
+    let expected = undisturbed(&machine, SMALL);
+    let mut mesh = cast(&machine, &["--copies", "1"]);
+    let client = SMALL.build(&machine, &mesh[ENTRY], "").start();
+    wait_for("something built by the victim", START_PATIENCE, || (has_built(&mesh[EXECUTOR]) >= 5).then_some(()));
+    mesh[EXECUTOR].kill();
+    let finished = client.finish(CLIENT_PATIENCE).expect_code(0);
+    println!("the only holder killed: {:?}", finished.took);
+    assert!(finished.stderr.contains("they are built again"), "the client hears of it: {finished}");
+    assert_eq!(result(&mesh, &finished), expected);
+}

@@ -85,9 +85,12 @@ impl BuildService {
                 client.tell_progress();
                 continue;
             }
+            if ended.lacks {
+                client.feed.lacks();
+            }
             let count = if ended.is_success() { &mut client.counts.done } else { &mut client.counts.failed };
             *count += 1;
-            if !ended.is_success() && !client.goals.contains(key) {
+            if !ended.is_success() && !ended.lacks && !client.goals.contains(key) {
                 client.feed.push(BuildEvent::Message(error_text(&ended.result.error_msg)));
             }
             client.tell_progress();

@@ -41,6 +41,8 @@ pub(super) struct Ended {
     pub _roots: TempRoots,
     /// Stopped because nobody wanted it any more: says nothing about the derivation.
     pub cancelled: bool,
+    /// What it needs was lost with the node that had it.
+    pub lacks: bool,
 }
 
 impl Ended {
@@ -51,7 +53,7 @@ impl Ended {
 
     /// Of a job that no builder of this node ran.
     pub fn without_builder(service: &BuildService, result: BuildResult) -> Ended {
-        Ended { result, announced: false, _roots: service.store.temp_roots(), cancelled: false }
+        Ended { result, announced: false, _roots: service.store.temp_roots(), cancelled: false, lacks: false }
     }
 
     pub fn is_success(&self) -> bool {
@@ -113,7 +115,7 @@ pub(super) fn run(service: &BuildService, task: &Task, id: JobId, options: &Buil
         BuildResult::new(failure.status, failure.message)
     });
     let announced = job.announced;
-    Ended { result, announced, _roots: roots, cancelled: kill.is_killed() }
+    Ended { result, announced, _roots: roots, cancelled: kill.is_killed(), lacks: false }
 }
 
 /// How a job came out whose thread panicked. Whether clients were told of its start is not known; that one activity

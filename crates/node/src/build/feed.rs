@@ -84,6 +84,7 @@ struct State {
     results: HashMap<StorePath, BuildResult>,
     goals_open: usize,
     woken: bool,
+    has_lacked: bool,
 }
 
 #[derive(Clone, Default)]
@@ -132,6 +133,15 @@ impl Feed {
         }
         drop(state);
         self.shared.1.notify_all();
+    }
+
+    /// Something failed since what it needs was lost with the node that had it: asked for again, that is built again.
+    pub fn lacks(&self) {
+        self.lock().has_lacked = true;
+    }
+
+    pub fn has_lacked(&self) -> bool {
+        self.lock().has_lacked
     }
 
     /// Whether all goals are settled.

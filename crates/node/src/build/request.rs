@@ -91,6 +91,11 @@ impl BuildHandle {
         }
     }
 
+    /// Tells, also when all is settled, whether the same request is worth making again: see [`Feed::lacks`].
+    pub fn feed(&self) -> Feed {
+        self.feed.clone()
+    }
+
     /// Something to make `next` return from another thread.
     pub fn waker(&self) -> impl Fn() + Send + Sync + 'static {
         let feed = self.feed.clone();

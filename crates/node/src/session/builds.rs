@@ -21,6 +21,9 @@ use crate::door::Role;
 /// Silence after which the client is shown that the node is alive. Some networks forget connections after a minute.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
+/// Times that a request is planned: again when inputs were lost with a node, which several nodes may do one after the other.
+const PLANS_MAX: u32 = 4;
+
 /// Who hears of a build while it runs.
 pub trait Audience {
     /// May be kept back until the next flush.
@@ -58,7 +61,16 @@ impl Client {
             self.require(Role::Build, "build on this node")?;
         }
         let request = BuildRequest { wanted: wanted.to_vec(), mode, options };
-        let results = self.follow(self.services.builds.submit(request)?, audience)?;
+        let mut results = Vec::new();
+        for _ in 0..PLANS_MAX {
+            let handle = self.services.builds.submit(request.clone())?;
+            let feed = handle.feed();
+            results = self.follow(handle, audience)?;
+            // What was lost with a node is planned anew.
+            if !feed.has_lacked() || results.iter().all(|result| result.status.is_success()) {
+                break;
+            }
+        }
         self.keep_outputs(&results);
         self.acknowledge_outputs(&results)?;
         Ok(results)

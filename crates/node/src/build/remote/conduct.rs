@@ -1,6 +1,7 @@
 //! One job of this node's clients, from its start to its end: claimed, followed, found, built here or offered.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -21,6 +22,7 @@ use super::{Grid, bring, translate};
 use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
 use crate::build::feed::BuildEvent;
+use crate::build::graph::What;
 use crate::build::prepare::{Resolved, resolved};
 use crate::build::service::{BuildService, HERE, Place, Work};
 
@@ -35,6 +37,9 @@ const ADOPT_PATIENCE: Duration = Duration::from_secs(1);
 /// So long after anything was heard of the build that has the claim this node goes on by itself: longer than members need
 /// to agree that a node is dead. Double work, never a stall.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Owners hear of a fresh output some moments after it is there.
+const HEARD_AFTER: Duration = Duration::from_secs(1);
 
 /// Nodes that are asked for a build whose coordinator is lost; in a larger mesh it may be started anew.
 const ADOPTED_FROM_MAX: usize = shoal_grid::catalogue::SMALL_MESH;
@@ -212,7 +217,7 @@ impl Conduct<'_> {
         });
         match brought {
             Ok(()) => None,
-            Err(error) => Some(self.lost(&format!("{error:#}"))),
+            Err(error) => Some(self.lost_or_lacking(resolved, &format!("{error:#}"))),
         }
     }
 
@@ -296,7 +301,7 @@ impl Conduct<'_> {
 
     fn concluded(&self, resolved: &Resolved, outcome: &Outcome, from: NodeKey) -> (Ended, End) {
         match self.service.conclude(resolved, outcome, from, self.announced.get()) {
-            Ok((_, End::Lost)) => self.lost(&String::from_utf8_lossy(&outcome.error)),
+            Ok((_, End::Lost)) => self.lost_or_lacking(resolved, &String::from_utf8_lossy(&outcome.error)),
             Ok(concluded) => concluded,
             Err(offence) => {
                 self.offended(from, &offence);
@@ -327,6 +332,39 @@ impl Conduct<'_> {
         let mut ended = Ended::unbuilt(self.service, failure);
         (ended.announced, ended.cancelled) = (self.announced.get(), true);
         (ended, End::Lost)
+    }
+
+    /// The same, unless no try could do better: an input was lost with the only node that had it.
+    fn lost_or_lacking(&self, resolved: &Resolved, why: &str) -> (Ended, End) {
+        if !matches!(self.work.task.what, What::Stored(_)) || !self.lacks(resolved) {
+            return self.lost(why);
+        }
+        let drv = self.service.store_dir().print(&self.work.task.drv_path);
+        tracing::warn!(derivation = %drv, why, "inputs of a build were lost with the node that had them");
+        let text = format!("inputs of '{drv}' were lost with the node that had them; they are built again\n");
+        self.service.tell(self.work.id, &self.work.task.drv_path, &BuildEvent::Message(text));
+        let failure = Failure::new(BuildStatus::TransientFailure, format!("inputs of '{drv}' were lost: {why}"));
+        let mut ended = Ended::unbuilt(self.service, failure);
+        (ended.announced, ended.lacks) = (self.announced.get(), true);
+        (ended, End::Failed)
+    }
+
+    /// Whether an input is nowhere, also after those that answer for it have had time to hear of it.
+    fn lacks(&self, resolved: &Resolved) -> bool {
+        let inputs = &resolved.derivation.input_srcs;
+        let is_nowhere = || {
+            let Ok(valid) = self.service.store.valid_of(inputs) else { return false };
+            let valid: BTreeSet<_> = valid.into_iter().collect();
+            let missing: Vec<&str> =
+                inputs.iter().filter(|path| !valid.contains(*path)).map(|path| path.hash_part()).collect();
+            let is_quiet = |node: &NodeKey| self.grid.neighbours.is_quiet(node);
+            let found = self.grid.neighbours.find(&missing);
+            found.iter().any(|held| held.as_ref().is_none_or(|held| held.holders.iter().all(is_quiet)))
+        };
+        is_nowhere() && {
+            thread::sleep(HEARD_AFTER);
+            is_nowhere()
+        }
     }
 
     fn over(&self) -> (Ended, End) {
