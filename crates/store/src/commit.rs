@@ -53,21 +53,20 @@ impl Store {
             pins.push(set.clone());
             publications.push(Publication { record, packed_manifest, chunks: set.unpublished(), pins: set });
         }
-        let infos: Vec<PathInfo> = match self.watcher.get() {
-            Some(_) => publications.iter().map(|publication| publication.record.info.clone()).collect(),
-            None => Vec::new(),
+        let watchers = self.watchers();
+        let infos: Vec<PathInfo> = match watchers.is_empty() {
+            true => Vec::new(),
+            false => publications.iter().map(|publication| publication.record.info.clone()).collect(),
         };
         let needs_sync = publications.iter().any(|publication| !publication.chunks.is_empty());
         let stored: Vec<[u8; 32]> = publications.iter().flat_map(Publication::names).copied().collect();
         let store = self.clone();
         let published = self.writer.write(needs_sync, move |txn| store.publish(txn, &publications))??;
         pins.iter().zip(&published).filter(|(_, published)| **published).for_each(|(set, _)| set.published());
-        if let Some(watcher) = self.watcher.get() {
-            let new: Vec<PathInfo> =
-                infos.into_iter().zip(published).filter_map(|(info, new)| new.then_some(info)).collect();
-            if !new.is_empty() {
-                watcher.committed(&new);
-            }
+        let new: Vec<PathInfo> =
+            infos.into_iter().zip(published).filter_map(|(info, new)| new.then_some(info)).collect();
+        if !new.is_empty() {
+            watchers.iter().for_each(|watcher| watcher.committed(&new));
         }
         if self.pins.any_damaged() {
             self.follow_damage(&stored)?;

@@ -111,10 +111,8 @@ impl Store {
 
     /// Notes it in memory, and tells who follows what the store has.
     fn damage_is(&self, marks: impl Iterator<Item = (Hash, bool)>) {
-        if self.pins.set_damaged(marks)
-            && let Some(watcher) = self.watcher.get()
-        {
-            watcher.damage_changed();
+        if self.pins.set_damaged(marks) {
+            self.watchers().iter().for_each(|watcher| watcher.damage_changed());
         }
     }
 

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// Version of everything in the directory, the chunker's parameters included.
 const FORMAT: &str = "shoal-store 2";
@@ -69,7 +69,7 @@ pub fn open(dir: &Path, options: Options) -> Result<Inner, OpenError> {
         helpers: Helpers::default(),
         frame_lists: FrameLists::default(),
         collecting: Mutex::new(()),
-        watcher: OnceLock::new(),
+        watchers: RwLock::default(),
         options,
         _lock: lock,
     })

@@ -25,7 +25,7 @@ use shoal_wire::nix::signature::Signature;
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StorePath};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Coders kept for the next user; each holds one or two MiB.
 const IDLE_CODERS_MAX: usize = 4;
@@ -55,7 +55,7 @@ pub struct Inner {
     pub frame_lists: FrameLists,
     /// Held by the one collection that may run.
     pub collecting: Mutex<()>,
-    pub watcher: OnceLock<Arc<dyn Watcher>>,
+    pub watchers: RwLock<Vec<Arc<dyn Watcher>>>,
     pub _lock: Lock,
 }
 

@@ -3,7 +3,7 @@
 use crate::store::Store;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// Is told what becomes of paths. All calls come from threads that wait for them, so they are short, but for
 /// [`Watcher::may_delete`], during which nothing is locked but collections.
@@ -23,20 +23,24 @@ pub trait Watcher: Send + Sync {
 }
 
 impl Store {
-    /// From now on `watcher` is told. `false`: there is one already.
-    pub fn watch(&self, watcher: Arc<dyn Watcher>) -> bool {
-        self.watcher.set(watcher).is_ok()
+    /// From now on `watcher` is told too.
+    pub fn watch(&self, watcher: Arc<dyn Watcher>) {
+        self.watchers.write().unwrap_or_else(PoisonError::into_inner).push(watcher);
     }
 
+    pub(crate) fn watchers(&self) -> Vec<Arc<dyn Watcher>> {
+        self.watchers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What all who watch agree to. The last who came is asked first, and the first only of what all others allow: it
+    /// is the mesh, whose word is told to others.
     pub(crate) fn allowed_to_delete(&self, paths: Vec<StorePath>) -> Vec<StorePath> {
-        self.watcher.get().map_or_else(|| paths.clone(), |watcher| watcher.may_delete(&paths))
+        self.watchers().iter().rev().fold(paths, |allowed, watcher| watcher.may_delete(&allowed))
     }
 
     pub(crate) fn tell_deleted(&self, allowed: &[StorePath], gone: &[StorePath]) {
-        if let Some(watcher) = self.watcher.get() {
-            let stayed: Vec<StorePath> = allowed.iter().filter(|path| !gone.contains(path)).cloned().collect();
-            watcher.deleted(gone, &stayed);
-        }
+        let stayed: Vec<StorePath> = allowed.iter().filter(|path| !gone.contains(path)).cloned().collect();
+        self.watchers().iter().for_each(|watcher| watcher.deleted(gone, &stayed));
     }
 }
 
@@ -99,8 +103,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), Options::default()).unwrap();
         let notes = Arc::new(Notes::default());
-        assert!(store.watch(notes.clone()));
-        assert!(!store.watch(notes.clone()), "one is enough");
+        let other = Arc::new(Notes::default());
+        store.watch(notes.clone());
+        store.watch(other.clone());
         let kept = put(&store, '1', "keep-it");
         put(&store, '2', "drop-it");
         put(&store, '2', "drop-it");
@@ -109,5 +114,6 @@ mod tests {
         assert_eq!(store.paths().unwrap(), [kept]);
         let heard = notes.0.lock().unwrap().clone();
         assert_eq!(heard, ["committed: keep-it", "committed: drop-it", "gone: drop-it", "stayed: "]);
+        assert_eq!(*other.0.lock().unwrap(), heard);
     }
 }
