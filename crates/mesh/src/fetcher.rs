@@ -16,6 +16,7 @@ mod error;
 mod flight;
 mod leftovers;
 mod nar_reader;
+mod parts;
 mod request;
 mod task;
 mod writer;
@@ -24,6 +25,7 @@ pub use asking::Realised;
 pub use error::{AskError, Dropped, FetchError, FetchFailure};
 pub use flight::{Fetched, Fetching, Progress};
 pub use nar_reader::NarReader;
+pub use parts::Part;
 pub use shoal_grid::transfer::Fault;
 pub use shoal_wire::mesh::chunks::Urgency;
 

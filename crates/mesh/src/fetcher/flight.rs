@@ -62,7 +62,7 @@ struct State {
 }
 
 impl Flight {
-    fn new(engine: Arc<Engine>, want: Want) -> Flight {
+    pub(super) fn new(engine: Arc<Engine>, want: Want) -> Flight {
         let state = State {
             fetch: None,
             holders: want.holders.into_iter().collect(),
@@ -100,7 +100,8 @@ impl Flight {
         self.state().fetch = None;
     }
 
-    fn give_up(&self) -> Option<FetchId> {
+    /// Nobody waits for it any more; what is being brought of it, to be withdrawn.
+    pub fn give_up(&self) -> Option<FetchId> {
         let mut state = self.state();
         state.is_given_up = true;
         state.fetch.take()

@@ -78,7 +78,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// The manifest, from here or from the first holder that has it.
-async fn manifest(fetcher: &Arc<Inner>, flight: &Arc<Flight>) -> Result<ReceivedManifest, FetchFailure> {
+pub async fn manifest(fetcher: &Arc<Inner>, flight: &Arc<Flight>) -> Result<ReceivedManifest, FetchFailure> {
     let (root, nar_size) = (flight.record.content_root, flight.record.nar_size);
     let store = fetcher.store.clone();
     // One that is damaged here is asked for.
