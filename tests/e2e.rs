@@ -64,6 +64,8 @@ mod mesh_losses;
 mod mesh_network;
 #[path = "e2e/mini.rs"]
 mod mini;
+#[path = "e2e/mount.rs"]
+mod mount;
 #[path = "e2e/options.rs"]
 mod options;
 #[path = "e2e/pull.rs"]

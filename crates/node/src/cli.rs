@@ -19,6 +19,7 @@ mod exit;
 mod key;
 mod manual;
 mod mesh;
+mod mount;
 mod output;
 mod paths;
 mod pin;
@@ -86,6 +87,8 @@ pub enum Command {
     Push(copy::Push),
     /// Copy store paths and what they refer to from a node to this machine's Nix store
     Pull(copy::Pull),
+    /// Show the store at a directory, and fetch what is read of it
+    Mount(mount::Mount),
     /// Keep store paths under a name, or list what is kept
     Pin(pin::Pin),
     /// Keep no longer what was pinned
@@ -168,6 +171,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Gc(command) => command.run(&cli.global),
         Command::Push(command) => command.run(&cli.global),
         Command::Pull(command) => command.run(&cli.global),
+        Command::Mount(command) => command.run(&cli.global),
         Command::Pin(command) => command.run(&cli.global),
         Command::Unpin(command) => command.run(&cli.global),
         Command::Scrub(command) => command.run(&cli.global),

@@ -77,6 +77,8 @@ pub struct Config {
     pub keep_going: bool,
     /// A static shell, seen by builders as `/bin/sh`.
     pub sandbox_shell: Option<PathBuf>,
+    /// Where the store is mounted; `None`: nowhere.
+    pub mount: Option<PathBuf>,
     /// `name:base64`.
     pub trusted_public_key: Vec<String>,
     pub require_sigs: bool,
@@ -161,6 +163,7 @@ impl Config {
             keep_failed: false,
             keep_going: false,
             sandbox_shell: detect::sandbox_shell(),
+            mount: None,
             trusted_public_key: Vec::new(),
             require_sigs: true,
             upstream: Vec::new(),
@@ -190,5 +193,6 @@ impl Config {
         self.http_key = self.http_key.as_deref().map(absolute);
         self.mesh_secret_file = self.mesh_secret_file.as_deref().map(absolute);
         self.sandbox_shell = self.sandbox_shell.as_deref().map(absolute);
+        self.mount = self.mount.as_deref().map(absolute);
     }
 }

@@ -49,6 +49,8 @@ pub enum Request {
     Unpin { names: Vec<String> },
     /// Items of progress (`{"progress": …}`), then what was found (`{"report": …}`). `rate`: bytes a second.
     Scrub { rate: Option<u64> },
+    /// One item once the store is mounted at `dir`, which it is until whoever asked goes.
+    Mount { dir: PathBuf },
     /// An item for each node that is known.
     Peers,
     /// One item: a ticket. `roles`: of the nodes that come by it.
@@ -67,7 +69,11 @@ impl Request {
     /// Whether its items are told as they come, and it ends when whoever asked goes.
     fn is_live(&self) -> bool {
         match self {
-            Request::Build { .. } | Request::Scrub { .. } | Request::MeshLeave | Request::Drain => true,
+            Request::Build { .. }
+            | Request::Scrub { .. }
+            | Request::Mount { .. }
+            | Request::MeshLeave
+            | Request::Drain => true,
             Request::Log { follow, .. } => *follow,
             _ => false,
         }

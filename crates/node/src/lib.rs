@@ -16,6 +16,7 @@ pub mod http;
 pub mod keys;
 pub mod logging;
 pub mod mesh;
+pub mod mount;
 pub mod neighbours;
 pub mod netrc;
 pub mod scrub;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use shoal_grid::membership::member::Standing;
-use shoal_mesh::fetcher::{Fetcher, Fetching, Want};
+use shoal_mesh::fetcher::{Dropped, Fetcher, Fetching, Want};
 use shoal_mesh::handle::{KeepError, Mesh};
 use shoal_mesh::records::holding;
 use shoal_store::Ingested;
@@ -24,6 +24,7 @@ use crate::upstream::{Flight, Held};
 
 mod lore;
 pub mod orders;
+mod parts;
 mod whereabouts;
 
 /// How long somebody waits for what one other node has. Others may have it too, and a build waits.
@@ -123,20 +124,25 @@ impl Neighbours {
         }
         inner.runtime.block_on(async {
             let fetched = wait(&fetching, flight).await;
-            for dropped in fetching.dropped().iter().filter(|dropped| dropped.is_offence()) {
-                let node = self.name(&dropped.peer);
-                tracing::warn!(
-                    node,
-                    why = dropped.why,
-                    "a node sent what is not what it should be; its connections are closed"
-                );
-                inner.mesh.links().cut(dropped.peer, "it sent what is not what it should be");
-            }
+            self.cut_off(inner, &fetching.dropped());
             if fetched.is_err() {
                 inner.mesh.doubt(key).await;
             }
             fetched
         })
+    }
+
+    /// Whoever sent what is wrong is talked to no more.
+    fn cut_off(&self, inner: &Inner, dropped: &[Dropped]) {
+        for dropped in dropped.iter().filter(|dropped| dropped.is_offence()) {
+            let node = self.name(&dropped.peer);
+            tracing::warn!(
+                node,
+                why = dropped.why,
+                "a node sent what is not what it should be; its connections are closed"
+            );
+            inner.mesh.links().cut(dropped.peer, "it sent what is not what it should be");
+        }
     }
 
     /// Waits until paths that are valid here are on as many nodes as they should be. Error: for people.

@@ -32,6 +32,7 @@ use crate::http::tls::Identity;
 use crate::http::{Cache, HttpOptions, HttpServer, Limits};
 use crate::mesh::seek::{self, Card};
 use crate::mesh::{self, Opened, load, place};
+use crate::mount::Mounts;
 use crate::neighbours::Neighbours;
 use crate::neighbours::orders::Orders;
 use crate::scrub::Scrubber;
@@ -100,6 +101,9 @@ pub fn run(start: Start<'_>) -> Result<End> {
     let members = node.mesh_control(config, runtime.handle(), &restart);
     let state = node.state(ready.clone(), &doors, scrubber.clone(), members);
     let control = ControlSocket::open(&control::socket(&config.data_dir), state)?;
+    if let Some(dir) = &config.mount {
+        node.mounts.mount(dir)?;
+    }
     let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
     (start.on_ready)(&ready, imported)?;
     notify::notify("READY=1");
@@ -134,6 +138,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
     let patience = if end == End::Restart { Duration::ZERO } else { config.drain_timeout };
     runtime.block_on(drain(&node.builds, patience, &doors, &mut signals));
     drop(control);
+    node.mounts.stop();
     doors.close();
     if let Some(mesh) = node.neighbours.mesh() {
         runtime.block_on(mesh.stop());
@@ -157,6 +162,7 @@ struct Node {
     builds: Arc<BuildService>,
     neighbours: Neighbours,
     upstreams: Upstreams,
+    mounts: Arc<Mounts>,
 }
 
 impl Node {
@@ -189,7 +195,8 @@ impl Node {
             };
             copies.start(orders).context("cannot start a thread")?;
         }
-        Ok(Node { dir, store, builds, neighbours, upstreams })
+        let mounts = Mounts::new(store.clone(), neighbours.clone())?;
+        Ok(Node { dir, store, builds, neighbours, upstreams, mounts })
     }
 
     fn mesh_control(&self, config: &Config, runtime: &Handle, restart: &Arc<Notify>) -> MeshControl {
@@ -214,7 +221,7 @@ impl Node {
     }
 
     fn state(&self, ready: Ready, doors: &Doors, scrubber: Arc<Scrubber>, mesh: MeshControl) -> NodeState {
-        let Node { dir, store, builds, upstreams, .. } = self;
+        let Node { dir, store, builds, upstreams, mounts, .. } = self;
         NodeState {
             ready,
             dir: dir.clone(),
@@ -224,6 +231,7 @@ impl Node {
             sessions: doors.sessions(),
             requests: BuildControl::new(doors.services.clone()),
             scrubber,
+            mounts: mounts.clone(),
             mesh,
             started: Instant::now(),
         }

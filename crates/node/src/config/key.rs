@@ -202,6 +202,12 @@ pub const KEYS: &[Key] = &[
         "Static shell that builds see as /bin/sh; or none",
     ),
     key(
+        "mount",
+        "none",
+        Set::One("DIR", |c, v| optional_path(v).map(|p| c.mount = p)),
+        "Directory at which the store is mounted: every path of the mesh, fetched as it is read",
+    ),
+    key(
         "trusted-public-key",
         "none",
         Set::Many("NAME:KEY", |c, v| public_keys(v).map(|v| c.trusted_public_key = v)),

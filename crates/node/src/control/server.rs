@@ -25,6 +25,7 @@ use super::{LINE_BYTES_MAX, Reply, Request};
 use crate::build::service::BuildService;
 use crate::cli::{Exit, Failure};
 use crate::door::{Hangup, Sessions};
+use crate::mount::Mounts;
 use crate::scrub::Scrubber;
 use crate::serve::ready::Ready;
 use crate::upstream::Upstreams;
@@ -37,6 +38,8 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 const REPLY_PATIENCE: Duration = Duration::from_secs(600);
 /// After `accept` failed for want of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How often it is looked whether a mount is still wanted, and there.
+const MOUNT_LOOK: Duration = Duration::from_millis(100);
 /// Piece of a log in one line.
 const LOG_PIECE_BYTES: usize = 64 << 10;
 
@@ -49,6 +52,7 @@ pub struct NodeState {
     pub upstreams: Upstreams,
     pub sessions: Sessions,
     pub scrubber: Arc<Scrubber>,
+    pub mounts: Arc<Mounts>,
     pub mesh: MeshControl,
     pub requests: BuildControl,
     pub started: Instant,
@@ -198,6 +202,7 @@ impl NodeState {
             Request::Pin { paths, name, ttl_seconds } => self.pin(paths, name.as_deref(), *ttl_seconds, on_item),
             Request::Unpin { names } => self.unpin(names),
             Request::Scrub { rate } => self.scrub(*rate, on_item),
+            Request::Mount { dir } => self.mount(dir, hangup, on_item),
             Request::Peers
             | Request::MeshInvite { .. }
             | Request::MeshJoin { .. }
@@ -228,6 +233,7 @@ impl NodeState {
             "draining": builds.draining,
         });
         status["upstreams"] = serde_json::to_value(self.upstreams.status())?;
+        status["mounts"] = self.mounts.status();
         status["membership"] = self.mesh.summary();
         status["last_scrub"] = serde_json::to_value(self.scrubber.last())?;
         let (downloading, waiting) = self.upstreams.counts();
@@ -375,6 +381,16 @@ impl NodeState {
         let scrubbed = self.scrubber.run_now(rate, |progress| on_item(json!({ "progress": progress })).is_ok());
         let busy = || Failure::new(Exit::TryAgain, "somebody scrubs the store already; wait for that to end");
         on_item(json!({ "report": scrubbed.ok_or_else(busy)?? }))
+    }
+
+    /// Until the command goes, or somebody else unmounts it.
+    fn mount(&self, dir: &Path, hangup: &Hangup, on_item: OnItem<'_>) -> Result<()> {
+        self.mounts.mount(dir)?;
+        let told = on_item(json!({ "dir": dir }));
+        while told.is_ok() && !hangup.is_gone() && self.mounts.is_mounted(dir) {
+            thread::park_timeout(MOUNT_LOOK);
+        }
+        self.mounts.unmount(dir).and(told)
     }
 
     fn gc(&self, dry_run: bool, max_freed: Option<u64>) -> Result<Value> {

@@ -1,0 +1,204 @@
+//! The store as a file system, at directories of this machine.
+//!
+//! Mounts are served by the node itself: what is read comes out of its store without another process between, what it
+//! deletes and what becomes valid reach the mounts at once, and what somebody has open is not deleted. The node never
+//! looks into its own mounts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use shoal_fuse::{Handle, Mount, Options};
+use shoal_store::{Store, Watcher};
+use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::StorePath;
+
+use crate::neighbours::Neighbours;
+use source::NodeSource;
+
+mod source;
+
+/// A machine has one store, and a few for trying things out.
+const MOUNTS_MAX: usize = 16;
+
+/// All mounts of a node.
+pub struct Mounts {
+    store: Store,
+    source: Arc<NodeSource>,
+    mounted: Mutex<BTreeMap<PathBuf, Mount>>,
+    /// Whether there are any, or one is on its way: read by who must not wait for that.
+    is_any: AtomicBool,
+    news: Mutex<News>,
+    told: Condvar,
+}
+
+/// What became of paths since mounts were told last: at most one word for each path.
+#[derive(Default)]
+struct News {
+    is_valid: HashMap<StorePath, bool>,
+    is_over: bool,
+}
+
+impl Mounts {
+    /// None yet.
+    pub fn new(store: Store, neighbours: Neighbours) -> Result<Arc<Mounts>> {
+        let source = Arc::new(NodeSource::new(store.clone(), neighbours));
+        let (mounted, news, told) = (Mutex::default(), Mutex::default(), Condvar::new());
+        let is_any = AtomicBool::new(false);
+        let mounts = Arc::new(Mounts { store: store.clone(), source, mounted, is_any, news, told });
+        store.watch(Arc::new(MountWatcher(Arc::downgrade(&mounts))));
+        let teller = mounts.clone();
+        thread::Builder::new().name("tell mounts".into()).spawn(move || teller.tell())?;
+        Ok(mounts)
+    }
+
+    fn mounted(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Mount>> {
+        self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handles(&self) -> Vec<Handle> {
+        self.mounted().values().map(|mount| mount.handle().clone()).collect()
+    }
+
+    /// Mounts at a directory, which is there.
+    pub fn mount(&self, dir: &Path) -> Result<()> {
+        let mut mounted = self.mounted();
+        // Those that somebody else unmounted.
+        mounted.retain(|_, mount| !mount.has_ended());
+        if mounted.contains_key(dir) {
+            bail!("the store is mounted at {} already", dir.display());
+        }
+        if mounted.len() >= MOUNTS_MAX {
+            bail!("the node has {MOUNTS_MAX} mounts already");
+        }
+        // Before it lists what is valid, so that nothing falls between.
+        self.is_any.store(true, Ordering::Release);
+        let mount = Mount::start(dir, self.source.clone(), &Options::default())?;
+        tracing::info!(dir = %dir.display(), "the store is mounted");
+        mounted.insert(dir.to_owned(), mount);
+        Ok(())
+    }
+
+    /// Whether a mount is there and served.
+    pub fn is_mounted(&self, dir: &Path) -> bool {
+        self.mounted().get(dir).is_some_and(|mount| !mount.has_ended())
+    }
+
+    /// Unmounts, where it is mounted.
+    pub fn unmount(&self, dir: &Path) -> Result<()> {
+        let mount = self.mounted().remove(dir);
+        mount.map_or(Ok(()), Mount::stop).with_context(|| format!("cannot unmount {}", dir.display()))
+    }
+
+    /// Unmounts all; nothing is told to mounts any more.
+    pub fn stop(&self) {
+        self.news().is_over = true;
+        self.told.notify_all();
+        let dirs: Vec<PathBuf> = self.mounted().keys().cloned().collect();
+        for dir in dirs {
+            if let Err(error) = self.unmount(&dir) {
+                tracing::warn!(error = format!("{error:#}"), "a mount stays");
+            }
+        }
+    }
+
+    /// What mounts did, for people.
+    pub fn status(&self) -> Value {
+        let mounts = self.mounted();
+        let one = |(dir, mount): (&PathBuf, &Mount)| {
+            let stats = mount.handle().stats();
+            json!({
+                "dir": dir,
+                "paths": stats.paths,
+                "files": stats.files,
+                "upcalls": stats.upcalls(),
+                "reads": stats.reads,
+                "waited_reads": stats.waited_reads,
+                "failed_reads": stats.failed_reads,
+            })
+        };
+        json!({
+            "mounted": mounts.iter().map(one).collect::<Vec<_>>(),
+            "fetched_chunks": self.source.moved_chunks.load(Ordering::Relaxed),
+            "fetched_bytes": self.source.moved_bytes.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Tells mounts what becomes of paths, on a thread of its own: the kernel takes its time.
+    fn tell(&self) {
+        loop {
+            let is_valid = {
+                let quiet = |news: &mut News| news.is_valid.is_empty() && !news.is_over;
+                let mut news = self.told.wait_while(self.news(), quiet).unwrap_or_else(PoisonError::into_inner);
+                if news.is_over {
+                    return;
+                }
+                std::mem::take(&mut news.is_valid)
+            };
+            let handles = self.handles();
+            if handles.is_empty() {
+                continue;
+            }
+            let gone = is_valid.iter().filter(|(_, is_valid)| !**is_valid);
+            let gone: Vec<String> = gone.map(|(path, _)| path.base_name().to_owned()).collect();
+            if !gone.is_empty() {
+                handles.iter().for_each(|handle| handle.vanished(&gone));
+            }
+            for (path, _) in is_valid.iter().filter(|(_, is_valid)| **is_valid) {
+                match self.store.manifest(path) {
+                    Ok(Some(manifest)) => {
+                        handles.iter().for_each(|handle| handle.appeared(path.base_name(), &manifest));
+                    }
+                    // Deleted since.
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!(path = path.base_name(), %error, "a path is not shown in mounts"),
+                }
+            }
+        }
+    }
+
+    fn note<'a>(&self, paths: impl Iterator<Item = &'a StorePath>, is_valid: bool) {
+        if !self.is_any.load(Ordering::Acquire) {
+            return;
+        }
+        self.news().is_valid.extend(paths.map(|path| (path.clone(), is_valid)));
+        self.told.notify_one();
+    }
+}
+
+/// Follows the store for as long as there is somebody to tell.
+struct MountWatcher(Weak<Mounts>);
+
+impl Watcher for MountWatcher {
+    fn committed(&self, paths: &[PathInfo]) {
+        if let Some(mounts) = self.0.upgrade() {
+            mounts.note(paths.iter().map(|info| &info.path), true);
+        }
+    }
+
+    /// What somebody has open stays.
+    fn may_delete(&self, paths: &[StorePath]) -> Vec<StorePath> {
+        let Some(mounts) = self.0.upgrade().filter(|mounts| mounts.is_any.load(Ordering::Acquire)) else {
+            return paths.to_vec();
+        };
+        let names: Vec<String> = paths.iter().map(|path| path.base_name().to_owned()).collect();
+        let in_use: Vec<String> = mounts.handles().iter().flat_map(|handle| handle.in_use(&names)).collect();
+        paths.iter().filter(|path| !in_use.iter().any(|name| name == path.base_name())).cloned().collect()
+    }
+
+    fn deleted(&self, gone: &[StorePath], _: &[StorePath]) {
+        if let Some(mounts) = self.0.upgrade() {
+            mounts.note(gone.iter(), false);
+        }
+    }
+
+    fn damage_changed(&self) {}
+}
