@@ -25,6 +25,8 @@ pub const SOURCE_NAME: &str = "shoal";
 const ANSWERERS: usize = 2;
 /// The kernel says by itself what it forgot after it was told that names are gone: so long it is waited for.
 const FORGET_PATIENCE: Duration = Duration::from_millis(500);
+/// An aborted session ends at once.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 const FORGET_LOOK: Duration = Duration::from_millis(5);
 
 /// Why nothing was mounted.
@@ -103,9 +105,16 @@ impl Mount {
             Some(line) if !session.guard.is_finished() => recovery::remove(line),
             _ => Ok(()),
         };
-        // Where it was not removed the session may go on for as long as somebody uses it.
         removed?;
-        session.umount_and_join()?;
+        // Detached and not aborted, it goes on for as long as somebody uses it.
+        let deadline = Instant::now() + END_PATIENCE;
+        while !session.guard.is_finished() && Instant::now() < deadline {
+            thread::sleep(FORGET_LOOK);
+        }
+        if session.guard.is_finished() {
+            // It is unmounted by now, and is not to be again: `umount_and_join` would.
+            session.join()?;
+        }
         self.threads.retain(|thread| !thread.is_finished());
         Ok(())
     }

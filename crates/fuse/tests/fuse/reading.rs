@@ -1,15 +1,16 @@
 //! What is shown, and what it costs.
 
 use crate::fake::{Fake, name_of};
-use crate::lab::{Lab, eventually, run};
+use crate::lab::{Lab, Place, eventually, run};
 use crate::paths::{Entry, executable, file, link, noise};
-use shoal_fuse::Options;
+use shoal_fuse::{Mount, Options};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 fn small() -> Vec<(&'static str, Entry)> {
     vec![
@@ -43,6 +44,18 @@ fn a_path_is_shown_as_it_was_stored() {
     assert_eq!(names(&lab.root()), BTreeSet::from([name_of("source"), name_of("tool")]));
     assert_eq!(names(&lab.path("tool", "lib")), BTreeSet::from(["data", "empty", "link"].map(String::from)));
     assert_eq!(fs::write(lab.path("tool", "lib/new"), "x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn a_mount_that_is_stopped_is_gone_though_a_file_of_it_is_open() {
+    let place = Place::new();
+    let fake = Fake::default();
+    fake.add_listed("source", &[("", file(b"one file"))]);
+    let mount = Mount::start(&place.dir(), Arc::new(fake), &Options::default()).unwrap();
+    let open = fs::File::open(place.dir().join(name_of("source"))).unwrap();
+    mount.stop().unwrap();
+    assert!(!place.is_mounted());
+    assert!(open.read_at(&mut [0; 4], 0).is_err());
 }
 
 #[test]
