@@ -2,7 +2,7 @@
 //! when it is on as many nodes as it should be.
 
 use std::collections::BTreeSet;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
@@ -11,6 +11,7 @@ use shoal_wire::nix::worker::BuildResult;
 use super::Client;
 use super::fault::Fault;
 use crate::neighbours::Keeping;
+use crate::upstream::Offer;
 
 /// Derivations of one session whose copies nobody has waited for yet.
 const OWED_MAX: usize = 4_096;
@@ -57,11 +58,13 @@ impl Client {
         self.store().path_info(path)?.ok_or_else(|| self.not_valid(path))
     }
 
-    /// Those that are valid, here or at other nodes.
+    /// Those that are valid, here or at other nodes. Who asks sends the others, so derivations that one other node alone
+    /// has are not among them: they were just added there ([`Client::acknowledge_later`]), and are lost if it dies now.
     pub(super) fn valid_of(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, Fault> {
         let mut valid: BTreeSet<StorePath> = self.store().valid_of(paths)?.into_iter().collect();
         let elsewhere = self.upstreams().in_mesh(paths.difference(&valid));
-        valid.extend(elsewhere.into_iter().map(|offer| offer.info.path.clone()));
+        let is_kept = |offer: &&Arc<Offer>| !offer.info.path.is_derivation() || !offer.is_at_one_node();
+        valid.extend(elsewhere.iter().filter(is_kept).map(|offer| offer.info.path.clone()));
         Ok(valid)
     }
 

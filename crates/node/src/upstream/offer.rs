@@ -48,6 +48,11 @@ pub struct Held {
 }
 
 impl Offer {
+    /// Whether one other node has it and no more are known to.
+    pub fn is_at_one_node(&self) -> bool {
+        matches!(&self.source, Source::Mesh(held) if held.holders.len() == 1)
+    }
+
     /// Error: why it is not believed, or of no use.
     pub fn judge(admission: &Admission, upstream: UpstreamId, narinfo: NarInfo) -> Result<Offer, String> {
         let NarInfo { info, url, compression, file_hash, file_size } = narinfo;
