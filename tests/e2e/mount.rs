@@ -8,7 +8,14 @@ use std::process::Command;
 use rustix::process::Signal;
 use shoal_tests::command::{PATIENCE, wait_for};
 use shoal_tests::random::Random;
-use shoal_tests::{Machine, Mesh, Nix, Node, Place, Remote};
+use shoal_tests::{Machine, Mesh, Nix, Node, Place, Remote, skip};
+
+/// No FUSE, or not root and without its helper.
+fn cannot_mount() -> bool {
+    let has_fuse = fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    let helper = || Command::new("fusermount3").arg("--version").output().is_ok();
+    !has_fuse || !(rustix::process::geteuid().is_root() || helper())
+}
 
 /// A directory to mount at, which nothing is mounted at afterwards.
 struct MountPoint {
@@ -65,6 +72,9 @@ fn fetched(node: &Node) -> (u64, u64) {
 
 #[test]
 fn what_one_node_has_is_read_at_another_and_only_what_is_read_is_fetched() {
+    if cannot_mount() {
+        return skip("FUSE cannot be mounted here");
+    }
     let machine = Machine::new(&Nix::newest());
     let mesh = Mesh::start_with(2, &[&machine], &["--copies", "1"]);
     let (path, contents) = put(&machine, &mesh[0]);
@@ -88,6 +98,9 @@ fn what_one_node_has_is_read_at_another_and_only_what_is_read_is_fetched() {
 
 #[test]
 fn a_configured_mount_shows_what_comes_keeps_what_is_open_and_goes_with_the_node() {
+    if cannot_mount() {
+        return skip("FUSE cannot be mounted here");
+    }
     let machine = Machine::new(&Nix::newest());
     let point = MountPoint::new();
     let mut node = Node::start_with(&[&machine], &["--mount", point.dir.to_str().unwrap()]);

@@ -22,6 +22,9 @@ fn big(fake: &Fake) -> Vec<u8> {
 
 #[test]
 fn a_chunk_that_is_not_its_own_is_an_error_after_the_deadline_and_right_once_the_source_is() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     let contents = big(&fake);
     fake.feel(Mood::Lies);
@@ -35,6 +38,9 @@ fn a_chunk_that_is_not_its_own_is_an_error_after_the_deadline_and_right_once_the
 
 #[test]
 fn a_source_that_fails_for_a_moment_is_not_noticed() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     let contents = big(&fake);
     fake.feel(Mood::Fails);
@@ -50,6 +56,9 @@ fn a_source_that_fails_for_a_moment_is_not_noticed() {
 
 #[test]
 fn a_source_that_hangs_is_an_error_after_the_deadline_which_is_remembered() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     let contents = big(&fake);
     fake.feel(Mood::Hangs);
@@ -71,6 +80,9 @@ fn a_source_that_hangs_is_an_error_after_the_deadline_which_is_remembered() {
 
 #[test]
 fn what_nobody_has_is_an_error_at_once() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     big(&fake);
     fake.feel(Mood::Lost);
@@ -82,6 +94,9 @@ fn what_nobody_has_is_an_error_at_once() {
 
 #[test]
 fn who_waits_for_a_read_can_be_killed() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     big(&fake);
     fake.feel(Mood::Hangs);
@@ -95,6 +110,9 @@ fn who_waits_for_a_read_can_be_killed() {
 
 #[test]
 fn a_lookup_that_hangs_ends_in_time_and_holds_nobody_else_up() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     big(&fake);
     let lab = Lab::new(&hasty(), fake);
@@ -115,6 +133,9 @@ fn a_lookup_that_hangs_ends_in_time_and_holds_nobody_else_up() {
 
 #[test]
 fn sixty_four_readers_of_one_cold_file_are_one_fetch() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     let contents = big(&fake);
     fake.feel(Mood::Hangs);
@@ -133,6 +154,9 @@ fn sixty_four_readers_of_one_cold_file_are_one_fetch() {
 
 #[test]
 fn a_path_that_is_deleted_while_it_is_open_keeps_what_was_read_and_fails_for_the_rest() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     let contents = big(&fake);
     fake.add_listed("idle", &[("data", file(b"idle"))]);
@@ -155,6 +179,9 @@ fn a_path_that_is_deleted_while_it_is_open_keeps_what_was_read_and_fails_for_the
 
 #[test]
 fn a_storm_of_forgets_leaves_nothing_behind_and_nothing_wrong() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     let many = (0..20_000).map(|n| (format!("{}/{n}", n % 50), file(format!("{n}").as_bytes())));
     fake.add_listed("many", &many.collect::<Vec<_>>());

@@ -12,6 +12,17 @@ use tempfile::TempDir;
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Whether nothing can be mounted here, which is said by name: no FUSE, or not root and without its helper.
+pub fn cannot_mount() -> bool {
+    let has_fuse = fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    let helper = || Command::new("fusermount3").arg("--version").output().is_ok();
+    let can = has_fuse && (rustix::process::geteuid().is_root() || helper());
+    if !can {
+        println!("skipped: FUSE cannot be mounted here");
+    }
+    !can
+}
+
 /// Deadlines that a test can wait for.
 pub fn hasty() -> Options {
     Options {

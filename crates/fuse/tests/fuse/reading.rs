@@ -23,6 +23,9 @@ fn small() -> Vec<(&'static str, Entry)> {
 
 #[test]
 fn a_path_is_shown_as_it_was_stored() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     fake.add_listed("tool", &small());
     fake.add_listed("source", &[("", file(b"one file"))]);
@@ -48,6 +51,9 @@ fn a_path_is_shown_as_it_was_stored() {
 
 #[test]
 fn a_mount_that_is_stopped_is_gone_though_a_file_of_it_is_open() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let place = Place::new();
     let fake = Fake::default();
     fake.add_listed("source", &[("", file(b"one file"))]);
@@ -60,6 +66,9 @@ fn a_mount_that_is_stopped_is_gone_though_a_file_of_it_is_open() {
 
 #[test]
 fn what_is_warm_asks_nothing() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     let headers = (0..300).map(|n| (format!("include/{n}.h"), file(format!("int f{n}();\n").as_bytes())));
     fake.add_listed("tool", &headers.collect::<Vec<_>>());
@@ -82,6 +91,9 @@ fn what_is_warm_asks_nothing() {
 
 #[test]
 fn a_path_that_becomes_valid_later_shows_up() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     fake.add_listed("tool", &small());
     let lab = Lab::new(&Options::default(), fake);
@@ -98,6 +110,9 @@ fn a_path_that_becomes_valid_later_shows_up() {
 
 #[test]
 fn only_what_is_read_is_fetched_and_each_chunk_once() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     let contents = noise(8, 16 << 20);
     fake.add("big", &[("image", file(&contents)), ("other", file(&noise(9, 4 << 20)))]);
@@ -118,6 +133,9 @@ fn only_what_is_read_is_fetched_and_each_chunk_once() {
 
 #[test]
 fn the_first_touch_of_a_small_path_brings_all_of_it_near_and_a_listing_nothing() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let fake = Fake::default();
     let manifest = fake.add_listed("tool", &small());
     let lab = Lab::new(&Options::default(), fake);

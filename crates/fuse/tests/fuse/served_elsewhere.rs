@@ -146,6 +146,9 @@ fn mount_here(dir: &Path) -> Mount {
 
 #[test]
 fn when_the_server_is_killed_readers_get_errors_and_the_next_one_takes_its_place() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let place = Place::new();
     let dir = place.dir();
     let mut server = Server::start(&dir, "hangs");
@@ -165,6 +168,9 @@ fn when_the_server_is_killed_readers_get_errors_and_the_next_one_takes_its_place
 
 #[test]
 fn when_the_server_is_stopped_readers_can_be_killed_and_the_next_one_takes_its_place() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let place = Place::new();
     let dir = place.dir();
     let server = Server::start(&dir, "well");
@@ -194,6 +200,9 @@ fn is_reading(reader: &Reader) -> bool {
 
 #[test]
 fn a_server_without_file_descriptors_gives_errors_and_goes_on_when_it_has_some() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
     let place = Place::new();
     let dir = place.dir();
     let mut server = Server::start(&dir, "well");
