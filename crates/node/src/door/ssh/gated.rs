@@ -21,6 +21,16 @@ impl<S> Gated<S> {
     fn check(&self) -> io::Result<()> {
         if self.gate.is_cut() { Err(cut()) } else { Ok(()) }
     }
+
+    /// A pipe that is broken was closed in good order first, though nobody has read so far: a link that breaks is reset,
+    /// or silent.
+    fn noted<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| {
+            if error.kind() == io::ErrorKind::BrokenPipe {
+                self.gate.note_end();
+            }
+        })
+    }
 }
 
 fn cut() -> io::Error {
@@ -37,7 +47,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
             return Poll::Ready(Err(cut()));
         }
         let room = buffer.remaining();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
+        self.noted(read)?;
         if room > 0 && buffer.remaining() == room {
             self.gate.note_end();
         }
@@ -48,12 +59,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gated<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.check()?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
+        Poll::Ready(self.noted(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check()?;
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = ready!(Pin::new(&mut self.stream).poll_flush(context));
+        Poll::Ready(self.noted(flushed))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
