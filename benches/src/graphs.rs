@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use shoal_tests::random::Random;
 use shoal_tests::{Cmd, Nix, place};
@@ -85,5 +86,14 @@ impl Graph {
     /// `cmd` with this graph to build.
     pub fn on(&self, cmd: Cmd, nix: &Nix, salt: &str) -> Cmd {
         cmd.args(self.args(nix, salt))
+    }
+
+    /// Builds it; wall time in ms.
+    pub fn build(&self, cmd: Cmd, nix: &Nix, salt: &str, patience: Duration) -> Result<f64> {
+        let finished = self.on(cmd, nix, salt).patience(patience).run();
+        if !finished.status.success() {
+            bail!("{finished}");
+        }
+        Ok(finished.took.as_secs_f64() * 1e3)
     }
 }

@@ -68,20 +68,20 @@ fn graphs(plan: &Plan, report: &mut Report, nix: &Nix) -> Result<()> {
         None => report.note("the real graph is not beside the repository: not measured".into()),
     }
     for (_, contender) in &contenders {
-        build(contender.direct(), nix, &Graph::new("independent", 2), "warm")?;
+        Graph::new("independent", 2).build(contender.direct(), nix, "warm", BUILD_PATIENCE)?;
     }
     for (name, graph) in &graphs {
         let what = format!("{} {name}", graph.nodes);
         for rep in 0..plan.reps {
             let salt = format!("{what} {rep}");
             for (who, contender) in &contenders {
-                let ms = build(contender.direct(), nix, graph, &salt)?;
+                let ms = graph.build(contender.direct(), nix, &salt, BUILD_PATIENCE)?;
                 report.add(&what, who, "ms/derivation", ms / graph.nodes as f64)?;
             }
         }
         let uploaded = format!("{what}, evaluated and instantiated only");
         for (who, contender) in &contenders {
-            let ms = build(contender.instantiate(), nix, graph, "instantiated")?;
+            let ms = graph.build(contender.instantiate(), nix, "instantiated", BUILD_PATIENCE)?;
             report.add(&uploaded, who, "ms/derivation", ms / graph.nodes as f64)?;
         }
         report.hold_ratio(&what, GRID, LOCAL, Bar::AtMost(1.0));
@@ -90,19 +90,10 @@ fn graphs(plan: &Plan, report: &mut Report, nix: &Nix) -> Result<()> {
     let Some((_, stock)) = contenders.iter().find(|(who, _)| *who == STOCK) else { return Ok(()) };
     for shape in ["independent", "chain"] {
         let graph = Graph::new(shape, plan.scaled(HOOKED, 2));
-        let ms = build(stock.hook(), nix, &graph, "hooked")?;
+        let ms = graph.build(stock.hook(), nix, "hooked", BUILD_PATIENCE)?;
         report.add(&format!("{} {shape}, once", graph.nodes), HOOK, "ms/derivation", ms / graph.nodes as f64)?;
     }
     Ok(())
-}
-
-/// Wall time in ms.
-fn build(cmd: Cmd, nix: &Nix, graph: &Graph, salt: &str) -> Result<f64> {
-    let finished = graph.on(cmd, nix, salt).patience(BUILD_PATIENCE).run();
-    if !finished.status.success() {
-        bail!("{finished}");
-    }
-    Ok(finished.took.as_secs_f64() * 1e3)
 }
 
 /// From the end of a build, when the only one that needs it is ready, to the first word of that one's builder: what a

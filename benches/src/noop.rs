@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use shoal_tests::{Cmd, Nix};
 
 use crate::Plan;
@@ -66,7 +66,7 @@ fn run(
     (what, graph, way): (&str, &Graph, Way),
 ) -> Result<()> {
     let warm = Graph::new(graph.shape, 2);
-    contenders.retain(|(who, contender)| match build(way(contender), nix, &warm, "warm") {
+    contenders.retain(|(who, contender)| match warm.build(way(contender), nix, "warm", BUILD_PATIENCE) {
         Ok(_) => true,
         Err(error) => {
             report.failed(&format!("{who}, {what}: {error:#}"));
@@ -75,18 +75,9 @@ fn run(
     });
     for rep in 0..plan.reps {
         for (who, contender) in contenders.iter() {
-            let ms = build(way(contender), nix, graph, &format!("{what} {rep}"))?;
+            let ms = graph.build(way(contender), nix, &format!("{what} {rep}"), BUILD_PATIENCE)?;
             report.add(what, who, "ms/derivation", ms / graph.nodes as f64)?;
         }
     }
     Ok(())
-}
-
-/// Wall time in ms.
-fn build(cmd: Cmd, nix: &Nix, graph: &Graph, salt: &str) -> Result<f64> {
-    let finished = graph.on(cmd, nix, salt).patience(BUILD_PATIENCE).run();
-    if !finished.status.success() {
-        bail!("{finished}");
-    }
-    Ok(finished.took.as_secs_f64() * 1e3)
 }

@@ -32,7 +32,7 @@ const FORGET_LOOK: Duration = Duration::from_millis(5);
 /// Why nothing was mounted.
 #[derive(Debug, Error)]
 pub enum MountError {
-    #[error("{dir}: {error}")]
+    #[error("cannot mount at {dir}: {error}")]
     Directory { dir: PathBuf, error: io::Error },
     #[error("cannot mount at {dir}: {error}")]
     Mount { dir: PathBuf, error: io::Error },
@@ -63,6 +63,10 @@ impl Mount {
         // Not by looking at it, which would ask a server that may be dead.
         let dir = absolute(dir).map_err(fails)?;
         recovery::clear(&dir).map_err(fails)?;
+        // The kernel takes a file too, and gives nothing but errors from then on.
+        if !dir.metadata().map_err(fails)?.is_dir() {
+            return Err(fails(io::ErrorKind::NotADirectory.into()));
+        }
         let table = Arc::<Table>::default();
         let (fetches, mut threads) = Fetches::start(source.clone(), options).map_err(MountError::Thread)?;
         let (loads, more) = Loads::start(source, table.clone(), options.lookup_deadline).map_err(MountError::Thread)?;

@@ -3,11 +3,12 @@
 use crate::fake::{Fake, Mood, name_of};
 use crate::lab::{Lab, Reader, eventually, hasty};
 use crate::paths::{file, noise};
-use shoal_fuse::Options;
+use shoal_fuse::{Mount, Options};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,19 @@ fn big(fake: &Fake) -> Vec<u8> {
     let contents = noise(1, 3 << 20);
     fake.add_listed("big", &[("data", file(&contents))]);
     contents
+}
+
+#[test]
+fn what_is_no_directory_is_refused_and_stays() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let refused = Mount::start(&file, Arc::new(Fake::default()), &Options::default());
+    assert!(refused.is_err_and(|error| error.to_string().contains("not a directory")));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
 }
 
 #[test]

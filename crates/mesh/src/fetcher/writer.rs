@@ -7,8 +7,9 @@ use super::engine::Engine;
 use super::error::AskError;
 use super::flight::Flight;
 use shoal_grid::transfer::{Outcome, RequestId};
-use shoal_store::{Arrivals, ChunkError};
+use shoal_store::{Arrivals, ChunkError, ChunkHold};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -116,7 +117,10 @@ impl Writer {
     fn write(&self, core: OwnedSemaphorePermit) {
         for _ in 0..TURN {
             let Some(batch) = self.0.next() else { return };
-            if let Err(error) = self.0.store(batch) {
+            // A batch that was not stored must not leave those behind it, and who pushes them, waiting.
+            let stored = catch_unwind(AssertUnwindSafe(|| self.0.store(batch)));
+            let stored = stored.unwrap_or_else(|_| Err(AskError::Broke("what came was not stored".into())));
+            if let Err(error) = stored {
                 self.0.queue().refused.get_or_insert(error);
             }
         }
@@ -143,9 +147,8 @@ impl Inner {
 
     /// Verifies and writes what came, and tells what became of each, up to the first that is wrong.
     fn store(&self, Batch { arrivals, outcomes, _room, _buffer }: Batch) -> Result<(), AskError> {
-        let is_cancelled = self.queue().is_cancelled;
-        let is_lacked = |hold: &Arc<_>| lacks(hold, &arrivals);
-        if is_cancelled && !self.flight.hold().is_some_and(is_lacked) {
+        let is_lacked = |hold: &Arc<ChunkHold>| arrivals.chunks().any(|chunk| !hold.is_here(&chunk.hash));
+        if self.queue().is_cancelled && !self.flight.hold().is_some_and(is_lacked) {
             return Ok(());
         }
         let verified = arrivals.verify()?;
@@ -164,9 +167,4 @@ impl Inner {
         }
         refused.map_or(Ok(()), |why| Err(AskError::Lied(why)))
     }
-}
-
-/// Whether anything of this is still wanted.
-fn lacks(hold: &shoal_store::ChunkHold, arrivals: &Arrivals) -> bool {
-    arrivals.chunks().any(|chunk| !hold.is_here(&chunk.hash))
 }
