@@ -67,6 +67,11 @@ fn nodes_share_the_work_of_one_client(nix: &Nix) {
     let finished = build(&machine, &mesh[1], "", &["naps"]).ok();
     assert_eq!(built(&finished).len(), 20, "{finished}");
     assert!(finished.stderr.contains("nap 19"), "logs of all nodes reach the client: {finished}");
+    for path in built(&finished) {
+        // Some of them are at the two other nodes alone.
+        let log = mesh[1].shoal("log").arg(&path).ok();
+        assert!(log.stdout.contains("nap "), "the log of {path}: {log}");
+    }
     let counts: Vec<usize> = mesh.nodes.iter().map(has_built).collect();
     assert!(counts.iter().all(|count| *count > 0) && counts.iter().sum::<usize>() == 20, "{counts:?}");
     let share = finished.took.as_secs_f64() / took_alone.as_secs_f64();

@@ -328,7 +328,11 @@ impl NodeState {
         let path = self.parse(text)?;
         let mut derivations = vec![path.clone()];
         if !path.is_derivation() {
-            derivations = self.store.path_info(&path)?.and_then(|info| info.deriver).into_iter().collect();
+            derivations = match self.store.path_info(&path)? {
+                Some(info) => info.deriver.into_iter().collect(),
+                // Another node built it and has it.
+                None => self.upstreams.in_mesh([&path]).iter().filter_map(|offer| offer.info.deriver.clone()).collect(),
+            };
             derivations.extend(self.store.valid_derivers(&path)?);
         }
         let asked = derivations.clone();
