@@ -40,6 +40,8 @@ mod crashes;
 mod demo;
 #[path = "e2e/examples.rs"]
 mod examples;
+#[path = "e2e/explain.rs"]
+mod explain;
 #[path = "e2e/grid.rs"]
 mod grid;
 #[path = "e2e/grid_activities.rs"]

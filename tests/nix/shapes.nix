@@ -39,6 +39,8 @@ rec {
   fat = run "fat" "echo begun; $bb head -c 167772160 /dev/zero > $out" { };
   # Each for a node with the feature of that name, one after the other.
   alpha = run "alpha" "echo '@nix {\"action\":\"setPhase\",\"phase\":\"alphaPhase\"}' >&2; echo alpha says one; echo alpha says two; echo alpha > $out" { requiredSystemFeatures = [ "alpha" ]; };
+  alphaSleeps = run "alpha-sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { requiredSystemFeatures = [ "alpha" ]; };
+  onAlpha = run "on-alpha" "$bb cat ${alpha} > $out" { };
   beta = run "beta" "echo beta says one; $bb cat ${alpha}; echo beta > $out" { requiredSystemFeatures = [ "beta" ]; };
   alphaAgain = run "alpha-again" "$bb cat ${beta}; echo again > $out" { requiredSystemFeatures = [ "alpha" ]; };
   # Petabytes for whoever reads it, nothing for the disk.

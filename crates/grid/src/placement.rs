@@ -12,6 +12,10 @@ use std::fmt;
 
 use crate::can_run::{Machine, Refusal, Requirement, can_run};
 
+mod verdict;
+
+pub use verdict::{Merits, Verdict, judge, merits};
+
 /// Fewer bytes than this are not worth a busier machine: they move within a tenth of a second.
 const BYTES_STEP: u64 = 8 << 20;
 
@@ -94,9 +98,14 @@ pub enum Reason {
         needed_mib: u64,
         free_mib: u64,
     },
-    FailedHere,
+    /// Without a time: others are tried first.
+    FailedHere {
+        again_in_ms: Option<u64>,
+    },
     Refused {
         text: String,
+        /// From now until it is asked again.
+        again_in_ms: u64,
     },
 }
 
@@ -124,12 +133,18 @@ pub fn lasting(executor: &Executor, requirement: &Requirement) -> Option<Reason>
 /// with it yet.
 pub fn passing<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>, has_fresh: bool, now_ms: u64) -> Option<Reason> {
     let (executor, standing) = (candidate.executor, candidate.standing);
-    let refused = |refused: &Refused| Reason::Refused { text: refused.text.clone() };
+    let refused = |refused: &Refused| Reason::Refused {
+        text: refused.text.clone(),
+        again_in_ms: refused.until_ms.saturating_sub(now_ms),
+    };
     if let Some(reason) = standing.refused.as_ref().filter(|refused| now_ms < refused.until_ms) {
         return Some(refused(reason));
     }
     match candidate.tried {
-        Some(Tried::Failed { until_ms }) if has_fresh || now_ms < *until_ms => return Some(Reason::FailedHere),
+        Some(Tried::Failed { until_ms }) if has_fresh || now_ms < *until_ms => {
+            let again_in_ms = (!has_fresh).then(|| until_ms.saturating_sub(now_ms));
+            return Some(Reason::FailedHere { again_in_ms });
+        }
         Some(Tried::Refused(reason)) if now_ms < reason.until_ms => return Some(refused(reason)),
         _ => {}
     }
@@ -152,31 +167,35 @@ pub fn rank<N>(candidate: &Candidate<'_, N>) -> (u64, u64, u64, u8) {
 
 /// Places one derivation. Reasons are in the order of the candidates.
 pub fn place<N: Clone + Ord>(ask: Ask<'_>, candidates: &[Candidate<'_, N>], now_ms: u64) -> Placement<N> {
-    let unfit: Vec<Option<Reason>> =
-        candidates.iter().map(|candidate| lasting(candidate.executor, ask.requirement)).collect();
-    let fit = || candidates.iter().zip(&unfit).filter(|(_, unfit)| unfit.is_none()).map(|(candidate, _)| candidate);
-    let has_fresh = fit().any(|candidate| !matches!(candidate.tried, Some(Tried::Failed { .. })));
-    let free = fit().filter(|candidate| passing(ask, candidate, has_fresh, now_ms).is_none());
-    if let Some(best) = free.min_by_key(|candidate| (rank(candidate), candidate.node)) {
-        return Placement::Placed(best.node.clone());
+    let mut reasons = Vec::new();
+    for (candidate, verdict) in candidates.iter().zip(judge(ask, candidates, now_ms)) {
+        match verdict {
+            Verdict::Ranked { place: 1, .. } => return Placement::Placed(candidate.node.clone()),
+            Verdict::Ranked { .. } => {}
+            Verdict::Kept(reason) => reasons.push((candidate.node.clone(), reason)),
+        }
     }
-    let is_possible = fit().next().is_some();
-    let reasons = candidates.iter().zip(unfit).filter_map(|(candidate, unfit)| {
-        let reason = unfit.or_else(|| passing(ask, candidate, has_fresh, now_ms))?;
-        Some((candidate.node.clone(), reason))
-    });
-    let reasons = reasons.collect();
-    if is_possible { Placement::Waits(reasons) } else { Placement::Nowhere(reasons) }
+    match reasons.iter().all(|(_, reason)| reason.lasts()) {
+        true => Placement::Nowhere(reasons),
+        false => Placement::Waits(reasons),
+    }
 }
 
 /// One line an executor, which `name` names; those after the first ten are counted.
-pub fn describe<N>(reasons: &[(N, Reason)], name: impl Fn(&N) -> String) -> String {
-    let mut lines: Vec<String> =
-        reasons.iter().take(EXECUTORS_NAMED_MAX).map(|(node, reason)| format!("{}: {reason}", name(node))).collect();
-    if reasons.len() > EXECUTORS_NAMED_MAX {
-        lines.push(format!("and {} more", reasons.len() - EXECUTORS_NAMED_MAX));
+pub fn describe<N>(whys: &[(N, impl fmt::Display)], name: impl Fn(&N) -> String) -> String {
+    let named = whys.iter().take(EXECUTORS_NAMED_MAX);
+    let mut lines: Vec<String> = named.map(|(node, why)| format!("{}: {why}", name(node))).collect();
+    if whys.len() > EXECUTORS_NAMED_MAX {
+        lines.push(format!("and {} more", whys.len() - EXECUTORS_NAMED_MAX));
     }
     lines.join("\n")
+}
+
+impl Reason {
+    /// Whether it holds for as long as the executor is as it is: whether [`lasting`] gives it.
+    pub fn lasts(&self) -> bool {
+        matches!(self, Reason::Unfit(_) | Reason::Draining | Reason::NoSlot { slots: 0 })
+    }
 }
 
 impl fmt::Display for Reason {
@@ -189,8 +208,13 @@ impl fmt::Display for Reason {
             Reason::Memory { needed_mib, free_mib } => {
                 write!(f, "not enough memory: needs about {needed_mib} MiB, {free_mib} MiB are free")
             }
-            Reason::FailedHere => write!(f, "failed here before"),
-            Reason::Refused { text } => write!(f, "refused: {text}"),
+            Reason::FailedHere { again_in_ms: None } => write!(f, "failed here before: others are tried first"),
+            Reason::FailedHere { again_in_ms: Some(ms) } => {
+                write!(f, "failed here before: tried again in {} s", ms.div_ceil(1_000))
+            }
+            Reason::Refused { text, again_in_ms } => {
+                write!(f, "refused: {text}; asked again in {} s", again_in_ms.div_ceil(1_000))
+            }
         }
     }
 }

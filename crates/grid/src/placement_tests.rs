@@ -11,8 +11,15 @@ fn executor() -> Executor {
     Executor { machine, slots: 4, active: true, ..Executor::default() }
 }
 
-/// Places among executors of which each knows `(executor, standing, missing bytes, tried)`, at 1000.
-fn ask(features: &[&str], memory_mib: u64, known: &[(Executor, Standing, u64, Option<Tried>)]) -> Placement<usize> {
+type Known = (Executor, Standing, u64, Option<Tried>);
+
+/// Hands candidates to `then`, of which each is `(executor, standing, missing bytes, tried)`.
+fn with_candidates<T>(
+    features: &[&str],
+    memory_mib: u64,
+    known: &[Known],
+    then: impl Fn(Ask<'_>, &[Candidate<'_, usize>]) -> T,
+) -> T {
     let requirement = Requirement { system: "x86_64-linux".into(), features: words(features) };
     let nodes: Vec<usize> = (0..known.len()).collect();
     let candidates: Vec<Candidate<'_, usize>> = known
@@ -26,10 +33,15 @@ fn ask(features: &[&str], memory_mib: u64, known: &[(Executor, Standing, u64, Op
             tried: tried.as_ref(),
         })
         .collect();
-    place(Ask { requirement: &requirement, memory_mib }, &candidates, 1_000)
+    then(Ask { requirement: &requirement, memory_mib }, &candidates)
 }
 
-fn idle() -> (Executor, Standing, u64, Option<Tried>) {
+/// Places at 1000.
+fn ask(features: &[&str], memory_mib: u64, known: &[Known]) -> Placement<usize> {
+    with_candidates(features, memory_mib, known, |ask, candidates| place(ask, candidates, 1_000))
+}
+
+fn idle() -> Known {
     (executor(), Standing::default(), 0, None)
 }
 
@@ -59,7 +71,10 @@ fn where_it_failed_it_runs_again_only_when_no_other_can() {
     assert_eq!(ask(&[], 0, &[failed(0), idle()]), Placement::Placed(1));
     assert!(matches!(ask(&[], 0, &[failed(0), full]), Placement::Waits(_)));
     assert_eq!(ask(&[], 0, &[failed(0)]), Placement::Placed(0));
-    assert_eq!(ask(&[], 0, &[failed(2_000)]), Placement::Waits(vec![(0, Reason::FailedHere)]));
+    assert_eq!(
+        ask(&[], 0, &[failed(2_000)]),
+        Placement::Waits(vec![(0, Reason::FailedHere { again_in_ms: Some(1_000) })])
+    );
 }
 
 #[test]
@@ -99,10 +114,27 @@ fn each_reason_is_a_line_that_a_person_understands() {
         node-2: draining: takes no new builds
         node-3: no free slot: all 4 are taken
         node-4: not enough memory: needs about 4000 MiB, 800 MiB are free
-        node-5: failed here before
-        node-6: refused: its disk is full
-        node-7: refused: its disk is full"#]]
+        node-5: failed here before: others are tried first
+        node-6: refused: its disk is full; asked again in 1 s
+        node-7: refused: its disk is full; asked again in 1 s"#]]
     .assert_eq(&describe(&reasons, |node| format!("node-{node}")));
     let many: Vec<(usize, Reason)> = (0..12).map(|node| (node, Reason::Draining)).collect();
     assert!(describe(&many, usize::to_string).ends_with("9: draining: takes no new builds\nand 2 more"));
+}
+
+#[test]
+fn who_may_take_it_is_ranked_and_the_merits_are_told() {
+    let full = (executor(), Standing { others: 4, ..Standing::default() }, 0, None);
+    let busy = Executor { pressure: 7, ..executor() };
+    let lacking = (executor(), Standing::default(), 100 << 20, None);
+    let known = [full, lacking, (busy, Standing { ours: 1, ..Standing::default() }, 1, None), idle()];
+    let verdicts = with_candidates(&["kvm"], 0, &known, |ask, candidates| judge(ask, candidates, 1_000));
+    let verdicts: Vec<(usize, Verdict)> = verdicts.into_iter().enumerate().collect();
+    expect![[r#"
+        node-0: no free slot: all 4 are taken
+        node-1: number 3 in the ranking: lacks 100 MiB of inputs, 0 of 4 slots taken
+        node-2: number 2 in the ranking: lacks 1 MiB of inputs, 1 of 4 slots taken, under pressure 7 % of the time
+        node-3: number 1 in the ranking: lacks no known inputs, 0 of 4 slots taken"#]]
+    .assert_eq(&describe(&verdicts, |node| format!("node-{node}")));
+    assert_eq!(ask(&["kvm"], 0, &known), Placement::Placed(3));
 }

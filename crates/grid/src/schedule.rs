@@ -18,6 +18,7 @@
 //! An event costs the logarithm of what is known, and a look at the executors that are free.
 
 mod answers;
+mod explain;
 mod jobs;
 mod members;
 mod queues;
@@ -28,8 +29,10 @@ use std::hash::Hash;
 
 use crate::can_run::Requirement;
 use crate::critical_path::longest_to_goal;
-use crate::placement::{Ask, Candidate, Refused, Tried, passing, rank};
+use crate::placement::{Ask, Candidate, Refused, Tried};
 use crate::ring::NodeId;
+use explain::Choice;
+pub use explain::{BEFORE_MAX, Explanation, INPUTS_NAMED_MAX, WHY_MAX};
 use jobs::{Job, Jobs, Run, State};
 use queues::{Queues, Turn};
 use seats::Seats;
@@ -393,9 +396,11 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         true
     }
 
-    fn start(&mut self, number: u32, seat: u32, now_ms: u64, actions: &mut Actions<K, N>) {
+    fn start(&mut self, number: u32, choice: Choice, now_ms: u64, actions: &mut Actions<K, N>) {
         self.leave_queue(number);
         let Some(job) = self.jobs.get_mut(number) else { return };
+        let Choice { seat, why } = choice;
+        job.why = why;
         let told = self.seats.take(seat, number, job.memory_mib);
         job.state = State::Running(Run { seat, told, memory_mib: job.memory_mib });
         actions.push(Action::Start { key: job.key.clone(), at: self.seats.get(seat).node.clone() });
@@ -410,6 +415,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let Some(run) = job.run() else { return };
         let is_counted = matches!(job.state, State::Running(_));
         job.state = State::Waiting;
+        job.why = Vec::new();
         self.seats.leave(run.seat, number, run.memory_mib, run.told);
         self.running -= 1;
         if is_counted {
@@ -444,7 +450,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             let placed = ready.find_map(|(_, place)| Some((place.2, self.choose(place.2, now_ms)?)));
             drop(ready);
             match placed {
-                Some((number, seat)) => self.start(number, seat, now_ms, &mut actions),
+                Some((number, choice)) => self.start(number, choice, now_ms, &mut actions),
                 None => drop(passed.insert(class)),
             }
         }
@@ -452,18 +458,6 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             self.seats.forget_gone();
         }
         actions
-    }
-
-    /// The best of the open seats for a ready job. What is asked of the machine needs no look: its class was made by it.
-    fn choose(&self, number: u32, now_ms: u64) -> Option<u32> {
-        let job = self.jobs.get(number)?;
-        let class = self.queues.class(job.class);
-        let failed = |seat: &u32| matches!(job.tried(*seat), Some(Tried::Failed { .. }));
-        let has_fresh = job.tried.is_empty() || !class.able.iter().all(failed);
-        let ask = self.ask(job);
-        let candidates = class.open.iter().filter_map(|&seat| Some((seat, self.candidate(job, seat)?)));
-        let free = candidates.filter(|(_, candidate)| passing(ask, candidate, has_fresh, now_ms).is_none());
-        free.min_by_key(|(_, candidate)| (rank(candidate), candidate.node)).map(|(seat, _)| seat)
     }
 
     fn ask<'a>(&'a self, job: &Job<K>) -> Ask<'a> {

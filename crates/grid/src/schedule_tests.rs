@@ -1,6 +1,6 @@
 use super::*;
 use crate::can_run::Machine;
-use crate::placement::{Executor, Placement, Reason};
+use crate::placement::{Executor, Placement, Reason, Verdict};
 use proptest::prelude::*;
 
 type Schedule = super::Schedule<u32, u8>;
@@ -200,7 +200,7 @@ fn an_executor_that_is_full_is_left_alone_until_then() {
     assert_eq!(schedule.ended(&1, &1, full(700), 0), []);
     let (_, started) = submit(&mut schedule, vec![node(2, &[])]);
     assert_eq!(started, []);
-    let refused = Reason::Refused { text: "full".into() };
+    let refused = Reason::Refused { text: "full".into(), again_in_ms: 700 };
     assert_eq!(schedule.placement(&2, 0), Some(Placement::Waits(vec![(1, refused)])));
     assert_eq!(schedule.next_tick_ms(), Some(700));
     assert_eq!(starts(&schedule.tick(699)), []);
@@ -435,4 +435,50 @@ proptest! {
         }
         prop_assert!(seen.open.is_empty(), "goals left open: {:?}", seen.open);
     }
+}
+
+/// What is told of a job's executors, in short.
+fn kinds(executors: Vec<(u8, Verdict)>) -> Vec<(u8, &'static str)> {
+    executors.into_iter().map(|(node, verdict)| (node, verdict.kind())).collect()
+}
+
+#[test]
+fn a_job_is_explained_wherever_it_is_in_its_life() {
+    let able = Machine { systems: words(&[SYSTEM]), features: words(&["kvm"]) };
+    let mut schedule = mesh(&[(1, Executor { machine: able, ..executor(1) }), (2, executor(1))]);
+    let kvm = Requirement { system: SYSTEM.into(), features: words(&["kvm"]) };
+    let picky = |key, deps: &[u32]| Node { requirement: kvm.clone(), ..node(key, deps) };
+    assert_eq!(submit(&mut schedule, vec![picky(1, &[])]).1, [(1, 1)]);
+    submit(&mut schedule, vec![picky(2, &[]), picky(3, &[]), picky(4, &[2, 3])]);
+    let Some(Explanation::Runs { at: 1, why }) = schedule.explain(&1, 0) else { panic!("it does not run") };
+    assert_eq!(kinds(why), [(1, "ranked"), (2, "unfit")]);
+    let Some(Explanation::Place { before: 1, executors }) = schedule.explain(&3, 0) else { panic!("it has a place") };
+    assert_eq!(kinds(executors), [(1, "no-slot"), (2, "unfit")]);
+    assert_eq!(schedule.explain(&4, 0), Some(Explanation::Inputs { named: vec![2, 3], count: 2 }));
+    let full = End::Refused { text: "full".into(), full_until_ms: Some(900) };
+    schedule.ended(&1, &1, full, 0);
+    let Some(Explanation::Place { before: 0, executors }) = schedule.explain(&1, 0) else { panic!("it has a place") };
+    assert_eq!(kinds(executors), [(1, "refused"), (2, "unfit")]);
+    assert!(schedule.why(&1).is_empty(), "of what does not run nothing is remembered");
+    assert_eq!(schedule.explain(&5, 0), None);
+}
+
+#[test]
+fn what_is_stopped_says_so_until_it_has() {
+    let mut schedule = lone(1);
+    let (request, _) = submit(&mut schedule, vec![node(1, &[])]);
+    schedule.cancel(request, 0);
+    assert_eq!(schedule.explain(&1, 0), Some(Explanation::Stops { at: 0 }));
+    schedule.ended(&1, &0, End::Failed, 0);
+    assert_eq!(schedule.explain(&1, 0), None);
+}
+
+#[test]
+fn of_a_large_mesh_the_best_executors_are_remembered() {
+    let members: Vec<(u8, Executor)> = (0..100).map(|id| (id, Executor { pressure: id, ..executor(1) })).collect();
+    let mut schedule = mesh(&members);
+    let (_, started) = submit(&mut schedule, vec![node(1, &[])]);
+    assert_eq!(started, [(1, 0)]);
+    let why = schedule.why(&1);
+    assert_eq!(why.iter().map(|(node, _)| *node).collect::<Vec<_>>(), (0..WHY_MAX as u8).collect::<Vec<_>>());
 }

@@ -12,6 +12,7 @@ pub mod closure;
 pub mod derivations;
 mod environment;
 mod execute;
+pub mod explain;
 mod failure;
 pub mod feed;
 mod graph;
@@ -31,6 +32,8 @@ pub mod request;
 mod sandbox_spec;
 mod scratches;
 pub mod service;
+mod story;
+mod traces;
 pub mod watch;
 
 pub(crate) use sandbox_spec::CA_BUNDLES;

@@ -16,6 +16,7 @@ mod demo;
 mod doctor;
 mod du;
 mod exit;
+mod explain;
 mod key;
 mod manual;
 mod mesh;
@@ -77,6 +78,8 @@ pub enum Command {
     Build(build::Build),
     /// List running builds, and those that ended last
     Builds(status::Builds),
+    /// Say why derivations wait, or why they went where they went
+    Explain(explain::Explain),
     /// Stop a build, or a request that nobody waits for
     Cancel(build::Cancel),
     /// Print the log of a build
@@ -166,6 +169,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Du(command) => command.run(&cli.global),
         Command::Build(command) => command.run(&cli.global),
         Command::Builds(command) => command.run(&cli.global),
+        Command::Explain(command) => command.run(&cli.global),
         Command::Cancel(command) => command.run(&cli.global),
         Command::Log(command) => command.run(&cli.global),
         Command::Gc(command) => command.run(&cli.global),

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 pub mod builds;
 pub mod client;
+mod explain;
 pub mod mesh;
 mod pins;
 pub mod server;
@@ -26,6 +27,9 @@ pub enum Request {
     Paths { paths: Vec<String> },
     /// An item for each running and recent build.
     Builds,
+    /// An item for each derivation. `what`: one of them, or the number of a request that nobody waits for; all that wait or
+    /// run where it is left out. An item `{"more": …}` counts those for which there is no room.
+    Explain { what: Option<String> },
     /// Items of what happens, then `{"result": …}` for each that is wanted; with `detach` one item with a number, at once.
     Build {
         #[serde(flatten)]

@@ -7,7 +7,7 @@ use std::hash::Hash;
 
 use super::RequestId;
 use super::queues::Place;
-use crate::placement::Tried;
+use crate::placement::{Tried, Verdict};
 use std::cmp::Reverse;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub(super) struct Job<K> {
     pub held: Vec<(u32, u64)>,
     /// What came of placing it, by seat.
     pub tried: Vec<(u32, Tried)>,
+    /// How the seats stood when it was started; of one that runs.
+    pub why: Vec<(u32, Verdict)>,
 }
 
 impl<K> Job<K> {
@@ -66,6 +68,7 @@ impl<K> Job<K> {
             input_bytes: 0,
             held: Vec::new(),
             tried: Vec::new(),
+            why: Vec::new(),
         }
     }
 

@@ -124,6 +124,7 @@ impl BuildService {
             client.feed.settle(key, result);
             if client.goals.is_empty() {
                 state.clients.remove(&request);
+                state.traces.end(request, false, self.now_ms());
             }
         }
     }

@@ -23,7 +23,8 @@ use super::log::{Lines, Tail};
 use super::outputs::{self, Rejected};
 use super::prepare::Prepared;
 use super::request::BuildOptions;
-use super::service::BuildService;
+use super::service::{BuildService, Work};
+use super::story::{Stage, Story};
 use super::{environment, sandbox_spec};
 use crate::trees::remove_in_background;
 
@@ -105,9 +106,11 @@ impl KillSwitch {
     }
 }
 
-pub(super) fn run(service: &BuildService, task: &Task, id: JobId, options: &BuildOptions, kill: &KillSwitch) -> Ended {
+pub(super) fn run(service: &BuildService, work: &Work) -> Ended {
+    let Work { task, id, options, kill, story, .. } = work;
     let roots = service.store.temp_roots();
-    let mut job = Job { service, task, id, options, kill, roots: &roots, since: Instant::now(), announced: false };
+    let since = Instant::now();
+    let mut job = Job { service, task, id: *id, options, kill, story, roots: &roots, since, announced: false };
     let result = job.run().unwrap_or_else(|failure| {
         if failure.status == BuildStatus::TransientFailure {
             tracing::warn!(derivation = %task.drv_path, error = failure.message, "a build failed for a reason of this node");
@@ -131,6 +134,7 @@ struct Job<'a> {
     id: JobId,
     options: &'a BuildOptions,
     kill: &'a KillSwitch,
+    story: &'a Story,
     roots: &'a TempRoots,
     since: Instant,
     announced: bool,
@@ -143,6 +147,10 @@ impl Job<'_> {
 
     fn tell(&self, event: &BuildEvent) {
         self.service.tell(self.id, &self.task.drv_path, event);
+    }
+
+    fn comes_to(&self, stage: Stage) {
+        self.story.stage(self.id, stage, self.service.now_ms());
     }
 
     fn run(&mut self) -> Result<BuildResult, Failure> {
@@ -159,11 +167,13 @@ impl Job<'_> {
             return Err(Failure::cancelled());
         }
         let infrastructure = |error: anyhow::Error| Failure::infrastructure(&error);
+        self.comes_to(Stage::Inputs);
         let _trees = self.service.trees.ensure(&prepared.inputs).map_err(infrastructure)?;
         let scratch = self.scratch().map_err(infrastructure)?;
         let running =
             self.start(&prepared, &scratch).inspect_err(|_| remove_in_background(scratch.path().to_path_buf()))?;
         self.announced = true;
+        self.comes_to(Stage::Build);
         self.tell(&BuildEvent::Started { job: self.id, drv_path: self.task.drv_path.clone(), machine: None });
         let mut log = Log::new(self);
         let outcome = follow(running, &mut log);
@@ -235,6 +245,7 @@ impl Job<'_> {
         last_lines: &Tail,
     ) -> Result<BuildResult, Failure> {
         self.check_end(prepared, outcome, last_lines)?;
+        self.comes_to(Stage::Store);
         let paths = outputs::take(self.service, prepared, scratch, outcome.uid, self.kill);
         let paths = paths.map_err(|rejected| match rejected {
             Rejected::Failure(failure) => failure,

@@ -17,6 +17,8 @@ use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
 use super::request::{Goal, Wanted};
 use super::service::BuildService;
+use super::story::Story;
+use super::traces::Step;
 
 /// Derivations in one request. A whole distribution has a few hundred thousand.
 pub(super) const GRAPH_NODES_MAX: usize = 2_000_000;
@@ -88,6 +90,12 @@ pub struct Graph {
 impl Graph {
     pub fn single(task: Task) -> Graph {
         Graph { tasks: vec![task] }
+    }
+
+    /// For who remembers what became of its tasks, in their order.
+    pub fn steps(&self) -> Vec<Step> {
+        let step = |task: &Task| Step { drv_path: task.drv_path.clone(), story: Story::default() };
+        self.tasks.iter().map(step).collect()
     }
 }
 

@@ -37,6 +37,8 @@ use super::remote::guests::Guests;
 use super::remote::{self, Grid};
 use super::request::{BuildHandle, BuildOptions, BuildRequest, Goal, Wanted};
 use super::scratches::Scratches;
+use super::story::{How, Story};
+use super::traces::Traces;
 use crate::trees::Trees;
 
 /// Stack of a build thread; it reads, hashes and waits, and nothing on it recurses.
@@ -90,6 +92,7 @@ pub(super) struct Job {
     pub task: Arc<Task>,
     options: BuildOptions,
     pub running: Option<Running>,
+    pub story: Story,
 }
 
 pub(super) struct Running {
@@ -115,6 +118,7 @@ pub(super) struct State {
     pub jobs: HashMap<StorePath, Job>,
     pub clients: HashMap<RequestId, Client>,
     pub recent: Recent,
+    pub traces: Traces,
     pub draining: bool,
     pub guests: Guests,
     /// Nodes that have outputs which are not here.
@@ -135,14 +139,15 @@ impl State {
     }
 }
 
-/// A job that the schedule has started.
+/// A job that the schedule has started, or a guest's.
 pub(super) struct Work {
     pub task: Arc<Task>,
     pub id: JobId,
     pub options: BuildOptions,
     pub kill: Arc<KillSwitch>,
-    /// Where the schedule believes it to be.
+    /// Where the schedule believes it to be; of a guest this node.
     pub at: NodeId,
+    pub story: Story,
 }
 
 pub struct BuildService {
@@ -185,6 +190,7 @@ impl BuildService {
             jobs: HashMap::new(),
             clients: HashMap::new(),
             recent: Recent::default(),
+            traces: Traces::default(),
             draining: false,
             guests: Guests::default(),
             whereabouts: HashMap::new(),
@@ -320,18 +326,21 @@ impl BuildService {
             })
             .collect();
         let expected = nodes.len() as u64;
-        for task in graph.tasks {
-            let key = task.drv_path.clone();
-            state.jobs.entry(key).or_insert_with(|| Job {
+        let mut steps = graph.steps();
+        for (task, step) in graph.tasks.into_iter().zip(&mut steps) {
+            let job = state.jobs.entry(task.drv_path.clone()).or_insert_with(|| Job {
                 task: Arc::new(task),
                 options: options.clone(),
                 running: None,
+                story: step.story.clone(),
             });
+            step.story = job.story.clone();
         }
         let terms = Terms { keep_going, priority: Priority::Interactive };
         let (request, actions) = state.schedule.submit(nodes, keys.clone(), terms, self.now_ms());
         if !keys.is_empty() {
             let counts = Counts { expected, ..Counts::default() };
+            state.traces.begin(request, keys.iter().cloned().collect(), steps);
             state.clients.insert(request, Client { feed: feed.clone(), roots: roots.clone(), counts, goals: keys });
             self.tell_what_runs(&mut state, request);
         }
@@ -371,7 +380,9 @@ impl BuildService {
             return self.carry_out(state, actions, None);
         }
         let id = self.next_job();
+        let why = state.schedule.why(&key);
         let Some(job) = state.jobs.get_mut(&key) else { return };
+        job.story.begin(id, at, why, self.now_ms());
         // Others' damage is repaired where it is, and what is checked is here.
         let is_own = job.task.mode != BuildMode::Normal || matches!(job.task.what, What::Adopted(_));
         let is_alone = self.grid().is_none_or(|grid| grid.neighbours.is_alone());
@@ -382,7 +393,7 @@ impl BuildService {
         };
         let (kill, since, past) = (Arc::new(KillSwitch::default()), Instant::now(), Past::default());
         let running = Running { id, kill: kill.clone(), since, past, watchers: Vec::new(), place, claimed: false };
-        let (task, options) = (job.task.clone(), job.options.clone());
+        let (task, options, story) = (job.task.clone(), job.options.clone(), job.story.clone());
         // Of one whose executor was given up.
         if let Some(old) = job.running.replace(running) {
             old.kill.kill();
@@ -392,7 +403,7 @@ impl BuildService {
                 self.tell_all(state, &key, &BuildEvent::Message(text));
             }
         }
-        let work = Work { task, id, options, kill, at };
+        let work = Work { task, id, options, kill, at, story };
         match place {
             Place::Here => self.run_here(work),
             _ => remote::conduct(self, work, at),
@@ -420,11 +431,13 @@ impl BuildService {
         }
     }
 
-    pub(super) fn job_ended(self: &Arc<Self>, task: &Task, id: JobId, at: NodeId, mut ended: Ended, end: End) {
+    pub(super) fn job_ended(self: &Arc<Self>, work: &Work, mut ended: Ended, end: End) {
+        let Work { task, id, at, .. } = work;
         ended.cancelled |= end == End::Lost;
+        work.story.end(*id, how(work, &ended, &end), self.now_ms());
         let mut state = self.lock();
         let key = &task.drv_path;
-        let running = state.jobs.get_mut(key).and_then(|job| job.running.take_if(|running| running.id == id));
+        let running = state.jobs.get_mut(key).and_then(|job| job.running.take_if(|running| running.id == *id));
         if running.is_none() && !ended.is_success() {
             // Of a run that was given up; the one that took its place counts.
             return;
@@ -443,7 +456,7 @@ impl BuildService {
         }
         let told = running.map(|running| running.id);
         self.tell_ended(&mut state, key, told, &ended);
-        let actions = state.schedule.ended(key, &at, end, self.now_ms());
+        let actions = state.schedule.ended(key, at, end, self.now_ms());
         let any_refused = actions.iter().any(|action| matches!(action, Action::Nowhere { .. }));
         self.carry_out(&mut state, actions, Some(&ended));
         if ended.is_success() && !any_refused {
@@ -469,6 +482,9 @@ impl BuildService {
         if let Some(others) = others.filter(|others| *others != refusal.message) {
             refusal.message += &format!("\n{others}");
         }
+        if let Some(job) = state.jobs.get(key) {
+            job.story.fail_unplaced(&refusal.message, self.now_ms());
+        }
         let ended = Ended::unbuilt(self, refusal);
         self.tell_ended(state, key, None, &ended);
         let actions = state.schedule.give_up(key, self.now_ms());
@@ -478,6 +494,7 @@ impl BuildService {
     pub(super) fn cancel(self: &Arc<Self>, request: RequestId) {
         let mut state = self.lock();
         state.clients.remove(&request);
+        state.traces.end(request, true, self.now_ms());
         let actions = state.schedule.cancel(request, self.now_ms());
         self.carry_out(&mut state, actions, None);
         state.forget_unwanted();
@@ -499,15 +516,28 @@ impl BuildService {
     }
 }
 
+/// What is remembered of an end.
+fn how(work: &Work, ended: &Ended, end: &End) -> How {
+    let text = || String::from_utf8_lossy(&ended.result.error_msg).into_owned();
+    match end {
+        End::Success { .. } if ended.result.status == BuildStatus::AlreadyValid => How::Found,
+        End::Success { .. } => How::Built,
+        End::Refused { text, .. } => How::Refused(text.clone()),
+        _ if work.kill.is_killed() => How::Cancelled,
+        End::Lost | End::OutOfMemory { .. } => How::Lost(text()),
+        End::Failed => How::Failed(text()),
+    }
+}
+
 /// One build thread: runs one job after the other until the service is gone.
 fn work_on(service: &Weak<BuildService>, started: &Mutex<mpsc::Receiver<Work>>) {
     loop {
         let next = started.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let (Ok(work), Some(service)) = (next, service.upgrade()) else { return };
-        let run = || execute::run(&service, &work.task, work.id, &work.options, &work.kill);
+        let run = || execute::run(&service, &work);
         // Its clients would wait for ever, and the place of the job would be lost.
         let ended = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| execute::panicked(&service));
         let end = service.end_of(&ended);
-        service.job_ended(&work.task, work.id, work.at, ended, end);
+        service.job_ended(&work, ended, end);
     }
 }

@@ -144,6 +144,32 @@ impl BuildControl {
         }
     }
 
+    /// The derivation by which a build is known: the first of those that a request of this number wants, or the one that is
+    /// named, itself or by an output.
+    pub fn derivation(&self, what: &str) -> Result<StorePath> {
+        let Ok(id) = what.parse::<u64>() else { return self.deriver(what) };
+        let state = self.lock();
+        let running = state.running.get(&id).and_then(|detached| detached.wanted.first().cloned());
+        let ended = || {
+            let ended = state.ended.iter().find(|ended| ended["id"] == id)?;
+            Some(ended["wanted"][0].as_str()?.to_owned())
+        };
+        let wanted = running.or_else(ended);
+        drop(state);
+        self.deriver(&wanted.with_context(|| format!("no request {id} is known; 'shoal builds' lists them"))?)
+    }
+
+    fn deriver(&self, what: &str) -> Result<StorePath> {
+        match self.parse(what)? {
+            DerivedPath::Built { drv, .. } => Ok(drv.base_path().clone()),
+            DerivedPath::Opaque(path) => {
+                let info = self.services.store.path_info(&path)?;
+                let deriver = info.and_then(|info| info.deriver);
+                deriver.with_context(|| format!("it is not known which derivation '{what}' is an output of"))
+            }
+        }
+    }
+
     /// What a running build says, from as far back as is known; whether it runs at all.
     pub fn follow(
         &self,

@@ -25,6 +25,7 @@ use crate::build::feed::BuildEvent;
 use crate::build::graph::What;
 use crate::build::prepare::{Resolved, resolved};
 use crate::build::service::{BuildService, HERE, Place, Work};
+use crate::build::story::Stage;
 
 /// It resolves, asks and waits; nothing on it recurses.
 const STACK_BYTES: usize = 1 << 20;
@@ -59,11 +60,12 @@ pub(in crate::build) fn conduct(service: &Arc<BuildService>, work: Work, at: Nod
     let (own, task, id) = (service.clone(), work.task.clone(), work.id);
     let run = move || {
         let Some(grid) = own.grid().cloned() else { return };
-        let run = || Conduct { service: &own, grid: &grid, work: &work, at, announced: Cell::new(false) }.run();
+        let (announced, follows) = (Cell::new(false), Cell::new(false));
+        let run = || Conduct { service: &own, grid: &grid, work: &work, at, announced, follows }.run();
         match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Some((ended, end))) => own.job_ended(&work.task, work.id, at, ended, end),
+            Ok(Some((ended, end))) => own.job_ended(&work, ended, end),
             Ok(None) => own.run_here(work),
-            Err(_) => own.job_ended(&work.task, work.id, at, execute::panicked(&own), End::Failed),
+            Err(_) => own.job_ended(&work, execute::panicked(&own), End::Failed),
         }
     };
     // The lock of the service is held by who calls this: what failed is told from another thread, which there is none of.
@@ -78,6 +80,8 @@ struct Conduct<'a> {
     work: &'a Work,
     at: NodeId,
     announced: Cell<bool>,
+    /// What is heard is of another node's build.
+    follows: Cell<bool>,
 }
 
 impl Conduct<'_> {
@@ -108,6 +112,7 @@ impl Conduct<'_> {
                 return Some(self.over());
             }
             let asked = Instant::now();
+            self.comes_to(Stage::Claim);
             let by = self.grid.neighbours.claim_build(drv_path);
             if by == self.grid.me() || Instant::now() >= give_up {
                 // What is known of claims may have been lost with a node.
@@ -119,7 +124,7 @@ impl Conduct<'_> {
                 break;
             }
             let since = Instant::now();
-            self.service.set_place(drv_path, self.work.id, Place::Following(by));
+            self.follow(by);
             let heard = match self.grid.neighbours.is_quiet(&by) {
                 true => Heard::Lost("it is silent".into()),
                 false => self.hear(by, &BuildAsk::Follow(drv_path.clone())),
@@ -146,9 +151,21 @@ impl Conduct<'_> {
             }
             thread::sleep(CLAIM_PAUSE);
         }
+        self.follows.set(false);
         let place = if self.at == HERE { Place::Here } else { Place::At(self.at) };
         self.service.claimed(drv_path, self.work.id, place);
         self.found(resolved)
+    }
+
+    /// From now on what is heard is of that node's build.
+    fn follow(&self, by: NodeKey) {
+        self.follows.set(true);
+        self.work.story.stage(self.work.id, Stage::Follow(by), self.service.now_ms());
+        self.service.set_place(&self.work.task.drv_path, self.work.id, Place::Following(by));
+    }
+
+    fn comes_to(&self, stage: Stage) {
+        self.work.story.stage(self.work.id, stage, self.service.now_ms());
     }
 
     /// Looks for an executor that goes on with what a lost node had it build.
@@ -181,7 +198,7 @@ impl Conduct<'_> {
             None
         };
         let (node, building) = self.grid.runtime.block_on(ask_all)?;
-        self.service.set_place(&self.work.task.drv_path, self.work.id, Place::Following(node));
+        self.follow(node);
         let name = self.grid.neighbours.name(&node);
         match self.hear_of(node, async { Ok(building) }, &name) {
             Heard::Outcome(outcome) if outcome.status != BuildStatus::TransientFailure as u8 => {
@@ -210,6 +227,7 @@ impl Conduct<'_> {
     }
 
     fn here(&self, resolved: &Resolved) -> Option<(Ended, End)> {
+        self.comes_to(Stage::Inputs);
         let roots = self.service.store.temp_roots();
         let brought = self.service.near(self.grid, resolved).and_then(|near| {
             let inputs = &resolved.derivation.input_srcs;
@@ -228,6 +246,7 @@ impl Conduct<'_> {
             ended.cancelled = true;
             (ended, End::Refused { text, full_until_ms })
         };
+        self.comes_to(Stage::Offer);
         let offer = self.service.offer(self.grid, &self.work.task, resolved, &self.work.options);
         match offer {
             Ok(Some(offer)) => match self.hear(self.at, &offer) {
@@ -279,6 +298,11 @@ impl Conduct<'_> {
             let frame = building.next().await?;
             if !self.service.is_current(drv_path, id) {
                 return Ok(Heard::Over);
+            }
+            match &frame {
+                BuildFrame::Accepted if !self.follows.get() => self.comes_to(Stage::Inputs),
+                BuildFrame::Started { .. } if !self.follows.get() => self.comes_to(Stage::Build),
+                _ => {}
             }
             match frame {
                 BuildFrame::Ended(outcome) => return Ok(Heard::Outcome(outcome)),

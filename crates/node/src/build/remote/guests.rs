@@ -19,14 +19,16 @@ use crate::build::feed::{BuildEvent, Feed, JobId, Next};
 use crate::build::graph::{Graph, Task};
 use crate::build::past::Past;
 use crate::build::request::{BuildHandle, BuildOptions, Goal, Progress, Wanted};
-use crate::build::service::{BuildService, Place, State};
+use crate::build::service::{BuildService, HERE, Place, State};
+use crate::build::story::Story;
 
 pub(in crate::build) struct Guest {
-    drv_path: StorePath,
+    pub drv_path: StorePath,
     mode: BuildMode,
     kill: Arc<KillSwitch>,
     since: Instant,
     past: Past,
+    pub story: Story,
     askers: Vec<Asker>,
 }
 
@@ -51,6 +53,11 @@ impl Guests {
     /// What runs, and since when.
     pub fn running(&self) -> impl Iterator<Item = (&StorePath, Instant)> {
         self.runs.values().map(|guest| (&guest.drv_path, guest.since))
+    }
+
+    /// What the build of a derivation has come to that runs here for others.
+    pub fn story(&self, drv_path: &StorePath) -> Option<&Story> {
+        self.runs.values().find(|guest| guest.drv_path == *drv_path).map(|guest| &guest.story)
     }
 
     /// Tells the askers of a guest. False where it is none.
@@ -122,7 +129,12 @@ pub(super) enum Admission {
     /// It runs here already.
     Joined(Interest),
     /// It is to be run as the guest of this number.
-    Admitted(Interest, JobId, Arc<KillSwitch>),
+    Admitted {
+        interest: Interest,
+        id: JobId,
+        kill: Arc<KillSwitch>,
+        story: Story,
+    },
     Refused(Reason, String),
 }
 
@@ -148,19 +160,21 @@ impl BuildService {
             return Admission::Refused(Reason::Full, format!("all {slots} slots are taken"));
         }
         let (id, kill) = (self.next_job(), Arc::new(KillSwitch::default()));
-        let (drv_path, since) = (drv_path.clone(), Instant::now());
+        let (drv_path, since, story) = (drv_path.clone(), Instant::now(), Story::default());
+        story.begin(id, HERE, Vec::new(), self.now_ms());
         let guest = Guest {
             drv_path: drv_path.clone(),
             mode,
             kill: kill.clone(),
             since,
             past: Past::default(),
+            story: story.clone(),
             askers: Vec::new(),
         };
         state.guests.runs.insert(id, guest);
         self.slots_changed(&mut state);
         match self.join_guest(&mut state, id, &drv_path) {
-            Some(interest) => Admission::Admitted(interest, id, kill),
+            Some(interest) => Admission::Admitted { interest, id, kill, story },
             None => Admission::Refused(Reason::Full, "it ends just now".into()),
         }
     }
@@ -178,7 +192,12 @@ impl BuildService {
 
     fn join_own(self: &Arc<Self>, task: Task) -> Interest {
         let goals = vec![Goal::Derivation { drv_path: task.drv_path.clone(), wanted: Wanted::All }];
-        Interest::Own(self.enter(Graph::single(task), goals, BuildOptions::default()))
+        let handle = self.enter(Graph::single(task), goals, BuildOptions::default());
+        // It is a build of the node that asks, which shows it.
+        if let Some(request) = handle.request {
+            self.lock().traces.forget(request);
+        }
+        Interest::Own(handle)
     }
 
     /// Joins the build of a derivation that runs or waits here, for `asker`.

@@ -16,12 +16,13 @@ use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 use super::guests::{Admission, Interest};
 use super::translate::{self, Batch};
 use super::{Grid, bring};
-use crate::build::execute::{self, Ended, KillSwitch};
+use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
-use crate::build::feed::{BuildEvent, JobId};
+use crate::build::feed::BuildEvent;
 use crate::build::graph::Task;
 use crate::build::request::Progress;
-use crate::build::service::BuildService;
+use crate::build::service::{BuildService, HERE, Work};
+use crate::build::story::Stage;
 
 /// A thread here parses, fetches, hashes and waits, and nothing on it recurses.
 const STACK_BYTES: usize = 2 << 20;
@@ -105,11 +106,12 @@ fn take(service: &Arc<BuildService>, grid: &Grid, offer: Offer) -> Result<Intere
     match service.admit(&task.drv_path, mode) {
         Admission::Refused(reason, text) => Err((reason, text)),
         Admission::Joined(interest) => Ok(interest),
-        Admission::Admitted(interest, id, kill) => {
+        Admission::Admitted { interest, id, kill, story } => {
             let (guest, grid) = (service.clone(), grid.clone());
             let options = translate::options(&offer.settings);
+            let work = Work { task: Arc::new(task), id, options, kill, at: HERE, story };
             let run = move || {
-                let run = || run(&guest, &grid, &task, id, &options, &kill, &offer.near);
+                let run = || run(&guest, &grid, &work, &offer.near);
                 let ended = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| execute::panicked(&guest));
                 guest.guest_ended(id, &ended);
             };
@@ -122,22 +124,15 @@ fn take(service: &Arc<BuildService>, grid: &Grid, offer: Offer) -> Result<Intere
     }
 }
 
-fn run(
-    service: &Arc<BuildService>,
-    grid: &Grid,
-    task: &Task,
-    id: JobId,
-    options: &crate::build::request::BuildOptions,
-    kill: &KillSwitch,
-    near: &[NodeKey],
-) -> Ended {
+fn run(service: &Arc<BuildService>, grid: &Grid, work: &Work, near: &[NodeKey]) -> Ended {
     let roots = service.store.temp_roots();
-    let brought = match task.inputs() {
-        Some(inputs) => bring::bring(service, grid, inputs, near, &roots, || kill.is_killed()),
+    work.story.stage(work.id, Stage::Inputs, service.now_ms());
+    let brought = match work.task.inputs() {
+        Some(inputs) => bring::bring(service, grid, inputs, near, &roots, || work.kill.is_killed()),
         None => Ok(()),
     };
     match brought {
-        Ok(()) => execute::run(service, task, id, options, kill),
+        Ok(()) => execute::run(service, work),
         Err(error) => Ended::unbuilt(service, Failure::infrastructure(&error)),
     }
 }
