@@ -86,5 +86,7 @@ mod tls;
 mod trust;
 #[path = "e2e/upstream.rs"]
 mod upstream;
+#[path = "e2e/views.rs"]
+mod views;
 #[path = "e2e/watch.rs"]
 mod watch;

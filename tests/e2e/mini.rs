@@ -13,6 +13,8 @@ use shoal_tests::{Cmd, Finished, Machine, Mesh, Nix, Node, Remote, is_full, skip
 const ABSENT: &str = "the package set mini is not beside this repository";
 /// Shapes that need no compiler.
 const QUICK: [&str; 4] = ["tools", "fan-join", "chain-end", "diamond-bottom"];
+/// The ways in which builds see their inputs.
+const INPUTS: [&str; 3] = ["lazy", "materialised", "bind"];
 /// What one build with every compiler run may take on a machine that does other things too.
 const SET_PATIENCE: Duration = Duration::from_secs(2400);
 /// `xz` and `hello` are unpacked without file times, generated files before what they are made from, and built by a make
@@ -214,6 +216,43 @@ fn everything_across_three_and_five_nodes(nix: &Nix) {
     let Some(set) = sources::mini() else { return skip(ABSENT) };
     let rows: Vec<Row> = SETS.iter().flat_map(|name| expected::rows(&set.expected(), name)).collect();
     [3, 5].into_iter().for_each(|count| across(nix, count, &SETS, rows.clone()));
+}
+
+/// However builds see their inputs, what comes out is the same.
+#[test]
+fn with_every_kind_of_inputs() {
+    let Some(set) = sources::mini() else { return skip(ABSENT) };
+    let machine = Machine::new(&Nix::newest());
+    let (names, rows) = match is_full() {
+        true => (
+            SETS.map(str::to_string).to_vec(),
+            SETS.iter().flat_map(|name| expected::rows(&set.expected(), name)).collect(),
+        ),
+        false => (
+            QUICK.iter().map(|name| format!("good.{name}")).chain(["ca".to_string()]).collect(),
+            [quick_rows(&set), expected::rows(&set.expected(), "ca")].concat(),
+        ),
+    };
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for kind in INPUTS {
+        let node = Node::start_with(&[&machine], &["--inputs", kind, "--keep-failed"]);
+        for left in (0..TRIES).rev() {
+            let build = build_command(&machine, &node, Remote::SshNg, &set, &names).run();
+            if build.status.success() {
+                break;
+            }
+            let excused = build.stderr.contains("is missing on your system") && all_unpacked_over_a_second(&node);
+            assert!(left > 0 && excused, "{kind}: {build}");
+        }
+        expected::compare(&rows, &expected::of_node(&node.paths()), &[]);
+        let inputs = &node.shoal("status --json").ok().json()["inputs"];
+        println!("{names:?} with inputs {kind}: {inputs}");
+        let (by_view, by_trees) = (inputs["builds_with_views"].as_u64(), inputs["builds_with_trees"].as_u64());
+        match kind == "lazy" && inputs["views"] == true {
+            true => assert!(by_view > Some(0) && by_trees == Some(0), "{inputs}"),
+            false => assert!(by_view == Some(0) && by_trees > Some(0), "{inputs}"),
+        }
+    }
 }
 
 /// What cannot be built fails as it does at home: same message; exit code 1, as all remote builds have.

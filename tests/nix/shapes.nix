@@ -32,6 +32,8 @@ rec {
   teapot = run "teapot" "echo > $out" { requiredSystemFeatures = [ "teapot" ]; };
   # Waits until it is killed, one for each node.
   asleep = map (i: run "asleep-${toString i}" "echo asleep; $bb sleep 1000; echo ${toString i} > $out" { }) (builtins.genList (i: i) 3);
+  # Waits until it is told to read what it was given, of which it needs little.
+  reads = run "reads" "echo waits; $bb sleep 3; echo reads; $bb tail -c 1 ${large} > $out" { };
   # 32 MiB that do not compress.
   large = run "large" "$bb head -c 33554432 /dev/urandom > $out" { };
   many = map (i: run "many-${toString i}" "echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);

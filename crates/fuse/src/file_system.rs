@@ -8,43 +8,43 @@
 
 use crate::ahead;
 use crate::counts::{Stats, Upcalls, count};
-use crate::fetches::Fetches;
+use crate::fetches::{Fetches, ReadFailed};
 use crate::loads::{Found, Loads};
-use crate::table::{GREETING, ROOT, Shown, Table};
-use crate::tree::{Kind, Tree};
+use crate::place::{Entry, Place, directory_attr, nothing};
+use crate::table::{Shown, Table};
+use crate::tree::Kind;
+use crate::views::{self, Node, Views};
 use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyXattr, Request,
 };
 use shoal_wire::nix::store_path::StorePath;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// What never changes is kept by the kernel for so long: ten years, since it takes no word for ever.
-const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+pub const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Reads that the kernel has under way for nobody in particular, which is what it reads ahead.
 const BACKGROUND_MAX: u16 = 64;
 /// Longest request that is not a read; nothing is written here.
 const WRITE_LEN_MAX: u32 = 128 << 10;
 /// Longest name that the kernel takes.
-const NAME_LEN_MAX: usize = 255;
-/// Bytes that `stat` calls a block.
-const BLOCK_LEN: u64 = 512;
-/// Offsets in a listing: after `.`, after `..`, and from there what comes next.
-const AFTER_DOT: u64 = 1;
-const AFTER_DOTS: u64 = 2;
+pub const NAME_LEN_MAX: usize = 255;
 
 /// What the file system shares with the mount that runs it.
 pub struct Shared {
     pub table: Arc<Table>,
     pub loads: Arc<Loads>,
     pub fetches: Arc<Fetches>,
+    pub views: Arc<Views>,
     pub upcalls: Upcalls,
+    /// Nobody answers the kernel any more.
+    pub has_ended: AtomicBool,
 }
 
 pub struct FileSystem(pub Arc<Shared>);
@@ -83,14 +83,16 @@ impl Shared {
         let to = from.saturating_add(u64::from(size)).min(contents_at + file_size);
         let pieces = shown.tree.pieces(from..to);
         let needed = pieces.first().map_or(0, |piece| piece.number)..pieces.last().map_or(0, |piece| piece.number + 1);
-        let waits = self.fetches.read(
-            shown,
-            pieces,
-            Box::new(|bytes| match bytes {
-                Ok(bytes) => reply.data(bytes),
-                Err(_) => reply.error(Errno::EIO),
-            }),
-        );
+        let (views, of) = (self.views.clone(), shown.clone());
+        let answer = move |bytes: Result<&[u8], ReadFailed>| match bytes {
+            Ok(bytes) => reply.data(bytes),
+            Err(ReadFailed) => {
+                // First, so that no build ends before it is known that it was given an error.
+                views.failed(&of);
+                reply.error(Errno::EIO);
+            }
+        };
+        let waits = self.fetches.read(shown, pieces, Box::new(answer));
         if needed.is_empty() {
             return;
         }
@@ -105,6 +107,29 @@ impl Shared {
         if !next.is_empty() {
             self.fetches.read_ahead(shown, next);
         }
+    }
+
+    fn look_up_at_root(&self, name: &OsStr, reply: ReplyEntry) {
+        if name == crate::greeting::NAME
+            && let Some(attr) = Place::Greeting.attr()
+        {
+            return reply.entry(&FOREVER, &attr, Generation(0));
+        }
+        if let Some(view) = self.views.by_name(name.as_bytes()) {
+            return reply.entry(&FOREVER, &directory_attr(view.top()), Generation(0));
+        }
+        let Some(name) = name.to_str().filter(|name| StorePath::from_base_name(name).is_ok()) else {
+            return reply.error(Errno::ENOENT);
+        };
+        if let Some(shown) = self.table.by_name(name) {
+            return enter(&Entry::top(shown, 0), reply);
+        }
+        let tell = |found| match found {
+            Found::Path(shown) => enter(&Entry::top(shown, 0), reply),
+            Found::Nothing => reply.error(Errno::ENOENT),
+            Found::Failed => reply.error(Errno::EIO),
+        };
+        self.loads.look_up(name, Box::new(tell));
     }
 
     /// Has chunks brought near that were not before.
@@ -127,173 +152,14 @@ impl Shared {
     }
 }
 
-/// The attributes of an entry, whose node has this number.
-fn attributes(tree: &Tree, number: u32, node: u64) -> Option<FileAttr> {
-    Some(match tree.kind(number)? {
-        Kind::Regular { executable, size, .. } => {
-            attr(node, FileType::RegularFile, if executable { 0o555 } else { 0o444 }, size)
-        }
-        Kind::Directory { .. } => attr(node, FileType::Directory, 0o555, 0),
-        Kind::Symlink { target_len } => attr(node, FileType::Symlink, 0o777, target_len),
-    })
-}
-
-fn attr(node: u64, kind: FileType, perm: u16, size: u64) -> FileAttr {
-    // What every file of a Nix store has: a second after the beginning.
-    let time: SystemTime = UNIX_EPOCH + Duration::from_secs(1);
-    FileAttr {
-        ino: INodeNo(node),
-        size,
-        blocks: size.div_ceil(BLOCK_LEN),
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind,
-        perm,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-/// Attributes of nodes that are of no path.
-fn own_attr(node: u64) -> Option<FileAttr> {
-    match node {
-        ROOT => Some(root_attr()),
-        GREETING => Some(attr(GREETING, FileType::RegularFile, 0o444, 0)),
-        _ => None,
-    }
-}
-
-fn root_attr() -> FileAttr {
-    attr(ROOT, FileType::Directory, 0o555, 0)
-}
-
-/// What the kernel takes for: this name is not there, and will not be.
-fn nothing() -> FileAttr {
-    attr(0, FileType::RegularFile, 0, 0)
-}
-
-fn enter(shown: &Shown, number: u32, reply: ReplyEntry) {
-    let node = shown.node(number);
-    match attributes(&shown.tree, number, node) {
+fn enter(entry: &Entry, reply: ReplyEntry) {
+    match entry.attr() {
         Some(attr) => {
             // Before the kernel knows it, so that it is never forgotten before.
-            shown.looked_up();
+            entry.shown.looked_up();
             reply.entry(&FOREVER, &attr, Generation(0));
         }
         None => reply.error(Errno::EIO),
-    }
-}
-
-/// A listing that is being answered: with attributes, or without.
-trait Listing: Send + 'static {
-    /// Whether it is full, and this was not added.
-    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool;
-    /// Whether the kernel takes entries as looked up.
-    fn looks_up(&self) -> bool;
-    fn end(self);
-    fn fail(self);
-}
-
-impl Listing for ReplyDirectory {
-    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool {
-        self.add(attr.ino, after, attr.kind, OsStr::from_bytes(name))
-    }
-
-    fn looks_up(&self) -> bool {
-        false
-    }
-
-    fn end(self) {
-        self.ok();
-    }
-
-    fn fail(self) {
-        self.error(Errno::EIO);
-    }
-}
-
-impl Listing for ReplyDirectoryPlus {
-    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool {
-        self.add(attr.ino, after, OsStr::from_bytes(name), &FOREVER, attr, Generation(0))
-    }
-
-    fn looks_up(&self) -> bool {
-        true
-    }
-
-    fn end(self) {
-        self.ok();
-    }
-
-    fn fail(self) {
-        self.error(Errno::EIO);
-    }
-}
-
-/// `.` and `..`, which the kernel never takes as looked up. Whether there is room for more.
-fn dots(listing: &mut impl Listing, offset: u64, own: &FileAttr, parent: &FileAttr) -> bool {
-    let is_full = (offset < AFTER_DOT && listing.entry(AFTER_DOT, b".", own))
-        || (offset < AFTER_DOTS && listing.entry(AFTER_DOTS, b"..", parent));
-    !is_full
-}
-
-impl Shared {
-    fn list(self: &Arc<Self>, node: u64, offset: u64, listing: impl Listing) {
-        if node != ROOT {
-            return self.list_directory(node, offset, listing);
-        }
-        let shared = self.clone();
-        self.loads.when_listed(Box::new(move |is_listed| match is_listed {
-            true => shared.list_root(offset, listing),
-            false => listing.fail(),
-        }));
-    }
-
-    fn list_root(&self, offset: u64, mut listing: impl Listing) {
-        if dots(&mut listing, offset, &root_attr(), &root_attr()) {
-            // Offsets are the numbers of nodes, of which the first few are not given out.
-            self.table.list(offset.max(AFTER_DOTS), |shown| {
-                let number = shown.tree.root();
-                let Some(attr) = attributes(&shown.tree, number, shown.node(number)) else { return true };
-                let is_full = listing.entry(shown.node(0) + 1, shown.name.as_bytes(), &attr);
-                if !is_full && listing.looks_up() {
-                    shown.looked_up();
-                }
-                !is_full
-            });
-        }
-        listing.end();
-    }
-
-    fn list_directory(&self, node: u64, offset: u64, mut listing: impl Listing) {
-        let Some((shown, number)) = self.table.by_node(node) else { return listing.fail() };
-        let Some(Kind::Directory { children }) = shown.tree.kind(number) else { return listing.fail() };
-        let own = attr(node, FileType::Directory, 0o555, 0);
-        let parent = shown.tree.parent(number).map_or(ROOT, |parent| shown.node(parent));
-        if dots(&mut listing, offset, &own, &FileAttr { ino: INodeNo(parent), ..own }) {
-            let first = offset.saturating_sub(AFTER_DOTS);
-            for (place, child) in children.enumerate().skip(usize::try_from(first).unwrap_or(usize::MAX)) {
-                let name = shown.tree.name(child);
-                let Some(attr) = attributes(&shown.tree, child, shown.node(child)) else { continue };
-                if name.len() > NAME_LEN_MAX {
-                    // Nobody could open it.
-                    continue;
-                }
-                if listing.entry(AFTER_DOTS + place as u64 + 1, name, &attr) {
-                    break;
-                }
-                if listing.looks_up() {
-                    shown.looked_up();
-                }
-            }
-        }
-        listing.end();
     }
 }
 
@@ -321,46 +187,43 @@ impl Filesystem for FileSystem {
         Ok(())
     }
 
+    fn destroy(&mut self) {
+        self.0.has_ended.store(true, Ordering::Release);
+    }
+
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         count(&self.0.upcalls.lookup);
-        if parent.0 == ROOT {
-            if name == crate::greeting::NAME
-                && let Some(attr) = own_attr(GREETING)
-            {
-                return reply.entry(&FOREVER, &attr, Generation(0));
+        match self.0.place(parent.0) {
+            Some(Place::Root) => self.0.look_up_at_root(name, reply),
+            Some(Place::View(view)) if name == views::STORE => {
+                reply.entry(&FOREVER, &directory_attr(view.store()), Generation(0));
             }
-            let Some(name) = name.to_str().filter(|name| StorePath::from_base_name(name).is_ok()) else {
-                return reply.error(Errno::ENOENT);
-            };
-            if let Some(shown) = self.0.table.by_name(name) {
-                return enter(&shown, shown.tree.root(), reply);
-            }
-            let tell = |found| match found {
-                Found::Path(shown) => enter(&shown, shown.tree.root(), reply),
-                Found::Nothing => reply.error(Errno::ENOENT),
-                Found::Failed => reply.error(Errno::EIO),
-            };
-            return self.0.loads.look_up(name, Box::new(tell));
-        }
-        let Some((shown, directory)) = self.0.table.by_node(parent.0) else { return reply.error(Errno::ESTALE) };
-        match shown.tree.child(directory, name.as_bytes()) {
-            Some(number) => enter(&shown, number, reply),
-            None => reply.entry(&FOREVER, &nothing(), Generation(0)),
+            Some(Place::ViewStore(view)) => match view.path(name.as_bytes()) {
+                Some(shown) => enter(&Entry::top(shown.clone(), view.number()), reply),
+                None => reply.entry(&FOREVER, &nothing(), Generation(0)),
+            },
+            Some(Place::Entry(entry)) => match entry.shown.tree.child(entry.number, name.as_bytes()) {
+                Some(number) => enter(&entry.other(number), reply),
+                None => reply.entry(&FOREVER, &nothing(), Generation(0)),
+            },
+            Some(Place::View(_)) => reply.error(Errno::ENOENT),
+            Some(Place::Greeting) => reply.error(Errno::ENOTDIR),
+            None => reply.error(Errno::ESTALE),
         }
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
         count(&self.0.upcalls.forget);
-        self.0.table.forgotten(node.0, lookups);
+        match views::divide(node.0) {
+            Some((_, Node::Top | Node::Store)) => {}
+            Some((_, Node::Inside(node))) => self.0.table.forgotten(node, lookups),
+            None => self.0.table.forgotten(node.0, lookups),
+        }
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         count(&self.0.upcalls.getattr);
-        let of_path = || {
-            let (shown, number) = self.0.table.by_node(node.0)?;
-            attributes(&shown.tree, number, node.0)
-        };
-        match own_attr(node.0).or_else(of_path) {
+        match self.0.place(node.0).and_then(|place| place.attr()) {
             Some(attr) => reply.attr(&FOREVER, &attr),
             None => reply.error(Errno::ESTALE),
         }

@@ -12,14 +12,18 @@ mod counts;
 mod fetches;
 mod file_system;
 mod greeting;
+mod listing;
 mod loads;
 mod mount;
 mod mountinfo;
 mod options;
+mod place;
 mod recovery;
 mod source;
 mod table;
 mod tree;
+mod view_mount;
+mod views;
 
 #[cfg(test)]
 #[path = "../tests/fuse/paths.rs"]
@@ -31,6 +35,7 @@ pub use mountinfo::MountLine;
 pub use options::{CACHE_BYTES_MAX, FAILURE_MEMORY, LOOKUP_DEADLINE, Options, READ_DEADLINE};
 pub use recovery::{Health, health, remove};
 pub use source::{Deliver, Source, SourceError};
+pub use view_mount::{View, ViewError, ViewMount};
 
 /// The mounts of this process that are shoal's.
 pub fn mounts() -> std::io::Result<Vec<MountLine>> {

@@ -51,12 +51,15 @@ struct State {
 }
 
 impl Loads {
+    /// `lists`: brings all that the source lists into memory; otherwise nothing is ever listed.
     pub fn start(
         source: Arc<dyn Source>,
         table: Arc<Table>,
         patience: Duration,
+        lists: bool,
     ) -> io::Result<(Arc<Loads>, Vec<JoinHandle<()>>)> {
-        let (state, work, timed) = (Mutex::default(), Condvar::new(), Condvar::new());
+        let state = Mutex::new(State { is_listed: !lists, ..State::default() });
+        let (work, timed) = (Condvar::new(), Condvar::new());
         let loads = Arc::new(Loads { state, work, timed, source, table, patience });
         let mut threads = Vec::new();
         let mut spawn = |name: String, run: fn(&Loads)| -> io::Result<()> {
@@ -68,7 +71,9 @@ impl Loads {
             spawn(format!("load {number}"), Loads::work)?;
         }
         spawn("lookup deadlines".into(), Loads::keep_time)?;
-        spawn("load all".into(), Loads::load_all)?;
+        if lists {
+            spawn("load all".into(), Loads::load_all)?;
+        }
         Ok((loads, threads))
     }
 

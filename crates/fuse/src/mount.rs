@@ -8,6 +8,7 @@ use crate::options::Options;
 use crate::recovery;
 use crate::source::Source;
 use crate::table::{ROOT, Table};
+use crate::views::ViewPaths;
 use crate::{greeting, mountinfo, tree::Tree};
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use shoal_wire::mesh::manifest::Manifest;
@@ -26,8 +27,8 @@ const ANSWERERS: usize = 2;
 /// The kernel says by itself what it forgot after it was told that names are gone: so long it is waited for.
 const FORGET_PATIENCE: Duration = Duration::from_millis(500);
 /// An aborted session ends at once.
-const END_PATIENCE: Duration = Duration::from_secs(2);
-const FORGET_LOOK: Duration = Duration::from_millis(5);
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const FORGET_LOOK: Duration = Duration::from_millis(5);
 
 /// Why nothing was mounted.
 #[derive(Debug, Error)]
@@ -52,8 +53,8 @@ pub struct Mount {
 /// within a source.
 #[derive(Clone)]
 pub struct Handle {
-    shared: Arc<Shared>,
-    notifier: Notifier,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) notifier: Notifier,
 }
 
 impl Mount {
@@ -69,9 +70,12 @@ impl Mount {
         }
         let table = Arc::<Table>::default();
         let (fetches, mut threads) = Fetches::start(source.clone(), options).map_err(MountError::Thread)?;
-        let (loads, more) = Loads::start(source, table.clone(), options.lookup_deadline).map_err(MountError::Thread)?;
+        let (loads, more) =
+            Loads::start(source, table.clone(), options.lookup_deadline, true).map_err(MountError::Thread)?;
         threads.extend(more);
-        let shared = Arc::new(Shared { table, loads, fetches, upcalls: Upcalls::default() });
+        let views = Arc::default();
+        let shared =
+            Arc::new(Shared { table, loads, fetches, views, upcalls: Upcalls::default(), has_ended: false.into() });
         let session = Session::new(FileSystem(shared.clone()), &dir, &config(options)).and_then(Session::spawn);
         match session {
             Ok(session) => {
@@ -172,7 +176,23 @@ impl Handle {
         self.shared.loads.is_listed()
     }
 
+    /// A view is not used any more.
+    pub(crate) fn end_view(&self, view: &Arc<ViewPaths>) {
+        self.forget_all(&self.shared.views.end(view));
+    }
+
+    /// Has the kernel forget ended views.
+    pub(crate) fn forget_views(&self, which: impl Fn(&ViewPaths) -> bool) {
+        self.forget_all(&self.shared.views.give_up(which));
+    }
+
+    fn forget_all(&self, views: &[Arc<ViewPaths>]) {
+        // As below.
+        views.iter().for_each(|view| drop(self.notifier.inval_entry(INodeNo(ROOT), OsStr::new(&view.name()))));
+    }
+
     fn forget(&self, name: &str) {
+        self.forget_views(|view| view.path(name.as_bytes()).is_some());
         // The kernel may not know it, or the mount may be gone: then there is nothing to forget.
         let _ = self.notifier.inval_entry(INodeNo(ROOT), OsStr::new(name));
     }
@@ -183,7 +203,7 @@ impl Handle {
 }
 
 impl Shared {
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         self.loads.end();
         self.fetches.end();
     }
@@ -198,7 +218,7 @@ fn absolute(dir: &Path) -> io::Result<PathBuf> {
     }
 }
 
-fn config(options: &Options) -> Config {
+pub(crate) fn config(options: &Options) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(SOURCE_NAME.into()),

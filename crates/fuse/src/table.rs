@@ -132,9 +132,19 @@ impl Table {
         }
     }
 
+    /// Takes out all that the kernel knows nothing of.
+    pub fn drop_unknown(&self) {
+        let mut inner = self.write();
+        let unknown: Vec<Arc<Shown>> = inner.by_name.values().filter(|shown| !shown.is_known()).cloned().collect();
+        for shown in unknown {
+            inner.by_name.remove(&shown.name);
+            inner.drop_if_forgotten(&shown);
+        }
+    }
+
     /// Paths from the one whose nodes begin at `base` or behind, in the order of their numbers, until `take` has enough.
     /// The order of those that are there does not change.
-    pub fn list(&self, base: u64, mut take: impl FnMut(&Shown) -> bool) {
+    pub fn list(&self, base: u64, mut take: impl FnMut(&Arc<Shown>) -> bool) {
         let inner = self.read();
         let from = inner.by_base.partition_point(|shown| u64::from(shown.base) < base);
         let found = inner.by_base[from..].iter().filter(|shown| inner.is_found(shown));
@@ -149,6 +159,38 @@ impl Table {
     pub fn size(&self) -> (usize, u64) {
         let inner = self.read();
         (inner.by_name.len(), inner.entries)
+    }
+}
+
+/// Paths that stay in memory until it is dropped.
+pub struct Held {
+    table: Arc<Table>,
+    paths: Vec<Arc<Shown>>,
+}
+
+impl Held {
+    pub fn new(table: Arc<Table>) -> Held {
+        Held { table, paths: Vec::new() }
+    }
+
+    /// Holds one more, if it is in memory.
+    pub fn add(&mut self, name: &str) -> bool {
+        let inner = self.table.read();
+        let Some(shown) = inner.by_name.get(name) else { return false };
+        // As if the kernel had been given it, and while nobody can take it out.
+        shown.looked_up();
+        self.paths.push(shown.clone());
+        true
+    }
+
+    pub fn paths(&self) -> &[Arc<Shown>] {
+        &self.paths
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.paths.iter().for_each(|shown| self.table.forgotten(shown.node(0), 1));
     }
 }
 

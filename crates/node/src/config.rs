@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::http::link::Offer;
+use crate::inputs::InputsKind;
 
 pub mod detect;
 pub mod flags;
@@ -77,6 +78,7 @@ pub struct Config {
     pub keep_going: bool,
     /// A static shell, seen by builders as `/bin/sh`.
     pub sandbox_shell: Option<PathBuf>,
+    pub inputs: InputsKind,
     /// Where the store is mounted; `None`: nowhere.
     pub mount: Option<PathBuf>,
     /// `name:base64`.
@@ -163,6 +165,7 @@ impl Config {
             keep_failed: false,
             keep_going: false,
             sandbox_shell: detect::sandbox_shell(),
+            inputs: InputsKind::Auto,
             mount: None,
             trusted_public_key: Vec::new(),
             require_sigs: true,

@@ -12,6 +12,7 @@ use shoal_sandbox::State;
 
 use crate::config::units::size_text;
 use crate::config::{Config, detect};
+use crate::inputs;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -62,7 +63,23 @@ pub fn examine(config: &Config, running: bool) -> Vec<Check> {
         };
         Check { name: capability.name, verdict, found: capability.found, fix: capability.fix }
     }));
+    checks.push(lazy_inputs(existing(&config.data_dir)));
     checks
+}
+
+fn lazy_inputs(dir: &Path) -> Check {
+    let name = "lazy-inputs";
+    match inputs::try_out(dir) {
+        Ok(setup_us) => {
+            check(name, Verdict::Ok, format!("a builder whose inputs are a view starts in {setup_us} us"), "")
+        }
+        Err(why) => check(
+            name,
+            Verdict::Warn,
+            format!("builds get their inputs unpacked: {why}"),
+            "for inputs that are fetched as they are read: run the node as root, with /dev/fuse, on Linux 6.15 or later",
+        ),
+    }
 }
 
 fn kernel() -> Check {

@@ -13,6 +13,7 @@ pub mod door;
 pub mod dump;
 pub mod files;
 pub mod http;
+pub mod inputs;
 pub mod keys;
 pub mod logging;
 pub mod mesh;

@@ -17,8 +17,9 @@ use shoal_store::{Store, Watcher};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 
-use crate::neighbours::Neighbours;
-use source::NodeSource;
+use crate::inputs::InputViews;
+
+pub use source::NodeSource;
 
 mod source;
 
@@ -29,6 +30,8 @@ const MOUNTS_MAX: usize = 16;
 pub struct Mounts {
     store: Store,
     source: Arc<NodeSource>,
+    /// Of builds, which are told what is deleted.
+    views: Option<Arc<InputViews>>,
     mounted: Mutex<BTreeMap<PathBuf, Mount>>,
     /// Whether there are any, or one is on its way: read by who must not wait for that.
     is_any: AtomicBool,
@@ -45,11 +48,10 @@ struct News {
 
 impl Mounts {
     /// None yet.
-    pub fn new(store: Store, neighbours: Neighbours) -> Result<Arc<Mounts>> {
-        let source = Arc::new(NodeSource::new(store.clone(), neighbours));
+    pub fn new(store: Store, source: Arc<NodeSource>, views: Option<Arc<InputViews>>) -> Result<Arc<Mounts>> {
         let (mounted, news, told) = (Mutex::default(), Mutex::default(), Condvar::new());
-        let is_any = AtomicBool::new(false);
-        let mounts = Arc::new(Mounts { store: store.clone(), source, mounted, is_any, news, told });
+        let is_any = AtomicBool::new(views.is_some());
+        let mounts = Arc::new(Mounts { store: store.clone(), source, views, mounted, is_any, news, told });
         store.watch(Arc::new(MountWatcher(Arc::downgrade(&mounts))));
         let teller = mounts.clone();
         thread::Builder::new().name("tell mounts".into()).spawn(move || teller.tell())?;
@@ -66,6 +68,12 @@ impl Mounts {
 
     fn handles(&self) -> Vec<Handle> {
         self.mounted().values().map(|mount| mount.handle().clone()).collect()
+    }
+
+    /// Of all that may have something of a path: mounts, and the views of builds.
+    fn holders(&self) -> Vec<Handle> {
+        let views = self.views.as_ref().and_then(|views| views.handle());
+        self.handles().into_iter().chain(views).collect()
     }
 
     /// Mounts at a directory, which is there.
@@ -102,6 +110,9 @@ impl Mounts {
     pub fn stop(&self) {
         self.news().is_over = true;
         self.told.notify_all();
+        if let Some(views) = &self.views {
+            views.stop();
+        }
         let dirs: Vec<PathBuf> = self.mounted().keys().cloned().collect();
         for dir in dirs {
             if let Err(error) = self.unmount(&dir) {
@@ -143,14 +154,14 @@ impl Mounts {
                 }
                 std::mem::take(&mut news.is_valid)
             };
-            let handles = self.handles();
-            if handles.is_empty() {
-                continue;
-            }
             let gone = is_valid.iter().filter(|(_, is_valid)| !**is_valid);
             let gone: Vec<String> = gone.map(|(path, _)| path.base_name().to_owned()).collect();
             if !gone.is_empty() {
-                handles.iter().for_each(|handle| handle.vanished(&gone));
+                self.holders().iter().for_each(|handle| handle.vanished(&gone));
+            }
+            let handles = self.handles();
+            if handles.is_empty() {
+                continue;
             }
             for (path, _) in is_valid.iter().filter(|(_, is_valid)| **is_valid) {
                 match self.store.manifest(path) {
@@ -190,7 +201,7 @@ impl Watcher for MountWatcher {
             return paths.to_vec();
         };
         let names: Vec<String> = paths.iter().map(|path| path.base_name().to_owned()).collect();
-        let in_use: Vec<String> = mounts.handles().iter().flat_map(|handle| handle.in_use(&names)).collect();
+        let in_use: Vec<String> = mounts.holders().iter().flat_map(|handle| handle.in_use(&names)).collect();
         paths.iter().filter(|path| !in_use.iter().any(|name| name == path.base_name())).cloned().collect()
     }
 

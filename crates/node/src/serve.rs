@@ -30,9 +30,10 @@ use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, U
 use crate::http::put::Writer;
 use crate::http::tls::Identity;
 use crate::http::{Cache, HttpOptions, HttpServer, Limits};
+use crate::inputs::Inputs;
 use crate::mesh::seek::{self, Card};
 use crate::mesh::{self, Opened, load, place};
-use crate::mount::Mounts;
+use crate::mount::{Mounts, NodeSource};
 use crate::neighbours::Neighbours;
 use crate::neighbours::orders::Orders;
 use crate::scrub::Scrubber;
@@ -173,8 +174,11 @@ impl Node {
             .with_context(|| format!("cannot open the store in {}", config.data_dir.display()))?;
         let trees = Trees::open(store.clone(), &config.data_dir)?;
         let opened = mesh::open(config, &store, place).await?;
-        let builds = BuildService::start(store.clone(), dir.clone(), trees, builds_config(config)?)?;
         let neighbours = opened.as_ref().map(|opened| opened.neighbours.clone()).unwrap_or_default();
+        let source = Arc::new(NodeSource::new(store.clone(), neighbours.clone()));
+        let inputs = Arc::new(Inputs::new(config.inputs, trees, source.clone(), &config.data_dir));
+        let mounts = Mounts::new(store.clone(), source, inputs.views().cloned())?;
+        let builds = BuildService::start(store.clone(), dir.clone(), inputs, builds_config(config)?)?;
         let options = upstream_options(config)?;
         let upstreams = Upstreams::open(store.clone(), dir.clone(), builds.derivations(), neighbours.clone(), options);
         if let Some(Opened { mesh, orders, host, .. }) = opened {
@@ -195,7 +199,6 @@ impl Node {
             };
             copies.start(orders).context("cannot start a thread")?;
         }
-        let mounts = Mounts::new(store.clone(), neighbours.clone())?;
         Ok(Node { dir, store, builds, neighbours, upstreams, mounts })
     }
 

@@ -1,4 +1,4 @@
-//! Store paths as plain directories: what builds read until the lazy store can show them chunks.
+//! Store paths as plain directories, for builds to read.
 //!
 //! Each tree lies at `<data-dir>/trees/<boot id>/<hash>-<name>` with the file modes and times of a Nix store. Trees are
 //! a cache: they are made from chunks when a build needs them, or moved in from a finished build. They are not synced,
@@ -99,6 +99,16 @@ impl Trees {
         }
         self.evict();
         Ok(in_use)
+    }
+
+    /// Bytes of those of these paths whose trees are not here. `None` where one is not valid here.
+    pub fn missing_bytes<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Option<u64> {
+        let missing: Vec<&StorePath> = {
+            let state = self.lock();
+            paths.into_iter().filter(|path| !state.known.contains_key(*path)).collect()
+        };
+        let size = |path: &StorePath| self.store.path_info(path).ok().flatten().map(|info| info.nar_size);
+        missing.into_iter().map(size).sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,19 +1,24 @@
 //! What a build costs that does nothing: from `spawn` to `Exited`, and of that until the builder is executed.
 //!
-//! `cargo bench -p shoal-sandbox [-- INPUTS...]`. Beside it, as the machine's own limit: starting the same
+//! `cargo bench -p shoal-sandbox [-- INPUTS...]`. Besides, with a directory that shows all inputs already, and many at once. Beside it, as the machine's own limit: starting the same
 //! program without a sandbox.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use shoal_sandbox::{
     Cgroups, Event, Input, Outcome, Program, SUPERVISOR_ARG, Spec, cgroups, remove_tree, spawn, supervisor_main,
 };
 
 const BUSYBOX: &str = "00000000000000000000000000000000-busybox";
 const ROUNDS: usize = 60;
+const AT_ONCE: usize = 20;
 const INPUTS: [usize; 5] = [1, 8, 9, 100, 1000];
 
 /// Between builds; a node that is busy has none, one that builds a chain has some.
@@ -38,7 +43,7 @@ fn main() {
                 let built = (0..ROUNDS).map(|round| {
                     std::thread::sleep(gap);
                     let scratch = dir.join(format!("scratch-{count}-{round}"));
-                    build(&scratch, &inputs[..*count], &metering)
+                    build(&scratch, Shown::Each(&inputs[..*count]), &metering)
                 });
                 let (total, setup) = built.unzip();
                 let kind = if metering == Cgroups::Off { "unmetered" } else { "metered" };
@@ -47,7 +52,39 @@ fn main() {
             }
         }
     }
+    let view = view(&dir);
+    let scratch = |number: usize| dir.join(format!("scratch-view-{number}"));
+    let built = (0..ROUNDS).map(|round| build(&scratch(round), Shown::View(&view), &Cgroups::Off));
+    let (total, setup): (Vec<u64>, Vec<u64>) = built.unzip();
+    println!("{:>44}  {}", "a view, total", Spread::of(total));
+    println!("{:>44}  {}", "set-up", Spread::of(setup));
+    let (one_by_one, _) = time(|| (0..AT_ONCE).for_each(|n| _ = build(&scratch(n), Shown::View(&view), &Cgroups::Off)));
+    let (at_once, _) = time(|| {
+        std::thread::scope(|scope| {
+            for number in 0..AT_ONCE {
+                let (scratch, view) = (scratch(number), &view);
+                scope.spawn(move || build(&scratch, Shown::View(view), &Cgroups::Off));
+            }
+        });
+    });
+    println!("{AT_ONCE} with a view, one by one {one_by_one} us, at once {at_once} us");
     remove_tree(&dir).unwrap();
+}
+
+/// What a build is given to see.
+#[derive(Clone, Copy)]
+enum Shown<'a> {
+    Each(&'a [Input]),
+    View(&'a Arc<OwnedFd>),
+}
+
+/// All trees by one mount.
+fn view(dir: &Path) -> Arc<OwnedFd> {
+    let view = dir.join("view");
+    fs::create_dir(&view).unwrap();
+    fs::rename(dir.join("trees"), view.join("store")).unwrap();
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Arc::new(open_tree(CWD, &view, flags).expect("root's rights"))
 }
 
 fn make_inputs(trees: &Path, count: usize) -> Vec<Input> {
@@ -73,11 +110,14 @@ fn run_bare(busybox: &PathBuf) {
 }
 
 /// Microseconds in all and of set-up.
-fn build(scratch: &Path, inputs: &[Input], metering: &Cgroups) -> (u64, u64) {
+fn build(scratch: &Path, shown: Shown<'_>, metering: &Cgroups) -> (u64, u64) {
     fs::create_dir(scratch).unwrap();
     let path = format!("/nix/store/{BUSYBOX}/busybox").into();
     let mut spec = Spec::new(scratch, Program::Exec { path, argv: vec![b"true".to_vec()] });
-    spec.inputs = inputs.to_vec();
+    match shown {
+        Shown::Each(inputs) => spec.inputs = inputs.to_vec(),
+        Shown::View(view) => spec.view = Some(view.clone()),
+    }
     spec.cgroups = metering.clone();
     let (total, outcome) = time(|| run(&spec));
     remove_tree(scratch).unwrap();

@@ -2,10 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
+use rustix::io::Errno;
+
+use crate::failure::reason;
 use crate::identity::Rights;
 use crate::supervisor::SUPERVISOR_ARG;
 use crate::{Cgroups, End, Event, Identity, Program, Spec, cgroup, remove_tree, seccomp, spawn};
@@ -71,23 +76,38 @@ fn sandbox(data_dir: &Path) -> Capability {
 
 /// Microseconds, or why it failed.
 fn try_sandbox(scratch: &Path) -> Result<u64, String> {
-    fs::create_dir(scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
     // There is nothing to execute in an empty root, and finding that out is the last step.
-    let program = Program::Exec { path: b"/nothing".to_vec(), argv: vec![b"nothing".to_vec()] };
-    let tried = spawn(&Spec::new(scratch, program)).and_then(|mut running| {
+    try_program(scratch, None, "/nothing", Errno::NOENT)
+}
+
+/// Runs a sandbox that has `view` (see [`Spec::view`]) and executes `program` in it, a file that is no program but may be
+/// executed: that shows only once it is read. Microseconds of the set-up, or why it failed.
+pub fn try_view(data_dir: &Path, view: Arc<OwnedFd>, program: &str) -> Result<u64, String> {
+    let scratch = data_dir.join(format!(".probe-view-{}", std::process::id()));
+    try_program(&scratch, Some(view), program, Errno::NOEXEC)
+}
+
+fn try_program(scratch: &Path, view: Option<Arc<OwnedFd>>, program: &str, expected: Errno) -> Result<u64, String> {
+    fs::create_dir(scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
+    let program = Program::Exec { path: program.as_bytes().to_vec(), argv: vec![b"nothing".to_vec()] };
+    let mut log = Vec::new();
+    let tried = spawn(&Spec { view, ..Spec::new(scratch, program) }).and_then(|mut running| {
         loop {
-            if let Some(Event::Exited(outcome)) = running.next(None)? {
-                return Ok(outcome);
+            match running.next(None)? {
+                Some(Event::Output(bytes)) => log.extend(bytes),
+                Some(Event::Exited(outcome)) => return Ok(outcome),
+                None => {}
             }
         }
     });
     let removed = remove_tree(scratch);
     let outcome = tried.map_err(|error| error.to_string())?;
     removed.map_err(|error| format!("{}: {error}", scratch.display()))?;
+    let log = String::from_utf8_lossy(&log);
     match outcome.end {
         End::SetupFailed(text) => Err(text),
-        End::Exited(1) => Ok(outcome.setup_us),
-        end => Err(format!("an empty sandbox ended with {end:?}")),
+        End::Exited(1) if log.contains(&reason(&expected.into())) => Ok(outcome.setup_us),
+        end => Err(format!("a sandbox with nothing to do ended with {end:?}: {}", log.trim_end())),
     }
 }
 

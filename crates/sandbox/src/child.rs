@@ -34,7 +34,7 @@ pub(crate) mod talk {
     pub const WARM: &[u8] = b"w";
     /// Child: I am in a new user name space, map my ids. Supervisor: done.
     pub const IDS: &[u8] = b"i";
-    /// Supervisor: a spec, attached. Then, when the scratch directory is ready, the builder's ids.
+    /// Supervisor: a spec, and maybe a view, attached. Then, when the scratch directory is ready, the builder's ids.
     pub const SPEC: &[u8] = b"s";
     /// Child: I failed, and why.
     pub const FAILED: u8 = b'f';
@@ -95,9 +95,9 @@ fn set_up(inheritance: &Inheritance<'_>) -> Attempt<i32> {
     umask(Mode::empty());
     let base = Base::create(inheritance.rights)?;
 
-    let bytes = receive_spec(inheritance)?;
+    let (bytes, view) = receive_spec(inheritance)?;
     let (spec, inputs) = Spec::decode(&bytes).map_err(unreadable)?;
-    let plan = Plan::new(decode_inputs(inputs).map_err(unreadable)?)?;
+    let plan = Plan::new(decode_inputs(inputs).map_err(unreadable)?, view)?;
     if let (true, Some(network)) = (spec.network, &inheritance.host_network) {
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
             .doing("joining the host's network")?;
@@ -119,10 +119,13 @@ fn expect(inheritance: &Inheritance<'_>, wanted: &[u8]) -> Attempt<()> {
     if received.bytes == wanted { Ok(()) } else { Err(gone()) }
 }
 
-fn receive_spec(inheritance: &Inheritance<'_>) -> Attempt<Vec<u8>> {
+/// An encoded spec, and the view of the inputs if there is one.
+fn receive_spec(inheritance: &Inheritance<'_>) -> Attempt<(Vec<u8>, Option<OwnedFd>)> {
     let mut buffer = [0; 1];
     let received = message::receive(&inheritance.supervisor, &mut buffer).doing("waiting for a build")?;
-    read_spec(&received.fd.ok_or_else(gone)?)
+    let mut fds = received.fds.into_iter();
+    let bytes = read_spec(&fds.next().ok_or_else(gone)?)?;
+    Ok((bytes, fds.next()))
 }
 
 /// Waits for the supervisor to have the scratch directory ready.

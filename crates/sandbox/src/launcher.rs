@@ -4,7 +4,7 @@
 //! that supervisor's socket. It ends when the node does; supervisors at work stay.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -49,10 +49,10 @@ pub(crate) fn run(context: &Context) -> io::Result<()> {
         match sys::clone_process(0, None)? {
             Cloned::Parent { .. } => {
                 drop(near);
-                message::send_with_fd(&node, b"s", &far)?;
+                message::send_with_fds(&node, b"s", &[far.as_fd()])?;
             }
             Cloned::Child => {
-                drop((far, received.fd));
+                drop((far, received.fds));
                 // What a supervisor can't tell its watchers it can tell nobody.
                 let supervised = supervise(context, near, &cgroups);
                 sys::exit_now(i32::from(supervised.is_err()))
@@ -69,8 +69,8 @@ struct Launcher {
 
 static LAUNCHER: Mutex<Option<Launcher>> = Mutex::new(None);
 
-/// Sends a message and a descriptor to a supervisor that nobody else has, and returns its socket.
-pub(crate) fn hand_over(cgroups: &Cgroups, message: &[u8], fd: &OwnedFd) -> io::Result<OwnedFd> {
+/// Sends a message and descriptors to a supervisor that nobody else has, and returns its socket.
+pub(crate) fn hand_over(cgroups: &Cgroups, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
     let request = postcard::to_stdvec(cgroups).map_err(io::Error::other)?;
     let mut launcher = LAUNCHER.lock().unwrap_or_else(PoisonError::into_inner);
     let mut failure = io::Error::from(io::ErrorKind::NotConnected);
@@ -81,7 +81,7 @@ pub(crate) fn hand_over(cgroups: &Cgroups, message: &[u8], fd: &OwnedFd) -> io::
         };
         let current = launcher.insert(current);
         let handed =
-            current.supervisor().map(|supervisor| (message::send_with_fd(&supervisor, message, fd), supervisor));
+            current.supervisor().map(|supervisor| (message::send_with_fds(&supervisor, message, fds), supervisor));
         // The build goes first.
         let ordered = message::send(&current.socket, &request);
         match handed {
@@ -119,7 +119,7 @@ impl Launcher {
     fn supervisor(&self) -> io::Result<OwnedFd> {
         let mut buffer = [0; 1];
         let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the sandbox launcher has died");
-        message::receive(&self.socket, &mut buffer)?.fd.ok_or_else(gone)
+        message::receive(&self.socket, &mut buffer)?.fds.pop().ok_or_else(gone)
     }
 }
 

@@ -52,7 +52,7 @@ mod view;
 mod walk;
 mod watch;
 
-pub use capabilities::{Capability, State, capabilities};
+pub use capabilities::{Capability, State, capabilities, try_view};
 pub use cgroup::cgroups;
 pub use outcome::{End, Outcome, Usage};
 pub use output::{OutputError, canonicalise, release, remove_tree};

@@ -1,8 +1,8 @@
-//! Whole messages over unix sequenced-packet sockets, with a descriptor where needed.
+//! Whole messages over unix sequenced-packet sockets, with descriptors where needed.
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::cmsg_space;
 use rustix::io::{Errno, IoSlice, IoSliceMut, retry_on_intr};
@@ -14,6 +14,9 @@ use rustix::net::{
 /// The longest message. A piece of log and its tag; well below the least socket buffer (208 KiB).
 pub(crate) const MESSAGE_MAX: usize = 64 * 1024 + 1;
 
+/// Descriptors that one message brings: a spec and a view.
+const FDS_MAX: usize = 2;
+
 /// Two connected sockets that keep messages apart, closed on exec.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
@@ -22,46 +25,34 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Sends one message, waiting for room.
 pub(crate) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
-    send_flags(socket, bytes, None, SendFlags::NOSIGNAL)
+    send_flags(socket, bytes, &[], SendFlags::NOSIGNAL)
 }
 
-/// Sends one message and a duplicate of `fd`, waiting for room.
-pub(crate) fn send_with_fd(socket: impl AsFd, bytes: &[u8], fd: impl AsFd) -> io::Result<()> {
-    send_flags(socket, bytes, Some(&fd), SendFlags::NOSIGNAL)
+/// Sends one message and duplicates of at most [`FDS_MAX`] descriptors, waiting for room.
+pub(crate) fn send_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_flags(socket, bytes, fds, SendFlags::NOSIGNAL)
 }
 
 /// Sends one message, or fails with `WouldBlock` when there is no room.
 pub(crate) fn try_send(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
-    send_flags(socket, bytes, None, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+    send_flags(socket, bytes, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
 }
 
-fn send_flags(socket: impl AsFd, bytes: &[u8], fd: Option<&dyn AsFdRef>, flags: SendFlags) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+fn send_flags(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = fd.map(|fd| [fd.fd()]);
-    if let Some(fds) = &fds {
-        control.push(SendAncillaryMessage::ScmRights(fds));
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
     retry_on_intr(|| sendmsg(socket.as_fd(), &[IoSlice::new(bytes)], &mut control, flags))?;
     Ok(())
-}
-
-/// [`AsFd`] without its generics.
-trait AsFdRef {
-    fn fd(&self) -> rustix::fd::BorrowedFd<'_>;
-}
-
-impl<T: AsFd> AsFdRef for T {
-    fn fd(&self) -> rustix::fd::BorrowedFd<'_> {
-        self.as_fd()
-    }
 }
 
 /// One received message.
 pub(crate) struct Received<'a> {
     /// Empty when the other side has closed.
     pub bytes: &'a [u8],
-    pub fd: Option<OwnedFd>,
+    pub fds: Vec<OwnedFd>,
 }
 
 /// Waits for one message.
@@ -75,7 +66,7 @@ pub(crate) fn try_receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Re
 }
 
 fn receive_flags(socket: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> io::Result<Received<'_>> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let length = loop {
         match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(buffer)], &mut control, flags) {
@@ -86,9 +77,10 @@ fn receive_flags(socket: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> io::
             Err(error) => return Err(error.into()),
         }
     };
-    let fd = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    Ok(Received { bytes: &buffer[..length], fd })
+    let fds = rights.flatten().collect();
+    Ok(Received { bytes: &buffer[..length], fds })
 }

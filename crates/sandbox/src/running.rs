@@ -190,7 +190,9 @@ pub fn spawn(spec: &Spec) -> io::Result<Running> {
     let mut file = File::from(memfd_create("spec", MemfdFlags::CLOEXEC)?);
     file.write_all(&bytes)?;
     file.rewind()?;
-    let supervisor = launcher::hand_over(&spec.cgroups, b"s", &file.into())?;
+    let mut fds = vec![file.as_fd()];
+    fds.extend(spec.view.as_ref().map(|view| view.as_fd()));
+    let supervisor = launcher::hand_over(&spec.cgroups, b"s", &fds)?;
     Ok(Running::new(Scratch::new(&spec.scratch), Source::Supervisor(supervisor), 0))
 }
 

@@ -1,6 +1,8 @@
 //! What one build needs to know. Complete: the supervisor reads nothing else.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,12 @@ pub struct Spec {
     /// What the store directory shows beside the outputs. Not encoded with the rest: see [`Spec::encode`].
     #[serde(skip)]
     pub inputs: Vec<Input>,
+    /// A detached mount, in place of `inputs`: a directory that holds a directory `store`, which holds what the store
+    /// directory shows beside the outputs. Takes root's rights.
+    #[serde(skip)]
+    pub view: Option<Arc<OwnedFd>>,
+    /// Mounts each of `inputs` by itself, though an overlay of all may be faster.
+    pub binds_inputs: bool,
     /// Usually `/nix/store`.
     pub store_dir: PathBuf,
     /// Usually `/build`: the working directory, a directory of its own on `scratch`'s file system.
@@ -46,6 +54,8 @@ impl Spec {
             program,
             env: Vec::new(),
             inputs: Vec::new(),
+            view: None,
+            binds_inputs: false,
             store_dir: PathBuf::from("/nix/store"),
             build_dir: PathBuf::from("/build"),
             files: Vec::new(),

@@ -1,9 +1,10 @@
 //! The store directory: the inputs, read-only, and room for the outputs.
 //!
-//! Three ways, the best that the machine allows: an overlay of a [`view`] that shows all inputs by itself; an
-//! overlay of empty places with a bind mount of its input on each; places in the directory of the outputs, with
-//! the same. The first needs root's rights in the first user name space, and trees on a file system that overlays
-//! can read. For a few inputs the last is the fastest.
+//! Who starts a build may give it a view, a directory that holds all inputs already: then an overlay of that is all
+//! there is to do. Else three ways, the best that the machine allows: an overlay of a [`view`] that shows all inputs
+//! by itself; an overlay of empty places with a bind mount of its input on each; places in the directory of the
+//! outputs, with the same. The first needs root's rights in the first user name space, and trees on a file system
+//! that overlays can read. For a few inputs the last is the fastest.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +26,11 @@ use crate::{Scratch, Spec, sys};
 pub(crate) const BIND_MAX: usize = 8;
 
 /// What shall be shown, looked at before anything is mounted. Sorted by name, each name once.
-pub(crate) struct Plan<'a>(Vec<Planned<'a>>);
+pub(crate) struct Plan<'a> {
+    inputs: Vec<Planned<'a>>,
+    /// A mount of the directory above all inputs, in their place.
+    given: Option<OwnedFd>,
+}
 
 /// An input and what its tree is.
 struct Planned<'a> {
@@ -35,7 +40,7 @@ struct Planned<'a> {
 
 impl<'a> Plan<'a> {
     /// Looks at every tree.
-    pub fn new(inputs: Vec<EncodedInput<'a>>) -> Attempt<Plan<'a>> {
+    pub fn new(inputs: Vec<EncodedInput<'a>>, given: Option<OwnedFd>) -> Attempt<Plan<'a>> {
         let mut trees = Trees::default();
         let mut planned = inputs
             .into_iter()
@@ -43,14 +48,17 @@ impl<'a> Plan<'a> {
             .collect::<Attempt<Vec<_>>>()?;
         planned.sort_unstable_by_key(|planned| planned.input.name);
         planned.dedup_by_key(|planned| planned.input.name);
-        Ok(Plan(planned))
+        Ok(Plan { inputs: planned, given })
     }
 
     /// Shows the store in `root`.
     pub fn mount(&self, spec: &Spec, scratch: &Scratch, root: &Root, rights: Rights) -> Attempt<()> {
         root.make_dir(&spec.store_dir)?;
         let site = Site { spec, scratch, root };
-        if self.0.len() > BIND_MAX {
+        if let Some(given) = &self.given {
+            return site.attach_overlay(given, None, &make_work(scratch)?, rights);
+        }
+        if self.inputs.len() > BIND_MAX && !spec.binds_inputs {
             let work = make_work(scratch)?;
             if rights == Rights::Root && self.mount_view(&site, &work).is_ok() {
                 return Ok(());
@@ -62,13 +70,13 @@ impl<'a> Plan<'a> {
         let outputs = copy_mount(CWD, &scratch.store()).doing("opening the output directory")?;
         root.attach(outputs, &spec.store_dir)?;
         let mut places = Places::default();
-        self.0.iter().try_for_each(|planned| make_room(planned, scratch, &mut places))?;
+        self.inputs.iter().try_for_each(|planned| make_room(planned, scratch, &mut places))?;
         self.cover(&site, |_| true)
     }
 
     /// One overlay for all inputs, and singly those that do not lie where the first one does.
     fn mount_view(&self, site: &Site<'_>, work: &OwnedFd) -> Attempt<()> {
-        let (home, _) = self.0.first().map_or((Path::new("/"), OsStr::new("")), |first| split(first.input.tree));
+        let (home, _) = self.inputs.first().map_or((Path::new("/"), OsStr::new("")), |first| split(first.input.tree));
         let (Some(below), Some(home_name)) = (home.parent(), home.file_name()) else {
             return Err(Failure::new("trees in the root directory"));
         };
@@ -78,7 +86,7 @@ impl<'a> Plan<'a> {
             let redirect = Redirect { home: &home_path, name: split(planned.input.tree).1.as_bytes() };
             planned.entry(is_home(planned.input.tree).then_some(redirect))
         };
-        let entries: Vec<Entry> = self.0.iter().map(entry).collect();
+        let entries: Vec<Entry> = self.inputs.iter().map(entry).collect();
         let view = view::mount(&entries, site.scratch).doing("mounting the view of the inputs")?;
         let below = open_dir(below)?;
         site.attach_overlay(&view, Some(&below), work, Rights::Root)?;
@@ -87,7 +95,7 @@ impl<'a> Plan<'a> {
 
     /// One overlay of places for inputs. Making them in a tmpfs costs a hundredth of making them on a disk.
     fn mount_places(&self, site: &Site<'_>, work: &OwnedFd, rights: Rights) -> Attempt<()> {
-        let entries: Vec<Entry> = self.0.iter().map(|planned| planned.entry(None)).collect();
+        let entries: Vec<Entry> = self.inputs.iter().map(|planned| planned.entry(None)).collect();
         let places = view::mount_places(&entries, site.scratch).doing("mounting places for the inputs")?;
         site.attach_overlay(&places, None, work, rights)?;
         self.cover(site, |_| true)
@@ -96,7 +104,7 @@ impl<'a> Plan<'a> {
     /// Mounts inputs on their empty places in the store directory. Symlinks are there already.
     fn cover(&self, site: &Site<'_>, which: impl Fn(&Planned<'a>) -> bool) -> Attempt<()> {
         let mut trees = Trees::default();
-        for planned in self.0.iter().filter(|planned| which(planned)) {
+        for planned in self.inputs.iter().filter(|planned| which(planned)) {
             if let Kind::Symlink { .. } = planned.kind {
                 continue;
             }

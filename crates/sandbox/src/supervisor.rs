@@ -5,7 +5,7 @@
 
 use std::fs::{DirBuilder, OpenOptions, read_to_string};
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -75,7 +75,9 @@ pub(crate) fn supervise(context: &Context, starter: OwnedFd, cgroups: &Cgroups) 
     let newborn = Newborn::bear(context, cgroups, Network::Own);
     let mut buffer = [0; 1];
     let received = message::receive(&starter, &mut buffer)?;
-    let Some(file) = received.fd else { return Ok(()) };
+    let mut fds = received.fds.into_iter();
+    let Some(file) = fds.next() else { return Ok(()) };
+    let view = fds.next();
 
     let mut build = Build {
         started: Instant::now(),
@@ -90,8 +92,9 @@ pub(crate) fn supervise(context: &Context, starter: OwnedFd, cgroups: &Cgroups) 
         Err(failure) => return build.conclude(None, Seen::failed(failure)),
     };
     let scratch = Scratch::new(&spec.scratch);
-    let seen =
-        newborn.and_then(|newborn| build.run(context, newborn, &spec, &scratch, file)).unwrap_or_else(Seen::failed);
+    let seen = newborn
+        .and_then(|newborn| build.run(context, newborn, &spec, &scratch, (file, view)))
+        .unwrap_or_else(Seen::failed);
     build.conclude(Some(&scratch), seen)
 }
 
@@ -111,7 +114,7 @@ impl Build {
         newborn: Newborn,
         spec: &Spec,
         scratch: &Scratch,
-        file: OwnedFd,
+        (file, view): (OwnedFd, Option<OwnedFd>),
     ) -> Attempt<Seen> {
         let network = if spec.network { Network::Host } else { Network::Own };
         let mut sandbox = if newborn.suits(context, network, &spec.cgroups) {
@@ -119,7 +122,9 @@ impl Build {
         } else {
             Newborn::bear(context, &spec.cgroups, network)?
         };
-        unless_dead(message::send_with_fd(&sandbox.socket, talk::SPEC, file)).doing("handing over the spec")?;
+        let fds: Vec<BorrowedFd<'_>> = [&file].into_iter().chain(&view).map(AsFd::as_fd).collect();
+        unless_dead(message::send_with_fds(&sandbox.socket, talk::SPEC, &fds)).doing("handing over the spec")?;
+        drop((file, view));
         let lease = Lease::acquire(&spec.identity, context.rights)?;
         self.uid = lease.ids.uid;
         if record::read(&scratch.exit()).doing("looking at the scratch directory")?.is_some() {

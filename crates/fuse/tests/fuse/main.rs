@@ -6,3 +6,4 @@ mod lab;
 mod paths;
 mod reading;
 mod served_elsewhere;
+mod views;

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use shoal_sandbox::Scratch;
+use shoal_sandbox::{Event, Scratch};
 use shoal_wire::nix::aterm;
 use shoal_wire::nix::derivation::BasicDerivation;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
@@ -20,10 +22,13 @@ use super::graph::{Graph, Task};
 use super::prepare::Prepared;
 use super::request::{BuildOptions, Goal, Progress, Wanted};
 use super::service::BuildService;
-use crate::trees::{boot_id, remove_in_background};
+use crate::inputs::Given;
+use crate::trees::{boot_id, in_background, remove};
 
 /// How often the reader of an adopted build looks up when nothing happens.
-const ADOPTED_IDLE: std::time::Duration = std::time::Duration::from_secs(3600);
+const ADOPTED_IDLE: Duration = Duration::from_secs(3600);
+/// A sandbox that is killed is gone before; one that is not would keep all that is tidied up waiting.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a new node must know of a build beyond what its supervisor knows. On disk it is a line of JSON, and the
 /// derivation in ATerm form follows.
@@ -35,6 +40,9 @@ struct Note {
     name: String,
     output_hashes: BTreeMap<String, [u8; 32]>,
     needs_realisations: bool,
+    /// Its inputs came from the node itself, so that it cannot go on without it.
+    #[serde(default)]
+    has_view: bool,
 }
 
 #[derive(Debug)]
@@ -47,13 +55,14 @@ pub struct Adopted {
 }
 
 /// Written before the build starts.
-pub(super) fn leave_note(scratch: &Scratch, prepared: &Prepared, dir: &StoreDir) -> Result<()> {
+pub(super) fn leave_note(scratch: &Scratch, prepared: &Prepared, given: &Given, dir: &StoreDir) -> Result<()> {
     let note = Note {
         boot_id: boot_id()?,
         drv_path: prepared.drv_path.clone(),
         name: prepared.derivation.name.clone(),
         output_hashes: prepared.output_hashes.clone(),
         needs_realisations: prepared.needs_realisations,
+        has_view: given.view().is_some(),
     };
     let mut text = serde_json::to_vec(&note)?;
     text.push(b'\n');
@@ -67,6 +76,7 @@ fn read_note(scratch: &Scratch, dir: &StoreDir) -> Result<Adopted> {
     let (note, text) = bytes.split_at(end);
     let note: Note = serde_json::from_slice(note)?;
     anyhow::ensure!(note.boot_id == boot_id()?, "it is of a time before the machine was started");
+    anyhow::ensure!(!note.has_view, "what it reads came from the node that is gone");
     let derivation = aterm::parse(dir, &text[1..], &note.name)?.to_basic();
     Ok(Adopted {
         drv_path: note.drv_path,
@@ -87,10 +97,31 @@ pub(super) fn adopt_all(service: &Arc<BuildService>) {
             Ok(adopted) => adopt(service, adopted),
             Err(error) => {
                 tracing::info!(dir = %path.display(), error = format!("{error:#}"), "removing what is left of a build");
-                remove_in_background(path);
+                in_background(move || end_and_remove(&path));
             }
         }
     }
+}
+
+/// Stops what runs there, if anything does.
+fn end_and_remove(path: &Path) {
+    let ended = shoal_sandbox::attach(path, 0).and_then(|mut running| {
+        running.kill()?;
+        let until = Instant::now() + END_PATIENCE;
+        while let Some(event) = running.next(Some(until))? {
+            if let Event::Exited(_) = event {
+                break;
+            }
+        }
+        Ok(())
+    });
+    match ended {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(dir = %path.display(), %error, "a build of an earlier run may still be there");
+        }
+        _ => {}
+    }
+    remove(path);
 }
 
 /// Wants the build on behalf of nobody until it has ended.

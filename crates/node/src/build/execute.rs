@@ -26,6 +26,7 @@ use super::request::BuildOptions;
 use super::service::{BuildService, Work};
 use super::story::{Stage, Story};
 use super::{environment, sandbox_spec};
+use crate::inputs::Given;
 use crate::trees::remove_in_background;
 
 /// With less than this left (bytes or inodes) a failed builder may have failed for want of space (Nix's figure).
@@ -168,10 +169,11 @@ impl Job<'_> {
         }
         let infrastructure = |error: anyhow::Error| Failure::infrastructure(&error);
         self.comes_to(Stage::Inputs);
-        let _trees = self.service.trees.ensure(&prepared.inputs).map_err(infrastructure)?;
+        let given = self.service.inputs.give(&prepared.inputs).map_err(infrastructure)?;
         let scratch = self.scratch().map_err(infrastructure)?;
-        let running =
-            self.start(&prepared, &scratch).inspect_err(|_| remove_in_background(scratch.path().to_path_buf()))?;
+        let running = self
+            .start(&prepared, &scratch, &given)
+            .inspect_err(|_| remove_in_background(scratch.path().to_path_buf()))?;
         self.announced = true;
         self.comes_to(Stage::Build);
         self.tell(&BuildEvent::Started { job: self.id, drv_path: self.task.drv_path.clone(), machine: None });
@@ -182,6 +184,8 @@ impl Job<'_> {
             tracing::warn!(derivation = %self.task.drv_path, error = format!("{error:#}"), "cannot keep a build's log");
         }
         let result = match outcome {
+            // However it ended: a builder may make something of an error that it is given.
+            Ok(outcome) if given.has_failed() && outcome.end != End::Killed => Err(Failure::inputs_failed()),
             Ok(outcome) => self.conclude(&prepared, &scratch, &outcome, &last_lines),
             Err(error) => Err(Failure::infrastructure(&anyhow::Error::new(error).context("lost sight of a build"))),
         };
@@ -209,7 +213,7 @@ impl Job<'_> {
         }
     }
 
-    fn start(&self, prepared: &Prepared, scratch: &Scratch) -> Result<Running, Failure> {
+    fn start(&self, prepared: &Prepared, scratch: &Scratch, given: &Given) -> Result<Running, Failure> {
         let failed = |error: std::io::Error| {
             Failure::infrastructure(&anyhow::Error::new(error).context("cannot start a sandbox"))
         };
@@ -217,8 +221,9 @@ impl Job<'_> {
             return shoal_sandbox::attach(scratch.path(), 0).map_err(failed);
         }
         let environment = environment::make(self.service, prepared, self.cores())?;
-        let spec = sandbox_spec::make(self.service, prepared, scratch, environment, self.options)?;
-        adopt::leave_note(scratch, prepared, &self.service.dir).map_err(|error| Failure::infrastructure(&error))?;
+        let spec = sandbox_spec::make(self.service, prepared, scratch, given, environment, self.options)?;
+        adopt::leave_note(scratch, prepared, given, &self.service.dir)
+            .map_err(|error| Failure::infrastructure(&error))?;
         let running = shoal_sandbox::spawn(&spec).map_err(failed)?;
         self.kill.arm(running.killer().map_err(failed)?);
         Ok(running)

@@ -48,6 +48,12 @@ impl Failure {
         Failure::new(BuildStatus::TransientFailure, format!("{error:#}"))
     }
 
+    /// The builder read something that did not come.
+    pub fn inputs_failed() -> Failure {
+        let text = "some inputs could not be read while the builder ran; the node's log says which and why";
+        Failure::new(BuildStatus::TransientFailure, text)
+    }
+
     pub fn timed_out(after: Duration) -> Failure {
         Failure::new(BuildStatus::TimedOut, format!("timed out after {} seconds", after.as_secs()))
     }

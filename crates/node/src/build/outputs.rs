@@ -472,7 +472,7 @@ fn commit(service: &BuildService, accepted: Vec<Accepted>) -> Result<(), Rejecte
     }
     service.store.commit(batch).context("cannot record the outputs of a build")?;
     for (path, tree, nar_size) in trees {
-        service.trees.adopt(&path, &tree, nar_size);
+        service.inputs.trees().adopt(&path, &tree, nar_size);
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::prepare::Prepared;
 use super::request::BuildOptions;
 use super::service::BuildService;
 use crate::builtin;
+use crate::inputs::Given;
 
 /// Systems whose programs run on this machine's kernel only in 32-bit mode.
 const SYSTEMS_OF_32_BITS: [&str; 4] = ["i686-linux", "armv5tel-linux", "armv6l-linux", "armv7l-linux"];
@@ -27,19 +28,24 @@ pub(super) fn make(
     service: &BuildService,
     prepared: &Prepared,
     scratch: &Scratch,
+    given: &Given,
     environment: Environment,
     options: &BuildOptions,
 ) -> Result<Spec, Failure> {
     let program = program(service, prepared, &environment.variables)?;
     let input = |path: &shoal_wire::nix::store_path::StorePath| Input {
         name: path.base_name().to_string(),
-        tree: service.trees.path(path),
+        tree: service.inputs.trees().path(path),
     };
     let mut spec = Spec::new(scratch.path(), program);
     spec.env = environment.variables;
     spec.files = environment.files.into_iter().map(|(name, bytes)| BuildFile { name, bytes, mode: 0o644 }).collect();
     spec.files.extend(host_files(prepared));
-    spec.inputs = prepared.inputs.iter().map(input).collect();
+    match given {
+        Given::View(view) => spec.view = Some(view.dir().clone()),
+        Given::Trees(_) => spec.inputs = prepared.inputs.iter().map(input).collect(),
+    }
+    spec.binds_inputs = service.inputs.are_bound();
     spec.store_dir = PathBuf::from(service.dir.as_str());
     spec.network = needs_network(prepared);
     spec.system_shell = service.config.sandbox_shell.clone();

@@ -39,7 +39,7 @@ use super::request::{BuildHandle, BuildOptions, BuildRequest, Goal, Wanted};
 use super::scratches::Scratches;
 use super::story::{How, Story};
 use super::traces::Traces;
-use crate::trees::Trees;
+use crate::inputs::Inputs;
 
 /// Stack of a build thread; it reads, hashes and waits, and nothing on it recurses.
 const BUILD_THREAD_STACK_BYTES: usize = 2 << 20;
@@ -153,7 +153,7 @@ pub(super) struct Work {
 pub struct BuildService {
     pub(super) store: Store,
     pub(super) dir: StoreDir,
-    pub(super) trees: Arc<Trees>,
+    pub(super) inputs: Arc<Inputs>,
     pub(super) derivations: Arc<Derivations>,
     pub(super) config: Config,
     pub(super) history: History,
@@ -173,7 +173,7 @@ pub struct BuildService {
 }
 
 impl BuildService {
-    pub fn start(store: Store, dir: StoreDir, trees: Arc<Trees>, config: Config) -> Result<Arc<BuildService>> {
+    pub fn start(store: Store, dir: StoreDir, inputs: Arc<Inputs>, config: Config) -> Result<Arc<BuildService>> {
         let builds = config.data_dir.join("builds");
         std::fs::create_dir_all(&builds).with_context(|| format!("cannot make {}", builds.display()))?;
         let (work, started) = mpsc::channel();
@@ -201,7 +201,7 @@ impl BuildService {
             scratches: Scratches::new(builds),
             store,
             dir,
-            trees,
+            inputs,
             config,
             next_job: AtomicU64::new(1),
             kept: AtomicUsize::new(0),
@@ -226,6 +226,11 @@ impl BuildService {
     /// Derivations in the store, parsed.
     pub fn derivations(&self) -> Arc<Derivations> {
         self.derivations.clone()
+    }
+
+    /// How builds see their inputs.
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
     }
 
     pub fn store_dir(&self) -> &StoreDir {
@@ -510,7 +515,7 @@ impl BuildService {
     pub fn collect(&self, request: &GcRequest) -> Result<GcReport, GcError> {
         let report = self.store.collect(request)?;
         if matches!(request.action, GcAction::DeleteDead | GcAction::DeleteSpecific) {
-            self.trees.forget(&report.paths);
+            self.inputs.trees().forget(&report.paths);
         }
         Ok(report)
     }

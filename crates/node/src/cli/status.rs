@@ -40,6 +40,7 @@ impl Status {
             ("socket", text("/socket")),
             ("store", format!("{} paths, {} on disk", number("/store/paths"), size_text(number("/store/disk_bytes")))),
             ("mesh", mesh_text(&status["membership"])),
+            ("inputs", inputs_text(&status["inputs"])),
             ("clients", number("/sessions").to_string()),
             (
                 "builds",
@@ -55,6 +56,18 @@ impl Status {
         let upstreams = status["upstreams"].as_array().into_iter().flatten();
         rows.extend(upstreams.map(|upstream| vec!["upstream".to_string(), upstream_text(upstream)]));
         Ok(output::table(&rows)?)
+    }
+}
+
+/// How builds see their inputs.
+fn inputs_text(inputs: &Value) -> String {
+    let kind = inputs["kind"].as_str().unwrap_or_default();
+    let number = |name: &str| inputs[name].as_u64().unwrap_or(0);
+    let counts =
+        format!("{} builds with views, {} with trees", number("builds_with_views"), number("builds_with_trees"));
+    match inputs["views"].as_bool() {
+        Some(true) => format!("{kind}: {counts}"),
+        _ => format!("{kind}: {counts}; no views: {}", inputs["lacks"].as_str().unwrap_or_default()),
     }
 }
 

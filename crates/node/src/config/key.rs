@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::units::{Quota, parse_duration, parse_optional_duration, parse_optional_size};
 use super::{Config, HttpRead, LogFormat};
 use crate::http::link::Offer;
+use crate::inputs::InputsKind;
 use crate::upstream::Location;
 use shoal_mesh::bootstrap::PeerAddress;
 
@@ -202,6 +203,12 @@ pub const KEYS: &[Key] = &[
         "Static shell that builds see as /bin/sh; or none",
     ),
     key(
+        "inputs",
+        "auto",
+        Set::One("KIND", |c, v| inputs(v).map(|i| c.inputs = i)),
+        "How builds see their inputs: lazy, fetched as they are read; materialised, unpacked before; bind, each mounted by itself; or auto: unpacked where that takes little",
+    ),
+    key(
         "mount",
         "none",
         Set::One("DIR", |c, v| optional_path(v).map(|p| c.mount = p)),
@@ -370,6 +377,12 @@ fn addresses(values: Vec<String>) -> Result<Vec<SocketAddr>, String> {
 fn peers(values: Vec<String>) -> Result<Vec<String>, String> {
     values.iter().try_for_each(|text| text.parse::<PeerAddress>().map(drop).map_err(|error| error.to_string()))?;
     Ok(values)
+}
+
+fn inputs(text: &str) -> Result<InputsKind, String> {
+    let all = [InputsKind::Auto, InputsKind::Lazy, InputsKind::Materialised, InputsKind::Bind];
+    let found = all.into_iter().find(|kind| kind.to_string() == text);
+    found.ok_or_else(|| format!("'{text}' is none of auto, lazy, materialised and bind"))
 }
 
 fn http_read(text: &str) -> Result<HttpRead, String> {

@@ -235,6 +235,7 @@ impl NodeState {
         });
         status["upstreams"] = serde_json::to_value(self.upstreams.status())?;
         status["mounts"] = self.mounts.status();
+        status["inputs"] = self.builds.inputs().status();
         status["membership"] = self.mesh.summary();
         status["last_scrub"] = serde_json::to_value(self.scrubber.last())?;
         let (downloading, waiting) = self.upstreams.counts();

@@ -14,6 +14,7 @@ use shoal_node::http::link::Offer;
 use shoal_node::http::put::Writer;
 use shoal_node::http::tls::Identity;
 use shoal_node::http::{Cache, HttpOptions, HttpServer, Limits};
+use shoal_node::inputs::Inputs;
 use shoal_node::session::SessionHost;
 use shoal_node::session::deposit::Deposits;
 use shoal_node::tokens::{self, Tokens};
@@ -228,8 +229,8 @@ pub fn deposits(store: &Store, dir: &Path, trusted: TrustedKeys, upstreams: Upst
         cgroups: shoal_sandbox::cgroups(),
         signing_keys: Vec::new(),
     };
-    let trees = Trees::open(store.clone(), dir).unwrap();
-    let builds = BuildService::start(store.clone(), StoreDir::default(), trees, config).unwrap();
+    let inputs = Arc::new(Inputs::unpacked(Trees::open(store.clone(), dir).unwrap()));
+    let builds = BuildService::start(store.clone(), StoreDir::default(), inputs, config).unwrap();
     let host = SessionHost::new(store.clone(), builds, trusted, true).behind(upstreams);
     Arc::new(Deposits::new(host.services()))
 }

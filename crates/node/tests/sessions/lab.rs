@@ -11,6 +11,7 @@ use shoal_grid::can_run::Machine;
 use shoal_node::build::service::{BuildService, Config, Defaults};
 use shoal_node::door::pipe::{Lane, Outgoing, pipe};
 use shoal_node::door::{Grant, Peer, Program, Role, SESSIONS_MAX, Sessions};
+use shoal_node::inputs::Inputs;
 use shoal_node::session::SessionHost;
 use shoal_node::trees::Trees;
 use shoal_store::Store;
@@ -52,7 +53,7 @@ impl Lab {
     pub fn with_require_sigs(require_sigs: bool) -> Lab {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
-        let trees = Trees::open(store.clone(), dir.path()).unwrap();
+        let inputs = Arc::new(Inputs::unpacked(Trees::open(store.clone(), dir.path()).unwrap()));
         // It offers no system, so whatever must be built is refused.
         let config = Config {
             data_dir: dir.path().to_owned(),
@@ -70,7 +71,7 @@ impl Lab {
             cgroups: shoal_sandbox::cgroups(),
             signing_keys: Vec::new(),
         };
-        let builds = BuildService::start(store.clone(), StoreDir::default(), trees, config).unwrap();
+        let builds = BuildService::start(store.clone(), StoreDir::default(), inputs, config).unwrap();
         let [key, own] =
             [("lab-1", 7), ("node-1", 8)].map(|(name, seed)| SecretKey::from_seed(name, [seed; 32]).unwrap());
         let trusted = TrustedKeys::from_iter([key.public(), own.public()]);

@@ -3,8 +3,11 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
 use expect_test::expect;
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use shoal_sandbox::{End, Input, Scratch, canonicalise};
 
 use crate::harness::Test;
@@ -13,6 +16,8 @@ use crate::world::{BUSYBOX, Who, World, run};
 pub const TESTS: &[Test] = &[
     ("few_inputs_of_every_kind", few_inputs_of_every_kind),
     ("many_inputs_of_every_kind", many_inputs_of_every_kind),
+    ("many_inputs_mounted_singly", many_inputs_mounted_singly),
+    ("a_view_that_is_given_shows_in_place_of_inputs", a_view_that_is_given_shows_in_place_of_inputs),
     ("a_thousand_inputs", a_thousand_inputs),
     ("inputs_from_several_directories", inputs_from_several_directories),
     ("outputs_beside_many_inputs_are_the_builders_alone", outputs_beside_many_inputs_are_the_builders_alone),
@@ -55,7 +60,7 @@ fn fillers(world: &World, count: usize) -> Vec<Input> {
     (0..count).map(|i| world.directory(&format!("9{i:031}-filler"), &format!("{i}\n"))).collect()
 }
 
-fn check_kinds(world: &World, mut inputs: Vec<Input>) {
+fn check_kinds(world: &World, mut inputs: Vec<Input>, binds: bool) {
     let not_chosen = "66666666666666666666666666666666-other";
     world.directory(not_chosen, "");
     // The same input twice is one input.
@@ -67,6 +72,7 @@ fn check_kinds(world: &World, mut inputs: Vec<Input>) {
     ));
     let count = inputs.len();
     spec.inputs = inputs;
+    spec.binds_inputs = binds;
     let ran = run(&spec);
     let expected = expect![[r#"
         00000000000000000000000000000000-busybox
@@ -95,13 +101,48 @@ fn check_kinds(world: &World, mut inputs: Vec<Input>) {
 }
 
 fn few_inputs_of_every_kind(world: &World) {
-    check_kinds(world, one_of_every_kind(world));
+    check_kinds(world, one_of_every_kind(world), false);
 }
 
 fn many_inputs_of_every_kind(world: &World) {
     let mut inputs = fillers(world, MANY);
     inputs.extend(one_of_every_kind(world));
-    check_kinds(world, inputs);
+    check_kinds(world, inputs, false);
+}
+
+fn many_inputs_mounted_singly(world: &World) {
+    let mut inputs = fillers(world, MANY);
+    inputs.extend(one_of_every_kind(world));
+    check_kinds(world, inputs, true);
+}
+
+fn a_view_that_is_given_shows_in_place_of_inputs(world: &World) {
+    if world.who == Who::User {
+        return println!("skipped: a mount to give takes root's rights");
+    }
+    let view = world.dir.join("view");
+    fs::create_dir(&view).unwrap();
+    world.directory(DIRECTORY, "inside\n");
+    fs::rename(world.trees(), view.join("store")).unwrap();
+    let mut spec = world.script(&format!(
+        "cd /nix/store; ls; cat {DIRECTORY}/file; echo x > {DIRECTORY}/more; mkdir out; mv out kept; echo y > kept/file; ls",
+    ));
+    spec.inputs = Vec::new();
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    spec.view = Some(Arc::new(open_tree(CWD, &view, flags).unwrap()));
+    let ran = run(&spec);
+    expect![[r#"
+        00000000000000000000000000000000-busybox
+        55555555555555555555555555555555-directory
+        inside
+        sh: can't create 55555555555555555555555555555555-directory/more: Permission denied
+        00000000000000000000000000000000-busybox
+        55555555555555555555555555555555-directory
+        kept
+    "#]]
+    .assert_eq(&ran.log);
+    assert_eq!(fs::read_to_string(Scratch::new(&spec.scratch).output("kept").join("file")).unwrap(), "y\n");
+    assert!(!view.join("store/kept").exists());
 }
 
 fn a_thousand_inputs(world: &World) {
@@ -161,7 +202,7 @@ fn inputs_from_several_directories(world: &World) {
     inputs.push(world.busybox());
     inputs.extend(moved);
     inputs.rotate_left(MANY);
-    check_kinds(world, inputs);
+    check_kinds(world, inputs, false);
 }
 
 fn a_missing_input_fails_the_set_up(world: &World) {

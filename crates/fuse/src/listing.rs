@@ -1,0 +1,153 @@
+//! Directories, listed.
+
+use crate::file_system::{FOREVER, NAME_LEN_MAX, Shared};
+use crate::place::{Entry, Place, directory_attr};
+use crate::table::{ROOT, Shown};
+use crate::tree::Kind;
+use crate::views::{ViewPaths, within};
+use fuser::{Errno, FileAttr, Generation, ReplyDirectory, ReplyDirectoryPlus};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+/// Offsets in a listing: after `.`, after `..`, and from there what comes next.
+const AFTER_DOT: u64 = 1;
+const AFTER_DOTS: u64 = 2;
+
+/// A listing that is being answered: with attributes, or without.
+pub trait Listing: Send + 'static {
+    /// Whether it is full, and this was not added.
+    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool;
+    /// Whether the kernel takes entries as looked up.
+    fn looks_up(&self) -> bool;
+    fn end(self);
+    fn fail(self);
+}
+
+impl Listing for ReplyDirectory {
+    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool {
+        self.add(attr.ino, after, attr.kind, OsStr::from_bytes(name))
+    }
+
+    fn looks_up(&self) -> bool {
+        false
+    }
+
+    fn end(self) {
+        self.ok();
+    }
+
+    fn fail(self) {
+        self.error(Errno::EIO);
+    }
+}
+
+impl Listing for ReplyDirectoryPlus {
+    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool {
+        self.add(attr.ino, after, OsStr::from_bytes(name), &FOREVER, attr, Generation(0))
+    }
+
+    fn looks_up(&self) -> bool {
+        true
+    }
+
+    fn end(self) {
+        self.ok();
+    }
+
+    fn fail(self) {
+        self.error(Errno::EIO);
+    }
+}
+
+/// `.` and `..`, which the kernel never takes as looked up. Whether there is room for more.
+fn dots(listing: &mut impl Listing, offset: u64, own: u64, parent: u64) -> bool {
+    let is_full = (offset < AFTER_DOT && listing.entry(AFTER_DOT, b".", &directory_attr(own)))
+        || (offset < AFTER_DOTS && listing.entry(AFTER_DOTS, b"..", &directory_attr(parent)));
+    !is_full
+}
+
+/// Adds an entry of a path. Whether there is room for more.
+fn add(listing: &mut impl Listing, after: u64, name: &[u8], shown: &Shown, attr: &FileAttr) -> bool {
+    if name.len() > NAME_LEN_MAX {
+        // Nobody could open it.
+        return true;
+    }
+    if listing.entry(after, name, attr) {
+        return false;
+    }
+    if listing.looks_up() {
+        shown.looked_up();
+    }
+    true
+}
+
+/// How many entries of a list are to be passed over.
+fn listed_before(offset: u64) -> usize {
+    usize::try_from(offset.saturating_sub(AFTER_DOTS)).unwrap_or(usize::MAX)
+}
+
+impl Shared {
+    pub fn list(self: &Arc<Self>, node: u64, offset: u64, listing: impl Listing) {
+        match self.place(node) {
+            Some(Place::Root) => {
+                let shared = self.clone();
+                self.loads.when_listed(Box::new(move |is_listed| match is_listed {
+                    true => shared.list_root(offset, listing),
+                    false => listing.fail(),
+                }));
+            }
+            // Who looks into it knows the one name in it.
+            Some(Place::View(view)) => {
+                let mut listing = listing;
+                dots(&mut listing, offset, view.top(), ROOT);
+                listing.end();
+            }
+            Some(Place::ViewStore(view)) => list_view(&view, offset, listing),
+            Some(Place::Entry(entry)) => list_directory(&entry, offset, listing),
+            Some(Place::Greeting) | None => listing.fail(),
+        }
+    }
+
+    fn list_root(&self, offset: u64, mut listing: impl Listing) {
+        if dots(&mut listing, offset, ROOT, ROOT) {
+            // Offsets are the numbers of nodes, of which the first few are not given out.
+            self.table.list(offset.max(AFTER_DOTS), |shown| {
+                let Some(attr) = Entry::top(shown.clone(), 0).attr() else { return true };
+                add(&mut listing, shown.node(0) + 1, shown.name.as_bytes(), shown, &attr)
+            });
+        }
+        listing.end();
+    }
+}
+
+fn list_view(view: &ViewPaths, offset: u64, mut listing: impl Listing) {
+    if dots(&mut listing, offset, view.store(), view.top()) {
+        for (place, shown) in view.paths().iter().enumerate().skip(listed_before(offset)) {
+            let Some(attr) = Entry::top(shown.clone(), view.number()).attr() else { continue };
+            if !add(&mut listing, AFTER_DOTS + place as u64 + 1, shown.name.as_bytes(), shown, &attr) {
+                break;
+            }
+        }
+    }
+    listing.end();
+}
+
+fn list_directory(entry: &Entry, offset: u64, mut listing: impl Listing) {
+    let Entry { shown, number, view } = entry;
+    let Some(Kind::Directory { children }) = shown.tree.kind(*number) else { return listing.fail() };
+    let own = within(*view, shown.node(*number));
+    let parent = match shown.tree.parent(*number) {
+        Some(parent) => within(*view, shown.node(parent)),
+        None => ROOT,
+    };
+    if dots(&mut listing, offset, own, parent) {
+        for (place, child) in children.enumerate().skip(listed_before(offset)) {
+            let Some(attr) = entry.other(child).attr() else { continue };
+            if !add(&mut listing, AFTER_DOTS + place as u64 + 1, shown.tree.name(child), shown, &attr) {
+                break;
+            }
+        }
+    }
+    listing.end();
+}

@@ -1,0 +1,230 @@
+//! Views for builds, in a file system that is attached nowhere.
+//!
+//! Its mount exists as a descriptor only, and so does each view's: whoever gets one attaches it where it wants, and
+//! nothing is left in any directory when the process that serves it dies. Takes root's rights, and Linux 6.15 or later,
+//! which lets a part of such a mount be copied.
+
+use crate::counts::{Stats, Upcalls};
+use crate::fetches::Fetches;
+use crate::file_system::{FileSystem, Shared};
+use crate::greeting;
+use crate::loads::Loads;
+use crate::mount::{END_PATIENCE, FORGET_LOOK, Handle, MountError, SOURCE_NAME, config};
+use crate::options::Options;
+use crate::source::Source;
+use crate::table::{Held, Table};
+use crate::views::{ViewPaths, Views};
+use fuser::{BackgroundSession, Session, SessionACL};
+use rustix::fs::{CWD, Mode, OFlags, fstat, minor, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen, open_tree,
+};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+use thiserror::Error;
+
+/// Paths looked up at a time for one view.
+const LOADS_MAX: usize = 1024;
+
+/// Why there is no view.
+#[derive(Debug, Error)]
+pub enum ViewError {
+    #[error("the files of {name} could not be learnt, so no view shows it")]
+    Path { name: String },
+    #[error("cannot open a view of inputs: {0}")]
+    Open(#[from] io::Error),
+    #[error("the file system of views is not served any more")]
+    Ended,
+}
+
+/// A file system of views. Ends when it is dropped.
+pub struct ViewMount {
+    root: OwnedFd,
+    session: Option<BackgroundSession>,
+    handle: Handle,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Some store paths as one directory, for as long as it is not dropped.
+pub struct View {
+    dir: Arc<OwnedFd>,
+    paths: Arc<ViewPaths>,
+    handle: Handle,
+    _held: Held,
+}
+
+impl ViewMount {
+    /// Makes the file system, of which nothing is seen yet.
+    pub fn start(source: Arc<dyn Source>, options: &Options) -> Result<ViewMount, MountError> {
+        let table = Arc::<Table>::default();
+        let (fetches, mut threads) = Fetches::start(source.clone(), options).map_err(MountError::Thread)?;
+        let loads = Loads::start(source, table.clone(), options.lookup_deadline, false);
+        let (loads, more) = loads.map_err(MountError::Thread)?;
+        threads.extend(more);
+        let views = Arc::<Views>::default();
+        let shared =
+            Arc::new(Shared { table, loads, fetches, views, upcalls: Upcalls::default(), has_ended: false.into() });
+        match serve(&shared, options) {
+            Ok((session, root)) => {
+                let handle = Handle { shared, notifier: session.notifier() };
+                greeting::greet(&descriptor_path(&root));
+                Ok(ViewMount { root, session: Some(session), handle, threads })
+            }
+            Err(error) => {
+                shared.end();
+                Err(MountError::Mount { dir: PathBuf::from("a descriptor"), error })
+            }
+        }
+    }
+
+    /// A view of the paths with these base names. Waits for what is not known of them yet.
+    pub fn view<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<View, ViewError> {
+        let shared = &self.handle.shared;
+        if self.has_ended() {
+            return Err(ViewError::Ended);
+        }
+        let names: Vec<&str> = names.into_iter().collect();
+        let held = match self.hold(&names) {
+            // There may be no room for more trees beside those that nobody uses.
+            Err(_) => {
+                self.handle.forget_views(|_| true);
+                shared.table.drop_unknown();
+                self.hold(&names)?
+            }
+            held => held?,
+        };
+        let paths = shared.views.begin(held.paths().to_vec()).ok_or(ViewError::Ended)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        match open_tree(&self.root, paths.name(), flags) {
+            Ok(dir) => Ok(View { dir: Arc::new(dir), paths, handle: self.handle.clone(), _held: held }),
+            Err(error) => {
+                self.handle.end_view(&paths);
+                Err(ViewError::Open(error.into()))
+            }
+        }
+    }
+
+    fn hold(&self, names: &[&str]) -> Result<Held, ViewError> {
+        let Shared { table, loads, .. } = &*self.handle.shared;
+        let mut held = Held::new(table.clone());
+        let mut missing: Vec<&str> = names.iter().copied().filter(|name| !held.add(name)).collect();
+        for batch in missing.chunks_mut(LOADS_MAX) {
+            let (tell, told) = mpsc::channel::<()>();
+            for name in batch.iter() {
+                let tell = tell.clone();
+                // That it is dropped says that this one was answered.
+                loads.look_up(name, Box::new(move |_| drop(tell)));
+            }
+            drop(tell);
+            while told.recv().is_ok() {}
+            if let Some(name) = batch.iter().find(|name| !held.add(name)) {
+                return Err(ViewError::Path { name: (*name).to_owned() });
+            }
+        }
+        Ok(held)
+    }
+
+    /// What is to be told of paths that come and go.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.handle.stats()
+    }
+
+    /// Whether it broke, or was stopped.
+    pub fn has_ended(&self) -> bool {
+        self.handle.shared.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Ends it although views are in use: their readers get errors from then on.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        self.handle.shared.has_ended.store(true, Ordering::Release);
+        self.handle.shared.end();
+        if let Err(error) = abort(&self.root) {
+            tracing::debug!(%error, "a file system of views cannot be aborted, and ends with its last user");
+        }
+        let deadline = Instant::now() + END_PATIENCE;
+        while !session.guard.is_finished() && Instant::now() < deadline {
+            thread::sleep(FORGET_LOOK);
+        }
+        self.threads.retain(|thread| !thread.is_finished());
+    }
+}
+
+impl Drop for ViewMount {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl View {
+    /// A mount that is attached nowhere: a directory that holds another, `store`, which holds the paths.
+    pub fn dir(&self) -> &Arc<OwnedFd> {
+        &self.dir
+    }
+
+    /// Whether somebody who read in it may have been given an error that is not the paths' own.
+    pub fn has_failed(&self) -> bool {
+        self.paths.failed_reads() > 0 || self.handle.shared.has_ended.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.handle.end_view(&self.paths);
+    }
+}
+
+fn serve(shared: &Arc<Shared>, options: &Options) -> io::Result<(BackgroundSession, OwnedFd)> {
+    let device = openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let values = [
+        ("source", SOURCE_NAME.to_owned()),
+        ("fd", device.as_raw_fd().to_string()),
+        // A directory, in octal digits.
+        ("rootmode", "40000".to_owned()),
+        ("user_id", "0".to_owned()),
+        ("group_id", "0".to_owned()),
+    ];
+    for (key, value) in values {
+        fsconfig_set_string(&context, key, value.as_str())?;
+    }
+    fsconfig_set_flag(&context, "default_permissions")?;
+    fsconfig_set_flag(&context, "allow_other")?;
+    fsconfig_create(&context)?;
+    let session = Session::from_fd(FileSystem(shared.clone()), device, SessionACL::All, config(options))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    Ok((session.spawn()?, root))
+}
+
+fn descriptor_path(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Wakes all who wait in it, with errors. The kernel's file system for that is not mounted everywhere.
+fn abort(root: &OwnedFd) -> io::Result<()> {
+    let connection = minor(fstat(root)?.st_dev);
+    let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let control = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let file = openat(control, format!("{connection}/abort"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(file, b"1")?;
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! Builds whose inputs are a view of the lazy store: what becomes of them when something of it goes wrong.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use shoal_tests::command::wait_for;
+use shoal_tests::{Cmd, Machine, Mesh, Nix, Node, Remote, built, shapes, skip};
+
+/// More than reads wait for what does not come.
+const PATIENCE: Duration = Duration::from_secs(120);
+const LAZY: [&str; 2] = ["--inputs", "lazy"];
+
+/// Whether this machine cannot show views to builds, which the node says itself.
+fn cannot_show(node: &Node) -> bool {
+    node.shoal("status --json").ok().json()["inputs"]["views"] != true
+}
+
+fn build(machine: &Machine, node: &Node, attribute: &str) -> Cmd {
+    shapes::build_command(machine, node, Remote::SshNg, "", &[attribute]).patience(PATIENCE)
+}
+
+/// Until a builder on this node has begun.
+fn builder_at(node: &Node) {
+    wait_for("a builder", PATIENCE, || (!node.builders().is_empty()).then_some(()));
+}
+
+/// Something in each sixteen KiB of the store's contents is changed.
+fn damage(node: &Node) {
+    for entry in fs::read_dir(node.data_dir().join("store/segments")).unwrap() {
+        let file = fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
+        let len = file.metadata().unwrap().len();
+        (16 << 10..len.saturating_sub(16)).step_by(16 << 10).for_each(|at| file.write_all_at(&[0x5a; 16], at).unwrap());
+    }
+}
+
+#[test]
+fn a_builder_that_was_given_an_error_fails_for_the_nodes_reason_and_not_its_own() {
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start_with(&[&machine], &LAZY);
+    if cannot_show(&node) {
+        return skip("no views here; 'shoal doctor' says why");
+    }
+    build(&machine, &node, "large").ok();
+    let client = build(&machine, &node, "reads").start();
+    builder_at(&node);
+    damage(&node);
+    let finished = client.finish(PATIENCE);
+    assert!(!finished.status.success(), "{finished}");
+    assert!(finished.stderr.contains("some inputs could not be read"), "{finished}");
+    assert!(!finished.stderr.contains("builder failed"), "{finished}");
+}
+
+#[test]
+fn when_the_node_that_serves_a_view_is_killed_the_build_succeeds_elsewhere() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh { nodes: Vec::new() };
+    mesh.add(&[&machine], &["--no-build"]);
+    (0..2).for_each(|_| mesh.add(&[&machine], &["--max-jobs", "1", LAZY[0], LAZY[1]]));
+    mesh.wait_until_whole();
+    if cannot_show(&mesh[1]) {
+        return skip("no views here; 'shoal doctor' says why");
+    }
+    let client = build(&machine, &mesh[0], "reads").start();
+    // What it reads is built first; the one that waits is told by its output.
+    let victim = wait_for("the builder that waits", PATIENCE, || {
+        let running = |node: usize| mesh[node].shoal("builds --json").ok().text().contains("-reads.drv");
+        [1, 2].into_iter().find(|node| running(*node) && !mesh[*node].builders().is_empty())
+    });
+    mesh[victim].kill();
+    let finished = client.finish(PATIENCE).expect_code(0);
+    let out = built(&finished);
+    assert_eq!(out.len(), 1, "{finished}");
+    // What is left of it there is ended, and not taken up again.
+    mesh[victim].start_again();
+    wait_for("the end of the orphan", PATIENCE, || mesh[victim].builders().is_empty().then_some(()));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(mesh[victim].data_dir().to_str().unwrap()), "{mounts}");
+}
