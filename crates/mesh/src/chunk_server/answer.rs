@@ -25,6 +25,8 @@ pub const READ_LEN: usize = 512 << 10;
 
 /// Requests of one urgency after which their order begins anew: many times more than can be open.
 const PRIORITIES: u32 = 1 << 24;
+/// Records that are in memory for one request: some are long, and whoever asks may read slowly.
+const RECORDS_AT_ONCE: usize = 64;
 
 pub async fn answer(server: &Arc<Inner>, peer: &Peer, send: &mut SendStream, ask: Ask) -> Result<(), SendError> {
     let urgency = match &ask {
@@ -40,10 +42,13 @@ pub async fn answer(server: &Arc<Inner>, peer: &Peer, send: &mut SendStream, ask
         Ask::Chunks { hashes, urgency } => chunks(server, peer, send, urgency, hashes).await,
         Ask::Log(drv) => log(server, peer, send, drv).await,
         Ask::Records(keys) => {
-            let inner = server.clone();
-            let made = move || keys.iter().map(|path| record(&inner.store, &inner.key, path)).collect();
-            let parts = spawn_blocking(made).await;
-            whole(server, peer, send, parts.unwrap_or_default()).await
+            for keys in keys.chunks(RECORDS_AT_ONCE) {
+                let (inner, keys) = (server.clone(), keys.to_vec());
+                let made = move || keys.iter().map(|path| record(&inner.store, &inner.key, path)).collect();
+                let parts = spawn_blocking(made).await;
+                whole(server, peer, send, parts.unwrap_or_default()).await?;
+            }
+            Ok(())
         }
         Ask::Manifest(root) => {
             let store = server.store.clone();
