@@ -31,6 +31,9 @@ pub(super) async fn accept(inner: Arc<Inner>) {
             // It knocks again in a second, where a refusal would be the end of it.
             inner.counters.ignored();
             incoming.ignore();
+            if inner.gate.is_news(Instant::now()) {
+                tracing::warn!(address = %from.ip(), "too many connections are on their way in; the latest is of this address");
+            }
             continue;
         };
         let inner_of_task = inner.clone();

@@ -4,6 +4,10 @@ use super::limits::{HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX, HANDSHAKES_UNPRO
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often the log names an address that knocks too often.
+const NAMED_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Gate(Mutex<Handshakes>);
@@ -12,6 +16,8 @@ pub(super) struct Gate(Mutex<Handshakes>);
 struct Handshakes {
     total: usize,
     by_address: HashMap<IpAddr, usize>,
+    /// When the log last named one that was turned away.
+    named: Option<Instant>,
 }
 
 /// A place among those who are on their way in, until it is dropped.
@@ -42,6 +48,16 @@ impl Gate {
         handshakes.by_address.insert(address, of_address + 1);
         drop(handshakes);
         Some(Entrant { gate: self.clone(), address })
+    }
+
+    /// Whether the log should name who is turned away at `now`: of a flood one line in [`NAMED_EVERY`] is enough.
+    pub fn is_news(&self, now: Instant) -> bool {
+        let mut handshakes = self.handshakes();
+        let is_news = handshakes.named.is_none_or(|named| now.saturating_duration_since(named) >= NAMED_EVERY);
+        if is_news {
+            handshakes.named = Some(now);
+        }
+        is_news
     }
 }
 
@@ -74,5 +90,12 @@ mod tests {
         drop((of_one, of_others));
         assert!(gate.enter(address(1)).is_some() && !gate.is_crowded());
         assert!(gate.handshakes().by_address.is_empty());
+    }
+
+    #[test]
+    fn of_a_flood_one_line_a_minute_is_news() {
+        let (gate, start) = (Gate::default(), Instant::now());
+        let told = (0..180).filter(|second| gate.is_news(start + Duration::from_secs(*second))).count();
+        assert_eq!(told, 3);
     }
 }
