@@ -5,7 +5,7 @@ use crate::chunk_lab::{add, nar, noise};
 use crate::chunk_server::{ChunkServer, ServerLimits};
 use crate::clock::wall_s;
 use crate::fetcher::{Fetcher, Urgency, Want};
-use crate::fixture::{Echo, MESH, Node, key, loopback, until, within};
+use crate::fixture::{Echo, MESH, Node, key, loopback, public, until, within};
 use crate::log_lab::Log;
 use shoal_store::{GcAction, GcRequest};
 use shoal_wire::mesh::announcement::HolderMessage;
@@ -226,6 +226,64 @@ async fn what_is_damaged_is_not_looked_for_here_and_is_again_when_it_is_whole() 
     a.stores("one").await;
     assert!(a.store.is_valid(&info.path).unwrap(), "who stores it again heals it");
     holders_are(&[here, there], &mut holders).await;
+}
+
+fn key_of(path: &shoal_wire::nix::store_path::StorePath) -> PathKey {
+    path_key(path.hash_part()).unwrap()
+}
+
+/// Member 3 tells the others that it has `record`, and shows them the record as `author` signed it.
+async fn claim(liar: &Member, others: [&Member; 2], record: PathRecord, author: u8) {
+    let holding = holding(&record.info()).unwrap();
+    let sealed = Sealed::seal(PathRecord { author: public(author), ..record }, &key(author)).unwrap().bytes().to_vec();
+    for other in others {
+        let (links, to) = (liar.mesh.links(), other.mesh.me());
+        assert!(links.send_message(to, &HolderMessage::Holds(vec![holding])));
+        assert!(links.send_message(to, &HolderMessage::Records(vec![sealed.clone()])));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_claims_paths_that_it_lacks_keeps_nobody_from_them_and_nothing_of_it_is_stored() {
+    let (a, b) = pair().await;
+    let liar = Member::start(3, &[&a, &b]).await;
+    until("they see each other", || [&a, &b, &liar].iter().all(|member| member.mesh.roster().storers() == 3)).await;
+    let info = a.stores("one").await;
+    let real = within(b.fetcher.records(&[key_of(&info.path)], a.mesh.me())).await.unwrap().pop().flatten().unwrap();
+    claim(&liar, [&a, &b], PathRecord::clone(&real), 3).await;
+    claim(&liar, [&a, &b], some_record("ghost"), 3).await;
+    let ghost = some_record("ghost").info();
+    until("the claim is heard", || match now(b.finds(&ghost)) {
+        Located::Held(at) => at.holders == [liar.mesh.me()] && at.record.is_some(),
+        _ => false,
+    })
+    .await;
+    let want = |record: PathRecord, holders| Want { record, holders, urgency: Urgency::Client, checks_nar: true };
+    // The liar first.
+    let both = vec![liar.mesh.me(), a.mesh.me()];
+    within(b.fetcher.fetch(want(PathRecord::clone(&real), both))).await.unwrap();
+    assert!(within(b.fetcher.fetch(want(some_record("ghost"), vec![liar.mesh.me()]))).await.is_err());
+    assert!(!b.store.is_valid(&ghost.path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stranger_signed_is_not_believed_whoever_passes_it_on() {
+    let (a, b) = pair().await;
+    let member = Member::start(3, &[&a, &b]).await;
+    until("they see each other", || [&a, &b, &member].iter().all(|member| member.mesh.roster().storers() == 3)).await;
+    claim(&member, [&a, &b], some_record("of-a-stranger"), 4).await;
+    claim(&member, [&a, &b], some_record("of-a-member"), 2).await;
+    let (strange, known) = (some_record("of-a-stranger").info(), some_record("of-a-member").info());
+    let mut found = Located::Missing;
+    until("the record that a member signed is believed", || {
+        found = now(a.finds(&known));
+        matches!(&found, Located::Held(at) if at.record.is_some())
+    })
+    .await;
+    // It was said before the other one.
+    let Located::Held(at) = now(a.finds(&strange)) else { panic!("the claim was not heard") };
+    assert!(at.record.is_none(), "{at:?}");
+    assert_eq!(a.mesh.links().counts().cut_off, 0, "members may be known to others that are not known here");
 }
 
 /// A member of the mesh says this to another, and is cut off for it, which the log of the other one tells.
