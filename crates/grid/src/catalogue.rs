@@ -278,11 +278,6 @@ impl Catalogue {
         self.finish()
     }
 
-    /// A path was gossiped as new.
-    pub fn heard_of(&mut self, key: Key, answer: Answer, now_ms: u64) {
-        self.recent.insert(key, answer, now_ms);
-    }
-
     /// Looks for a path. One of [`Action::Found`], [`Action::Missing`], [`Action::Unreachable`] with the id follows.
     pub fn look_up(&mut self, key: Key, now_ms: u64) -> (u64, Vec<Action>) {
         self.now_ms = now_ms;
