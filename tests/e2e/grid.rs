@@ -217,6 +217,30 @@ fn a_build_outlives_the_node_that_asked_for_it() {
     assert_eq!((has_built(&mesh[executor]), has_built(&mesh[3 - executor])), (1, 0), "{finished}");
 }
 
+/// Nobody comes back for it, and all the same it is there for who comes late.
+#[test]
+fn a_request_goes_on_without_the_node_that_it_was_asked_of() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = narrow(3, &[&machine]);
+    let mut client = build(&machine, &mesh[0], "", &["stages"]).start();
+    let has = |node: &Node, name: &str| node.valid().iter().any(|path| path.ends_with(name));
+    // Its stand-in is asked after a second.
+    wait_for("the first stage", START_PATIENCE, || mesh.nodes.iter().any(|node| has(node, "-stage-0")).then_some(()));
+    mesh[0].kill();
+    client.wait(CLIENT_PATIENCE);
+    wait_for("the last stage", CLIENT_PATIENCE, || {
+        mesh.nodes[1..].iter().any(|node| has(node, "-stage-3")).then_some(())
+    });
+    let instead = |node: &Node| builds(node, |build| build["instead_of"] == "n0");
+    wait_for("the end of it", CLIENT_PATIENCE, || {
+        let ended = |node: &Node| builds(node, |build| build["state"] == "detached, built");
+        (mesh.nodes[1..].iter().map(ended).sum::<usize>() == 1).then_some(())
+    });
+    assert_eq!(mesh.nodes[1..].iter().map(instead).sum::<usize>(), 1);
+    let late = build(&machine, &mesh[1], "", &["stages"]).ok();
+    assert!(!late.stderr.contains("stage 3"), "it was built again: {late}");
+}
+
 /// Any executor is killed at any moment, and what it had built is needed by others.
 #[test]
 fn no_client_sees_an_error_when_any_executor_is_killed_at_any_moment() {

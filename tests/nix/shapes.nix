@@ -30,6 +30,8 @@ rec {
   # Each layer needs all of the one before.
   mat = builtins.foldl' (below: layer: map (i: run "mat-${toString layer}-${toString i}" "$bb sleep 0.2; $bb mkdir $out; $bb cat ${builtins.concatStringsSep " " (map (dep: "${dep}/text") below)} > $out/text || :; echo ${toString i} ${toString below} >> $out/text" { }) (builtins.genList (i: i) 3)) [ ] (builtins.genList (i: i) 4);
   teapot = run "teapot" "echo > $out" { requiredSystemFeatures = [ "teapot" ]; };
+  # One after the other, two seconds each.
+  stages = builtins.foldl' (below: i: run "stage-${toString i}" "echo stage ${toString i}; $bb sleep 2; $bb cat ${below} > $out; echo ${toString i} >> $out" { }) brief (builtins.genList (i: i) 4);
   # Waits until it is killed, one for each node.
   asleep = map (i: run "asleep-${toString i}" "echo asleep; $bb sleep 1000; echo ${toString i} > $out" { }) (builtins.genList (i: i) 3);
   # Waits until it is told to read what it was given, of which it needs little.

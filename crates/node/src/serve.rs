@@ -225,6 +225,9 @@ impl Node {
 
     fn state(&self, ready: Ready, doors: &Doors, scrubber: Arc<Scrubber>, mesh: MeshControl) -> NodeState {
         let Node { dir, store, builds, upstreams, mounts, .. } = self;
+        let requests = Arc::new(BuildControl::new(doors.services.clone()));
+        let see_to: Weak<BuildControl> = Arc::downgrade(&requests);
+        builds.stand_in_with(see_to);
         NodeState {
             ready,
             dir: dir.clone(),
@@ -232,7 +235,7 @@ impl Node {
             builds: builds.clone(),
             upstreams: upstreams.clone(),
             sessions: doors.sessions(),
-            requests: BuildControl::new(doors.services.clone()),
+            requests,
             scrubber,
             mounts: mounts.clone(),
             mesh,

@@ -5,7 +5,8 @@
 //! - a derivation is claimed in the mesh before it is built, and who hears that another node has the claim follows that
 //!   node's build; where nobody answers for claims it is built all the same;
 //! - whatever happens to an executor says nothing about the derivation: only a builder's own failure fails a job;
-//! - a build that nobody wants any more is stopped, wherever it runs; one whose coordinator is lost goes on for a while.
+//! - a build that nobody wants any more is stopped, wherever it runs; one whose coordinator is lost goes on for a while, and
+//!   another node sees to the request that it was for ([`stand_in`]).
 
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -24,6 +25,7 @@ pub(super) mod guests;
 mod members;
 mod offer;
 mod serve;
+pub mod stand_in;
 mod translate;
 
 pub(super) use conduct::conduct;

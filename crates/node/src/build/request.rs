@@ -12,6 +12,7 @@ use shoal_wire::nix::worker::BuildResult;
 use shoal_wire::nix::worker::ops::BuildMode;
 
 use super::feed::{BuildEvent, Feed, Next};
+use super::remote::stand_in::StandIn;
 use super::service::BuildService;
 
 /// Settings that a client may send; what it leaves out is the node's.
@@ -26,6 +27,8 @@ pub struct BuildOptions {
     pub cores: Option<u64>,
     /// Whether upstream caches may be asked instead of building.
     pub substitute: Option<bool>,
+    /// Nobody waits for it.
+    pub is_detached: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +69,8 @@ pub struct BuildHandle {
     pub(super) goals: Vec<Goal>,
     /// What was built is kept until this handle goes.
     pub(super) _roots: Arc<TempRoots>,
+    /// Who sees to it if this node is lost.
+    pub(super) _stand_in: Option<StandIn>,
 }
 
 /// What [`BuildHandle::next`] found.

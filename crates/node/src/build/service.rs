@@ -34,6 +34,7 @@ use super::history::History;
 use super::past::Past;
 use super::recent::Recent;
 use super::remote::guests::Guests;
+use super::remote::stand_in::SeeTo;
 use super::remote::{self, Grid};
 use super::request::{BuildHandle, BuildOptions, BuildRequest, Goal, Wanted};
 use super::scratches::Scratches;
@@ -161,12 +162,16 @@ pub struct BuildService {
     next_job: AtomicU64,
     /// Requests that go on although their clients' links broke.
     pub(super) kept: AtomicUsize,
+    /// Requests that another node stands in for.
+    pub(super) stand_ins: AtomicUsize,
     began: Instant,
     /// To the build threads; never holds more than `max_jobs`.
     work: mpsc::Sender<Work>,
     state: Mutex<State>,
     pub(super) ended: Condvar,
     grid: OnceLock<Grid>,
+    /// For requests of nodes that are lost.
+    see_to: OnceLock<Weak<dyn SeeTo>>,
     load_changed: Notify,
     /// Until when members came or went a moment ago.
     pub(super) settles_ms: AtomicU64,
@@ -205,11 +210,13 @@ impl BuildService {
             config,
             next_job: AtomicU64::new(1),
             kept: AtomicUsize::new(0),
+            stand_ins: AtomicUsize::new(0),
             began: Instant::now(),
             work,
             state: Mutex::new(state),
             ended: Condvar::new(),
             grid: OnceLock::new(),
+            see_to: OnceLock::new(),
             load_changed: Notify::new(),
             settles_ms: AtomicU64::new(0),
         });
@@ -247,6 +254,16 @@ impl BuildService {
         self.grid.get()
     }
 
+    /// From now on this node stands in for others.
+    pub fn stand_in_with(&self, see_to: Weak<dyn SeeTo>) {
+        // Of two, which nobody makes, the first counts.
+        let _ = self.see_to.set(see_to);
+    }
+
+    pub(super) fn see_to(&self) -> Option<Arc<dyn SeeTo>> {
+        self.see_to.get().and_then(Weak::upgrade)
+    }
+
     /// Waits until more or fewer builders run here.
     pub async fn until_load_changes(&self) {
         self.load_changed.notified().await;
@@ -272,7 +289,11 @@ impl BuildService {
     /// Starts work on a request. Reads the derivation graph in the calling thread.
     pub fn submit(self: &Arc<Self>, request: BuildRequest) -> Result<BuildHandle> {
         let planned = graph::plan(self, &request.wanted, request.mode)?;
-        Ok(self.enter(planned.graph, planned.goals, request.options))
+        let mut handle = self.enter(planned.graph, planned.goals, request.options.clone());
+        if handle.request.is_some() {
+            handle._stand_in = self.with_stand_in(&request);
+        }
+        Ok(handle)
     }
 
     /// Builds exactly this derivation; its inputs must be valid.
@@ -314,7 +335,7 @@ impl BuildService {
                 );
                 feed.settle(key, BuildResult::new(failure.status, failure.message));
             }
-            return BuildHandle { service: self.clone(), request: None, feed, goals, _roots: roots };
+            return BuildHandle { service: self.clone(), request: None, feed, goals, _roots: roots, _stand_in: None };
         }
         let nodes: Vec<Node<StorePath>> = graph
             .tasks
@@ -353,7 +374,7 @@ impl BuildService {
         state.forget_unwanted();
         drop(state);
         let request = (!feed.is_done()).then_some(request);
-        BuildHandle { service: self.clone(), request, feed, goals, _roots: roots }
+        BuildHandle { service: self.clone(), request, feed, goals, _roots: roots, _stand_in: None }
     }
 
     /// Carries out what the schedule decided. `ended` is the job whose end caused it.

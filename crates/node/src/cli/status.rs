@@ -118,7 +118,8 @@ impl Builds {
         let what = |build: &Value| match (&build["id"], build["wanted"].as_array()) {
             (Value::Number(id), Some(wanted)) => {
                 let wanted: Vec<&str> = wanted.iter().filter_map(Value::as_str).collect();
-                format!("{id}: {}", wanted.join(" "))
+                let of = build["instead_of"].as_str().map(|node| format!(" (asked of '{node}', which was lost)"));
+                format!("{id}: {}{}", wanted.join(" "), of.unwrap_or_default())
             }
             _ => cell(build, "drv_path"),
         };

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use shoal_wire::mesh::builds::Errand;
 use shoal_wire::nix::derived_path::{DerivedPath, OutputsSpec, Separator, SingleDerivedPath};
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 use shoal_wire::nix::worker::BuildResult;
@@ -15,6 +16,7 @@ use shoal_wire::nix::worker::ops::BuildMode;
 
 use super::server::OnItem;
 use crate::build::feed::{BuildEvent, JobId};
+use crate::build::remote::stand_in::{self, SeeTo};
 use crate::build::request::BuildOptions;
 use crate::door::Hangup;
 use crate::session::builds::Audience;
@@ -54,6 +56,8 @@ struct Detached {
     wanted: Vec<String>,
     since: Instant,
     hangup: Hangup,
+    /// The lost node whose client wanted it.
+    instead_of: Option<String>,
 }
 
 impl BuildControl {
@@ -82,7 +86,7 @@ impl BuildControl {
     pub fn build(&self, order: &Order, hangup: Hangup, on_item: OnItem<'_>) -> Result<()> {
         let wanted = order.wanted.iter().map(|text| self.parse(text)).collect::<Result<Vec<_>>>()?;
         let mut audience = Items { on_item, dir: &self.services.dir, jobs: BTreeMap::new() };
-        let results = run(&self.services, order, &wanted, hangup, &mut audience)?;
+        let results = run(&self.services, mode(order), options(order), &wanted, hangup, &mut audience)?;
         for (wanted, result) in wanted.iter().zip(&results) {
             (audience.on_item)(json!({ "result": result_item(&self.services.dir, wanted, result) }))?;
         }
@@ -92,21 +96,11 @@ impl BuildControl {
     /// Begins, and gives the number by which it can be cancelled.
     pub fn detach(&self, order: &Order, on_item: OnItem<'_>) -> Result<()> {
         let wanted = order.wanted.iter().map(|text| self.parse(text)).collect::<Result<Vec<_>>>()?;
-        let hangup = Hangup::default();
-        let id = {
-            let mut state = self.lock();
-            if state.running.len() >= DETACHED_MAX {
-                bail!("{DETACHED_MAX} requests run already that nobody waits for; 'shoal builds' lists them");
-            }
-            state.next += 1;
-            let id = state.next;
-            let detached = Detached { wanted: order.wanted.clone(), since: Instant::now(), hangup: hangup.clone() };
-            state.running.insert(id, detached);
-            id
-        };
-        let (services, state, order) = (self.services.clone(), self.state.clone(), order.clone());
+        let (id, hangup) = self.begin(order.wanted.clone(), None)?;
+        let (services, state) = (self.services.clone(), self.state.clone());
+        let (mode, options) = (mode(order), BuildOptions { is_detached: true, ..options(order) });
         let work = move || {
-            let outcome = run(&services, &order, &wanted, hangup, &mut Nobody);
+            let outcome = run(&services, mode, options, &wanted, hangup, &mut Nobody::for_ever());
             end(&state, id, &services.dir, &wanted, outcome);
         };
         if let Err(error) = thread::Builder::new().name("detached build".into()).spawn(work) {
@@ -116,12 +110,38 @@ impl BuildControl {
         on_item(json!({ "id": id }))
     }
 
+    /// Notes a request that nobody waits for, under a number of its own.
+    fn begin(&self, wanted: Vec<String>, instead_of: Option<String>) -> Result<(u64, Hangup)> {
+        let mut state = self.lock();
+        if state.running.len() >= DETACHED_MAX {
+            bail!("{DETACHED_MAX} requests run already that nobody waits for; 'shoal builds' lists them");
+        }
+        state.next += 1;
+        let (id, hangup) = (state.next, Hangup::default());
+        state.running.insert(id, Detached { wanted, since: Instant::now(), hangup: hangup.clone(), instead_of });
+        Ok((id, hangup))
+    }
+
+    fn see_to_it(&self, errand: &Errand, of: &str) -> Result<()> {
+        let wanted = errand.wanted.iter().map(|text| DerivedPath::parse(&self.services.dir, text));
+        let wanted: Vec<DerivedPath> = wanted.collect::<Result<_, _>>().context("it cannot be read")?;
+        let shown = wanted.iter().map(|wanted| wanted.print_with(&self.services.dir, Separator::Cli)).collect();
+        let (id, hangup) = self.begin(shown, Some(of.to_owned()))?;
+        let grace = errand.grace_s.map(|seconds| Duration::from_secs(seconds.into()));
+        let mut nobody = Nobody { gives_up: grace.map(|grace| Instant::now() + grace) };
+        let options = stand_in::options(errand);
+        let outcome = run(&self.services, BuildMode::Normal, options, &wanted, hangup, &mut nobody);
+        end(&self.state, id, &self.services.dir, &wanted, outcome);
+        Ok(())
+    }
+
     /// Those that run and those that ended last.
     pub fn list(&self, on_item: OnItem<'_>) -> Result<()> {
         let state = self.lock();
         let running = state.running.iter().map(|(id, detached)| {
             let seconds = detached.since.elapsed().as_secs();
-            json!({ "state": "detached", "id": id, "seconds": seconds, "wanted": detached.wanted })
+            let (wanted, instead_of) = (&detached.wanted, &detached.instead_of);
+            json!({ "state": "detached", "id": id, "seconds": seconds, "wanted": wanted, "instead_of": instead_of })
         });
         let items: Vec<Value> = running.chain(state.ended.iter().rev().cloned()).collect();
         drop(state);
@@ -194,16 +214,31 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl SeeTo for BuildControl {
+    fn see_to(&self, errand: &Errand, of: &str) {
+        if let Err(error) = self.see_to_it(errand, of) {
+            tracing::warn!(node = of, error = format!("{error:#}"), "cannot see to a lost node's request");
+        }
+    }
+}
+
+fn mode(order: &Order) -> BuildMode {
+    if order.check { BuildMode::Check } else { BuildMode::Normal }
+}
+
+fn options(order: &Order) -> BuildOptions {
+    BuildOptions { keep_going: order.keep_going.then_some(true), ..BuildOptions::default() }
+}
+
 fn run(
     services: &Arc<Services>,
-    order: &Order,
+    mode: BuildMode,
+    options: BuildOptions,
     wanted: &[DerivedPath],
     hangup: Hangup,
     audience: &mut impl Audience,
 ) -> Result<Vec<BuildResult>> {
     let client = Client::of_operator(services.clone(), hangup);
-    let options = BuildOptions { keep_going: order.keep_going.then_some(true), ..BuildOptions::default() };
-    let mode = if order.check { BuildMode::Check } else { BuildMode::Normal };
     client.build_for_operator(wanted, mode, options, audience).map_err(|fault| match fault {
         Fault::Refused(text) | Fault::Fatal(text) => anyhow!(text),
         Fault::Gone => anyhow!("cancelled"),
@@ -235,6 +270,7 @@ fn end(state: &Mutex<State>, id: u64, dir: &StoreDir, wanted: &[DerivedPath], ou
         "id": id,
         "seconds": detached.since.elapsed().as_secs(),
         "wanted": detached.wanted,
+        "instead_of": detached.instead_of,
         "ended": ended,
         "failure": failure,
         "results": results,
@@ -310,15 +346,27 @@ impl Audience for Items<'_, '_> {
 }
 
 /// Nobody hears of it; logs are kept as always.
-struct Nobody;
+struct Nobody {
+    /// When nobody wants it any more.
+    gives_up: Option<Instant>,
+}
+
+impl Nobody {
+    fn for_ever() -> Nobody {
+        Nobody { gives_up: None }
+    }
+}
 
 impl Audience for Nobody {
     fn tell(&mut self, _event: BuildEvent) -> Result<(), Fault> {
-        Ok(())
+        self.still_alive()
     }
 
     fn still_alive(&mut self) -> Result<(), Fault> {
-        Ok(())
+        match self.gives_up {
+            Some(when) if Instant::now() >= when => Err(Fault::Gone),
+            _ => Ok(()),
+        }
     }
 
     fn flush(&mut self) -> Result<(), Fault> {

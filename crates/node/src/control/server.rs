@@ -54,7 +54,7 @@ pub struct NodeState {
     pub scrubber: Arc<Scrubber>,
     pub mounts: Arc<Mounts>,
     pub mesh: MeshControl,
-    pub requests: BuildControl,
+    pub requests: Arc<BuildControl>,
     pub started: Instant,
 }
 

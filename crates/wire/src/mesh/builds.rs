@@ -6,6 +6,10 @@
 //!
 //! An offer carries the derivation with all its inputs as store paths, so that the executor needs nothing of the graph
 //! that it came from. It decides itself whether it takes one.
+//!
+//! A node that sees to a client's request asks another to stand in for it with an [`Errand`]: to see to the request should
+//! the asker be lost. The answer is [`BuildFrame::Accepted`] and then signs of life; the asker resets the stream when the
+//! request has ended.
 
 use super::NodeKey;
 use super::format::{Format, FormatError, within};
@@ -22,6 +26,9 @@ pub const TEXT_LEN_MAX: usize = 256 << 10;
 /// Lines of one frame, and bytes of them where there are several: what a packet or two carries well.
 pub const LINES_MAX: usize = 1_024;
 pub const LINES_LEN_MAX: usize = 64 << 10;
+/// Paths of an errand, and bytes of all their names: a distribution's packages in one request. Larger ones have no stand-in.
+pub const WANTED_MAX: usize = 16_384;
+pub const WANTED_LEN_MAX: usize = 2 << 20;
 /// Outputs of one derivation; the most that real ones have is about twenty.
 pub const OUTPUTS_MAX: usize = 1_024;
 /// Longest name of an output or a derivation: that of a store path.
@@ -62,6 +69,19 @@ pub struct Offer {
     pub keep: bool,
 }
 
+/// A client's request that another node sees to should the asking one be lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Errand {
+    /// Derived paths, printed as in the worker protocol with the store directory.
+    pub wanted: Vec<String>,
+    pub keep_going: Option<bool>,
+    pub substitute: Option<bool>,
+    pub settings: Settings,
+    /// Seconds after which it is given up where nobody has asked for it by then; `None`: nobody waits for it, and it is
+    /// seen to its end.
+    pub grace_s: Option<u32>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BuildAsk {
     Build(Box<Offer>),
@@ -69,15 +89,8 @@ pub enum BuildAsk {
     Follow(StorePath),
     /// The same if its builder runs at the asked node itself: whoever has the claim is lost.
     Adopt(StorePath),
-}
-
-impl BuildAsk {
-    pub fn drv_path(&self) -> &StorePath {
-        match self {
-            BuildAsk::Build(offer) => &offer.drv_path,
-            BuildAsk::Follow(drv_path) | BuildAsk::Adopt(drv_path) => drv_path,
-        }
-    }
+    /// To stand in for the asking node.
+    StandIn(Box<Errand>),
 }
 
 /// Why an executor does not take an offer.
@@ -171,11 +184,21 @@ impl Format for BuildAsk {
     const LEN_MAX: usize = DERIVATION_LEN_MAX + (4 << 10);
 
     fn check(&self) -> Result<(), FormatError> {
-        within::<Self>("derivation path", self.drv_path().name().ends_with(".drv"))?;
-        let BuildAsk::Build(offer) = self else { return Ok(()) };
-        within::<Self>("name", is_name(&offer.name))?;
-        within::<Self>("derivation", offer.derivation.len() <= DERIVATION_LEN_MAX)?;
-        within::<Self>("nodes", offer.near.len() <= NEAR_MAX)
+        let of_derivation = |path: &StorePath| within::<Self>("derivation path", path.name().ends_with(".drv"));
+        match self {
+            BuildAsk::Follow(drv_path) | BuildAsk::Adopt(drv_path) => of_derivation(drv_path),
+            BuildAsk::Build(offer) => {
+                of_derivation(&offer.drv_path)?;
+                within::<Self>("name", is_name(&offer.name))?;
+                within::<Self>("derivation", offer.derivation.len() <= DERIVATION_LEN_MAX)?;
+                within::<Self>("nodes", offer.near.len() <= NEAR_MAX)
+            }
+            BuildAsk::StandIn(errand) => {
+                within::<Self>("wanted paths", (1..=WANTED_MAX).contains(&errand.wanted.len()))?;
+                let len: usize = errand.wanted.iter().map(String::len).sum();
+                within::<Self>("names of wanted paths", len <= WANTED_LEN_MAX)
+            }
+        }
     }
 }
 

@@ -18,13 +18,17 @@ fn asks() -> impl Strategy<Value = BuildAsk> {
         cores,
     });
     let near = vec(any::<NodeKey>(), 0..=NEAR_MAX);
-    let offer = (vec(any::<u8>(), 0..2_000), mode, settings, near, any::<bool>());
+    let offer = (vec(any::<u8>(), 0..2_000), mode, settings.clone(), near, any::<bool>());
+    let errand = (vec(".{1,80}", 1..20), any::<(Option<bool>, Option<bool>, Option<u32>)>(), settings);
     prop_oneof![
         Just(BuildAsk::Follow(path("a.drv"))),
         Just(BuildAsk::Adopt(path("a.drv"))),
         offer.prop_map(|(derivation, mode, settings, near, keep)| {
             let (drv_path, name) = (path("a.drv"), "a".to_owned());
             BuildAsk::Build(Box::new(Offer { drv_path, name, derivation, mode, settings, near, keep }))
+        }),
+        errand.prop_map(|(wanted, (keep_going, substitute, grace_s), settings)| {
+            BuildAsk::StandIn(Box::new(Errand { wanted, keep_going, substitute, settings, grace_s }))
         }),
     ]
 }
@@ -110,6 +114,10 @@ fn offer() -> Offer {
     }
 }
 
+fn errand() -> Errand {
+    Errand { wanted: Vec::new(), keep_going: None, substitute: None, settings: Settings::default(), grace_s: None }
+}
+
 fn refuses<T: Format + std::fmt::Debug>(value: &T, field: &str) {
     match decode::<T>(&encode(value)) {
         Err(FormatError::Limit { field: found, .. }) => assert_eq!(found, field),
@@ -124,6 +132,10 @@ fn what_is_outside_its_limits_is_refused() {
     refuses(&ask(Offer { name: String::new(), ..offer() }), "name");
     refuses(&ask(Offer { derivation: vec![0; DERIVATION_LEN_MAX + 1], ..offer() }), "derivation");
     refuses(&ask(Offer { near: vec![[0; 32]; NEAR_MAX + 1], ..offer() }), "nodes");
+    let errand = |wanted| BuildAsk::StandIn(Box::new(Errand { wanted, ..errand() }));
+    refuses(&errand(Vec::new()), "wanted paths");
+    refuses(&errand(vec![String::new(); WANTED_MAX + 1]), "wanted paths");
+    refuses(&errand(vec!["x".repeat(WANTED_LEN_MAX), "x".into()]), "names of wanted paths");
     let lines = |count, len| BuildFrame::Lines(vec![vec![b'x'; len]; count]);
     refuses(&lines(0, 0), "lines");
     refuses(&lines(LINES_MAX + 1, 1), "lines");

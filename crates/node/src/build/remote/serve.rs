@@ -15,7 +15,7 @@ use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
 use super::guests::{Admission, Interest};
 use super::translate::{self, Batch};
-use super::{Grid, bring};
+use super::{Grid, bring, stand_in};
 use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
 use crate::build::feed::BuildEvent;
@@ -56,25 +56,22 @@ pub(super) fn asked(service: Arc<BuildService>, peer: NodeKey, ask: BuildAsk, an
 
 fn serve(service: &Arc<BuildService>, peer: NodeKey, ask: BuildAsk, answer: &Answer) {
     let Some(grid) = service.grid() else { return };
-    let drv_path = ask.drv_path().clone();
-    let (interest, keep) = match ask {
-        BuildAsk::Follow(_) | BuildAsk::Adopt(_) => {
-            let joined = match ask {
-                BuildAsk::Adopt(_) => service.join_here(&drv_path),
-                _ => service.join(&drv_path, peer),
-            };
-            match joined {
-                Some(interest) => (interest, true),
-                None => return refuse(answer, Reason::Unknown, "it runs no such build".into()),
-            }
+    let unknown = || (Reason::Unknown, "it runs no such build".to_owned());
+    let (drv_path, keep, taken) = match ask {
+        BuildAsk::StandIn(errand) => return stand_in::stand_in(service, grid, peer, &errand, answer),
+        BuildAsk::Follow(drv_path) => {
+            let joined = service.join(&drv_path, peer).ok_or_else(unknown);
+            (drv_path, true, joined)
         }
-        BuildAsk::Build(offer) => {
-            let keep = offer.keep;
-            match take(service, grid, *offer) {
-                Ok(interest) => (interest, keep),
-                Err((reason, text)) => return refuse(answer, reason, text),
-            }
+        BuildAsk::Adopt(drv_path) => {
+            let joined = service.join_here(&drv_path).ok_or_else(unknown);
+            (drv_path, true, joined)
         }
+        BuildAsk::Build(offer) => (offer.drv_path.clone(), offer.keep, take(service, grid, *offer)),
+    };
+    let interest = match taken {
+        Ok(interest) => interest,
+        Err((reason, text)) => return refuse(answer, reason, text),
     };
     answer.watch(interest.waker());
     if !answer.say(BuildFrame::Accepted) {
@@ -85,7 +82,7 @@ fn serve(service: &Arc<BuildService>, peer: NodeKey, ask: BuildAsk, answer: &Ans
     }
 }
 
-fn refuse(answer: &Answer, reason: Reason, text: String) {
+pub(super) fn refuse(answer: &Answer, reason: Reason, text: String) {
     let retry_after_ms = match reason {
         Reason::Full | Reason::Unknown => FULL_RETRY_MS,
         _ => LATER_MS,

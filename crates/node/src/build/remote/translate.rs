@@ -32,6 +32,7 @@ pub fn options(settings: &Settings) -> BuildOptions {
         max_log_bytes: settings.max_log_bytes,
         cores: settings.cores,
         substitute: None,
+        is_detached: false,
     }
 }
 
