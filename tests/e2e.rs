@@ -82,6 +82,8 @@ mod requests;
 mod store;
 #[path = "e2e/tls.rs"]
 mod tls;
+#[path = "e2e/trace.rs"]
+mod trace;
 #[path = "e2e/trust.rs"]
 mod trust;
 #[path = "e2e/upstream.rs"]

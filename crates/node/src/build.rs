@@ -33,6 +33,7 @@ mod sandbox_spec;
 mod scratches;
 pub mod service;
 mod story;
+pub mod trace;
 mod traces;
 pub mod watch;
 

@@ -28,6 +28,7 @@ mod scrub;
 mod serve;
 mod status;
 mod token;
+mod trace;
 mod use_node;
 mod watch;
 
@@ -80,6 +81,8 @@ pub enum Command {
     Builds(status::Builds),
     /// Say why derivations wait, or why they went where they went
     Explain(explain::Explain),
+    /// Show where the time of a build went
+    Trace(trace::Trace),
     /// Stop a build, or a request that nobody waits for
     Cancel(build::Cancel),
     /// Print the log of a build
@@ -170,6 +173,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Build(command) => command.run(&cli.global),
         Command::Builds(command) => command.run(&cli.global),
         Command::Explain(command) => command.run(&cli.global),
+        Command::Trace(command) => command.run(&cli.global),
         Command::Cancel(command) => command.run(&cli.global),
         Command::Log(command) => command.run(&cli.global),
         Command::Gc(command) => command.run(&cli.global),

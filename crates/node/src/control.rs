@@ -14,6 +14,7 @@ mod explain;
 pub mod mesh;
 mod pins;
 pub mod server;
+mod trace;
 
 /// A line longer than this is not read: no request or item comes near it.
 const LINE_BYTES_MAX: u64 = 16 << 20;
@@ -30,6 +31,8 @@ pub enum Request {
     /// An item for each derivation. `what`: one of them, or the number of a request that nobody waits for; all that wait or
     /// run where it is left out. An item `{"more": …}` counts those for which there is no room.
     Explain { what: Option<String> },
+    /// An item for the build, then one for each derivation of it. `what`: as for `Explain`; the newest where it is left out.
+    Trace { what: Option<String> },
     /// Items of what happens, then `{"result": …}` for each that is wanted; with `detach` one item with a number, at once.
     Build {
         #[serde(flatten)]

@@ -198,6 +198,7 @@ impl BuildService {
             Stage::Offer => ("offered", format!("was offered to {at}, which has not answered yet")),
             Stage::Inputs => ("fetches-inputs", format!("is placed on {at}, which gets its inputs")),
             Stage::Build => ("builds", format!("is built on {at}")),
+            Stage::Copies => ("copies", format!("was built on {at}; the outputs are copied to other nodes")),
             Stage::Store => ("stores", format!("was built on {at}, which stores the outputs")),
         };
         explained.text += &format!(", since {} s", explained.seconds);

@@ -94,7 +94,12 @@ impl Graph {
 
     /// For who remembers what became of its tasks, in their order.
     pub fn steps(&self) -> Vec<Step> {
-        let step = |task: &Task| Step { drv_path: task.drv_path.clone(), story: Story::default() };
+        let numbers: HashMap<&StorePath, u32> = self.tasks.iter().map(|task| &task.drv_path).zip(0..).collect();
+        let step = |task: &Task| Step {
+            drv_path: task.drv_path.clone(),
+            deps: task.waits_for.iter().filter_map(|dep| numbers.get(dep).copied()).collect(),
+            story: Story::default(),
+        };
         self.tasks.iter().map(step).collect()
     }
 }

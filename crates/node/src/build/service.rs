@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use shoal_grid::can_run::{Machine, can_run};
@@ -165,6 +165,8 @@ pub struct BuildService {
     /// Requests that another node stands in for.
     pub(super) stand_ins: AtomicUsize,
     began: Instant,
+    /// The same since 1970.
+    pub(super) began_unix_ms: u64,
     /// To the build threads; never holds more than `max_jobs`.
     work: mpsc::Sender<Work>,
     state: Mutex<State>,
@@ -212,6 +214,7 @@ impl BuildService {
             kept: AtomicUsize::new(0),
             stand_ins: AtomicUsize::new(0),
             began: Instant::now(),
+            began_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |at| at.as_millis() as u64),
             work,
             state: Mutex::new(state),
             ended: Condvar::new(),
@@ -366,7 +369,7 @@ impl BuildService {
         let (request, actions) = state.schedule.submit(nodes, keys.clone(), terms, self.now_ms());
         if !keys.is_empty() {
             let counts = Counts { expected, ..Counts::default() };
-            state.traces.begin(request, keys.iter().cloned().collect(), steps);
+            state.traces.begin(request, keys.iter().cloned().collect(), steps, self.now_ms());
             state.clients.insert(request, Client { feed: feed.clone(), roots: roots.clone(), counts, goals: keys });
             self.tell_what_runs(&mut state, request);
         }

@@ -34,6 +34,8 @@ pub(super) enum Stage {
     Build,
     /// Outputs are read into the store.
     Store,
+    /// Outputs are copied to other nodes.
+    Copies,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

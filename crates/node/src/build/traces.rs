@@ -21,6 +21,8 @@ const DERIVATIONS_MAX: usize = 150_000;
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub drv_path: StorePath,
+    /// Steps of the same build that had to succeed first.
+    pub deps: Vec<u32>,
     pub story: Story,
 }
 
@@ -28,6 +30,7 @@ pub(super) struct Step {
 pub(super) struct Traced {
     pub number: RequestId,
     pub goals: Vec<StorePath>,
+    pub began_ms: u64,
     pub ended_ms: Option<u64>,
     /// Its client went before it had ended.
     pub cancelled: bool,
@@ -47,14 +50,14 @@ pub(super) struct Traces {
 }
 
 impl Traces {
-    pub fn begin(&mut self, number: RequestId, goals: Vec<StorePath>, steps: Vec<Step>) {
+    pub fn begin(&mut self, number: RequestId, goals: Vec<StorePath>, steps: Vec<Step>, now_ms: u64) {
         self.make_room(steps.len());
         if self.derivations + steps.len() > DERIVATIONS_MAX {
             return;
         }
         self.derivations += steps.len();
         let steps = Arc::new(steps);
-        let traced = Traced { number, goals, ended_ms: None, cancelled: false, steps };
+        let traced = Traced { number, goals, began_ms: now_ms, ended_ms: None, cancelled: false, steps };
         self.builds.insert(number, traced);
     }
 
@@ -101,16 +104,16 @@ mod tests {
     }
 
     fn steps(first: u64, count: usize) -> Vec<Step> {
-        let step = |n| Step { drv_path: drv(n), story: Story::default() };
+        let step = |n| Step { drv_path: drv(n), deps: Vec::new(), story: Story::default() };
         (first..).take(count).map(step).collect()
     }
 
     #[test]
     fn the_oldest_builds_that_ended_are_forgotten_and_no_other() {
         let mut traces = Traces::default();
-        traces.begin(0, vec![drv(0)], steps(0, 1));
+        traces.begin(0, vec![drv(0)], steps(0, 1), 0);
         for number in 1..=ENDED_MAX as u64 + 5 {
-            traces.begin(number, vec![drv(number)], steps(number, 1));
+            traces.begin(number, vec![drv(number)], steps(number, 1), number);
             traces.end(number, false, number);
         }
         assert_eq!(traces.newest().count(), ENDED_MAX + 1);
@@ -121,11 +124,11 @@ mod tests {
     #[test]
     fn large_builds_make_room_for_each_other_and_what_runs_stays() {
         let mut traces = Traces::default();
-        traces.begin(1, vec![drv(0)], steps(0, DERIVATIONS_MAX - 1));
-        traces.begin(2, vec![drv(1)], steps(1, 2));
+        traces.begin(1, vec![drv(0)], steps(0, DERIVATIONS_MAX - 1), 1);
+        traces.begin(2, vec![drv(1)], steps(1, 2), 2);
         assert_eq!(traces.newest().map(|traced| traced.number).collect::<Vec<_>>(), [1], "no room beside what runs");
         traces.end(1, true, 3);
-        traces.begin(3, vec![drv(1)], steps(1, 2));
+        traces.begin(3, vec![drv(1)], steps(1, 2), 3);
         assert_eq!(traces.newest().map(|traced| traced.number).collect::<Vec<_>>(), [3]);
         assert_eq!(traces.derivations, 2);
     }
@@ -133,8 +136,8 @@ mod tests {
     #[test]
     fn a_derivation_leads_to_the_build_that_wants_it_itself() {
         let mut traces = Traces::default();
-        traces.begin(1, vec![drv(1)], steps(1, 1));
-        traces.begin(2, vec![drv(3)], steps(1, 3));
+        traces.begin(1, vec![drv(1)], steps(1, 1), 1);
+        traces.begin(2, vec![drv(3)], steps(1, 3), 2);
         assert_eq!(traces.find(&drv(1)).map(|traced| traced.number), Some(1));
         assert_eq!(traces.find(&drv(2)).map(|traced| traced.number), Some(2));
     }

@@ -193,6 +193,7 @@ impl NodeState {
                 self.requests.list(on_item)
             }
             Request::Explain { what } => self.explain(what.as_deref(), on_item),
+            Request::Trace { what } => self.trace(what.as_deref(), on_item),
             Request::Build { order, detach: true } => self.requests.detach(order, on_item),
             Request::Build { order, detach: false } => self.requests.build(order, hangup.clone(), on_item),
             Request::Cancel { what } => self.requests.cancel(what),

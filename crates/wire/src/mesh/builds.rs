@@ -165,6 +165,8 @@ pub enum BuildFrame {
     Alive,
     /// Ends the answer.
     Ended(Box<Outcome>),
+    /// The outputs are valid there, and copied to as many nodes as they should be on.
+    Built,
 }
 
 impl BuildFrame {
@@ -180,7 +182,7 @@ fn is_name(name: &str) -> bool {
 
 impl Format for BuildAsk {
     const WHAT: &'static str = "request for a build";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const LEN_MAX: usize = DERIVATION_LEN_MAX + (4 << 10);
 
     fn check(&self) -> Result<(), FormatError> {
@@ -204,7 +206,7 @@ impl Format for BuildAsk {
 
 impl Format for BuildFrame {
     const WHAT: &'static str = "word of a build";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     /// An end with all its outputs is the longest.
     const LEN_MAX: usize = 1 << 20;
 
@@ -227,7 +229,7 @@ impl Format for BuildFrame {
                 within::<Self>("outputs", outcome.outputs.len() <= OUTPUTS_MAX)?;
                 within::<Self>("output", outcome.outputs.keys().all(|name| is_name(name)))
             }
-            BuildFrame::Accepted | BuildFrame::Alive => Ok(()),
+            BuildFrame::Accepted | BuildFrame::Alive | BuildFrame::Built => Ok(()),
         }
     }
 }

@@ -70,6 +70,7 @@ fn frames() -> impl Strategy<Value = BuildFrame> {
         ".{0,80}".prop_map(BuildFrame::Message),
         vec(vec(any::<u8>(), 0..100), 1..20).prop_map(BuildFrame::Lines),
         Just(BuildFrame::Alive),
+        Just(BuildFrame::Built),
         outcomes().prop_map(|outcome| BuildFrame::Ended(Box::new(outcome))),
     ]
 }

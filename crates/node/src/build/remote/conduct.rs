@@ -302,6 +302,7 @@ impl Conduct<'_> {
             match &frame {
                 BuildFrame::Accepted if !self.follows.get() => self.comes_to(Stage::Inputs),
                 BuildFrame::Started { .. } if !self.follows.get() => self.comes_to(Stage::Build),
+                BuildFrame::Built if !self.follows.get() => self.comes_to(Stage::Copies),
                 _ => {}
             }
             match frame {

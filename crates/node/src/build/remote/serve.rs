@@ -196,10 +196,11 @@ fn end(service: &BuildService, grid: &Grid, mut results: Vec<BuildResult>, answe
         .filter_map(|built| service.store.path_info(&built.out_path).ok().flatten())
         .collect();
     outcome.at = result.built_outputs.values().find_map(|built| service.whereabouts(&built.out_path));
-    if keep
-        && result.status.is_success()
-        && let Err(error) = grid.neighbours.keep(&infos)
-    {
+    let keeps = keep && result.status.is_success();
+    if keeps && !infos.is_empty() {
+        answer.say(BuildFrame::Built);
+    }
+    if keeps && let Err(error) = grid.neighbours.keep(&infos) {
         // They are here; who wants them elsewhere too says so again.
         tracing::warn!(error, "outputs of another node's build have too few copies");
     }

@@ -61,7 +61,7 @@ pub fn events(frame: BuildFrame, job: JobId, from: &str) -> Vec<BuildEvent> {
         BuildFrame::Said(text) => vec![BuildEvent::Said(text)],
         BuildFrame::Message(text) => vec![BuildEvent::Message(format!("{from}: {text}"))],
         BuildFrame::Refused { .. } | BuildFrame::Accepted | BuildFrame::Started { .. } => Vec::new(),
-        BuildFrame::Alive | BuildFrame::Ended(_) => Vec::new(),
+        BuildFrame::Alive | BuildFrame::Built | BuildFrame::Ended(_) => Vec::new(),
     }
 }
 
