@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use shoal_tests::command::wait_for;
-use shoal_tests::{Cmd, Machine, Mesh, Nix, Node, Remote, built, shapes, skip};
+use shoal_tests::random::Random;
+use shoal_tests::{Cmd, Machine, Mesh, Nix, Node, Remote, built, place, shapes, skip};
 
 /// More than reads wait for what does not come.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -76,4 +77,31 @@ fn when_the_node_that_serves_a_view_is_killed_the_build_succeeds_elsewhere() {
     wait_for("the end of the orphan", PATIENCE, || mesh[victim].builders().is_empty().then_some(()));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(mesh[victim].data_dir().to_str().unwrap()), "{mounts}");
+}
+
+/// Uploads of the node that has the image are capped, so that all of it would take longer than the test allows.
+#[test]
+fn a_build_begins_before_its_inputs_have_come_and_ends_when_what_it_refers_to_has() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh { nodes: Vec::new() };
+    mesh.add(&[&machine], &["--no-build", "--copies", "1", "--mesh-upload-rate", "2MiB"]);
+    mesh.add(&[&machine], &["--copies", "1", LAZY[0], LAZY[1]]);
+    mesh.wait_until_whole();
+    if cannot_show(&mesh[1]) {
+        return skip("no views here; 'shoal doctor' says why");
+    }
+    let image = machine.path("image");
+    fs::write(&image, Random::of(7).noise(24 << 20)).unwrap();
+    let file = place::repository().join("tests/nix/peeks.nix").display().to_string();
+    let (busybox, image) = (machine.nix.busybox().display().to_string(), image.display().to_string());
+    let args = [file.as_str(), "--arg", "busybox", &busybox, "--arg", "image", &image].map(String::from);
+    let build = |attribute: &str| machine.build(&mesh[0], Remote::SshNg, &args, &[attribute]).patience(PATIENCE).ok();
+    let has_image = || mesh[1].valid().iter().any(|path| path.ends_with("-image"));
+    let peeked = build("peeks");
+    println!("a build that reads 3 bytes of 24 MiB: {:?}", peeked.took);
+    assert!(!has_image(), "12 s of upload cannot be over");
+    let kept = build("keeps");
+    println!("one that refers to them: {:?}", kept.took);
+    assert!(has_image());
+    assert_eq!(built(&kept).len(), 1);
 }

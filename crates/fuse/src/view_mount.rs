@@ -29,8 +29,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 use thiserror::Error;
 
-/// Paths looked up at a time for one view.
-const LOADS_MAX: usize = 1024;
+/// Paths looked up at a time for one view: together they take no longer than one look-up may.
+const LOADS_MAX: usize = 128;
 
 /// Why there is no view.
 #[derive(Debug, Error)]

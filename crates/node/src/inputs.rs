@@ -19,11 +19,16 @@ use shoal_wire::nix::nar::parse::NarParser;
 use shoal_wire::nix::nar::write::NarWriter;
 use shoal_wire::nix::store_path::StorePath;
 
+use crate::mount::NodeSource;
 use crate::trees::{InUse, Trees};
+use crate::upstream::Held;
 
 /// A build for which more would have to be unpacked than this gets a view. A disk takes less than a second for it, which
 /// is what a view costs a build that looks at tens of thousands of files.
 pub const UNPACKED_AT_ONCE_MAX: u64 = 256 << 20;
+
+/// A build waits for so much of its inputs that is to be fetched. It comes faster whole than piece by piece.
+pub const WAITED_FOR_MAX: u64 = 8 << 20;
 
 /// What the configuration asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -69,7 +74,7 @@ pub enum Given {
 
 /// The file system of views, made anew where it broke.
 pub struct InputViews {
-    source: Arc<dyn Source>,
+    source: Arc<NodeSource>,
     mount: Mutex<Option<Arc<ViewMount>>>,
 }
 
@@ -82,7 +87,7 @@ impl Inputs {
     }
 
     /// Tries views out where they are wanted. `source`: what they show.
-    pub fn new(kind: InputsKind, trees: Arc<Trees>, source: Arc<dyn Source>, data_dir: &Path) -> Inputs {
+    pub fn new(kind: InputsKind, trees: Arc<Trees>, source: Arc<NodeSource>, data_dir: &Path) -> Inputs {
         let tried = match kind {
             InputsKind::Auto | InputsKind::Lazy => try_out(data_dir).map(drop),
             InputsKind::Materialised | InputsKind::Bind => Err("the configuration asks for none".into()),
@@ -110,20 +115,36 @@ impl Inputs {
         self.kind == InputsKind::Bind
     }
 
-    /// Whether builds may begin before their inputs are here.
-    pub fn may_come_later(&self) -> bool {
-        self.views.is_some()
+    /// Whether a build may begin before so many bytes of its inputs are here.
+    pub fn may_come_later(&self, bytes: u64) -> bool {
+        let is_worth_it = match self.kind {
+            InputsKind::Lazy => true,
+            InputsKind::Auto => bytes > WAITED_FOR_MAX,
+            InputsKind::Materialised | InputsKind::Bind => false,
+        };
+        is_worth_it && self.views.is_some()
+    }
+
+    /// Notes who has paths that are not here yet.
+    pub fn are_coming<'a>(&self, held: impl IntoIterator<Item = (&'a StorePath, &'a Held)>) {
+        if let Some(views) = &self.views {
+            views.source.expect(held);
+        }
+    }
+
+    /// A view of paths, which need not be valid here.
+    pub fn view<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<Given> {
+        let views = self.views.as_ref().context("this machine shows no views")?;
+        let view = views.view(paths.into_iter().map(StorePath::base_name))?;
+        self.by_view.fetch_add(1, Ordering::Relaxed);
+        Ok(Given::View(view))
     }
 
     /// Makes paths visible to one build.
     pub fn give<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath> + Clone) -> Result<Given> {
-        if let Some(views) = self.views.as_ref().filter(|_| self.wants_view(paths.clone())) {
-            let view = views.view(paths.clone().into_iter().map(StorePath::base_name));
-            match view {
-                Ok(view) => {
-                    self.by_view.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Given::View(view));
-                }
+        if self.views.is_some() && self.wants_view(paths.clone()) {
+            match self.view(paths.clone()) {
+                Ok(view) => return Ok(view),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "a build gets its inputs unpacked"),
             }
         }

@@ -171,6 +171,12 @@ impl Upstreams {
         Some(engine.fetch(closure, Urgency::Build, None))
     }
 
+    /// As [`Upstreams::begin`], for who reads parts of it meanwhile, which go first.
+    pub fn begin_behind(&self, closure: &Closure) -> Option<Fetch> {
+        let engine = self.0.as_ref().filter(|_| !closure.is_empty())?;
+        Some(engine.fetch(closure, Urgency::Client, None))
+    }
+
     /// Makes a path valid together with all it refers to, and waits for that.
     pub fn fetch(&self, path: &StorePath) -> Result<()> {
         let engine = self.0.as_ref().context("this node has no upstream caches")?;

@@ -1,6 +1,6 @@
 //! Runs one derivation: from its inputs to valid outputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +22,7 @@ use super::graph::{Task, What};
 use super::log::{Lines, Tail};
 use super::outputs::{self, Rejected};
 use super::prepare::Prepared;
+use super::remote::Coming;
 use super::request::BuildOptions;
 use super::service::{BuildService, Work};
 use super::story::{Stage, Story};
@@ -107,11 +108,12 @@ impl KillSwitch {
     }
 }
 
-pub(super) fn run(service: &BuildService, work: &Work) -> Ended {
+/// `coming`: inputs that are not valid yet.
+pub(super) fn run(service: &BuildService, work: &Work, coming: Option<&Coming>) -> Ended {
     let Work { task, id, options, kill, story, .. } = work;
     let roots = service.store.temp_roots();
     let since = Instant::now();
-    let mut job = Job { service, task, id: *id, options, kill, story, roots: &roots, since, announced: false };
+    let mut job = Job { service, task, id: *id, options, kill, story, coming, roots: &roots, since, announced: false };
     let result = job.run().unwrap_or_else(|failure| {
         if failure.status == BuildStatus::TransientFailure {
             tracing::warn!(derivation = %task.drv_path, error = failure.message, "a build failed for a reason of this node");
@@ -136,6 +138,7 @@ struct Job<'a> {
     options: &'a BuildOptions,
     kill: &'a KillSwitch,
     story: &'a Story,
+    coming: Option<&'a Coming>,
     roots: &'a TempRoots,
     since: Instant,
     announced: bool,
@@ -159,7 +162,7 @@ impl Job<'_> {
             return Err(refusal);
         }
         self.task.known_outputs(&self.service.dir).iter().for_each(|path| self.roots.add(path));
-        let prepared = Prepared::new(self.service, self.task)?;
+        let prepared = Prepared::new(self.service, self.task, self.coming)?;
         prepared.inputs.iter().chain(prepared.scratch_outputs.values()).for_each(|path| self.roots.add(path));
         if let Some(valid) = self.already_valid(&prepared)? {
             return Ok(valid);
@@ -169,7 +172,7 @@ impl Job<'_> {
         }
         let infrastructure = |error: anyhow::Error| Failure::infrastructure(&error);
         self.comes_to(Stage::Inputs);
-        let given = self.service.inputs.give(&prepared.inputs).map_err(infrastructure)?;
+        let given = self.give(&prepared).map_err(infrastructure)?;
         let scratch = self.scratch().map_err(infrastructure)?;
         let running = self
             .start(&prepared, &scratch, &given)
@@ -203,6 +206,22 @@ impl Job<'_> {
         let mut result = BuildResult::new(BuildStatus::AlreadyValid, "");
         self.record(prepared, &paths, &mut result)?;
         Ok(Some(result))
+    }
+
+    /// What the builder reads. Waits for inputs that it cannot do without.
+    fn give(&self, prepared: &Prepared) -> anyhow::Result<Given> {
+        let inputs = &self.service.inputs;
+        if let Some(coming) = self.coming {
+            // What is told of closures is told of valid paths.
+            if prepared.options.export_references_graph.is_empty() {
+                match inputs.view(&prepared.inputs) {
+                    Ok(view) => return Ok(view),
+                    Err(error) => tracing::info!(error = format!("{error:#}"), "a build waits for all of its inputs"),
+                }
+            }
+            coming.wait_for(self.service, &prepared.inputs, || self.kill.is_killed())?;
+        }
+        inputs.give(&prepared.inputs)
     }
 
     /// An empty directory for this build, or that of the build that is adopted.
@@ -251,7 +270,11 @@ impl Job<'_> {
     ) -> Result<BuildResult, Failure> {
         self.check_end(prepared, outcome, last_lines)?;
         self.comes_to(Stage::Store);
-        let paths = outputs::take(self.service, prepared, scratch, outcome.uid, self.kill);
+        let arrive = |paths: &BTreeSet<StorePath>| match self.coming {
+            Some(coming) => coming.wait_for(self.service, paths, || self.kill.is_killed()),
+            None => Ok(()),
+        };
+        let paths = outputs::take(self.service, prepared, scratch, outcome.uid, self.kill, arrive);
         let paths = paths.map_err(|rejected| match rejected {
             Rejected::Failure(failure) => failure,
             Rejected::Infrastructure(_) if self.kill.is_killed() => Failure::cancelled(),

@@ -72,19 +72,22 @@ impl From<DumpError> for Rejected {
     }
 }
 
-/// Takes the outputs of a builder that exited well. Returns output name to store path.
+/// Takes the outputs of a builder that exited well. Returns output name to store path. `arrive` waits until paths that
+/// outputs refer to are valid.
 pub(super) fn take(
     service: &BuildService,
     prepared: &Prepared,
     scratch: &Scratch,
     uid: u32,
     kill: &KillSwitch,
+    arrive: impl FnOnce(&BTreeSet<StorePath>) -> anyhow::Result<()>,
 ) -> Result<BTreeMap<String, StorePath>, Rejected> {
     let found = find(service, prepared, scratch, uid)?;
     let accepted = match prepared.is_floating() {
         false => read_addressed(service, prepared, &found, kill)?,
         true => read_floating(service, prepared, &found, kill)?,
     };
+    arrive(&accepted.iter().flat_map(|one| one.info.references.iter().cloned()).collect())?;
     let texts = Texts { dir: &service.dir, drv_path: &prepared.drv_path };
     let infos: BTreeMap<&str, &PathInfo> = accepted.iter().map(|one| (one.output.as_str(), &one.info)).collect();
     check_derivations(service, &accepted, &found)?;

@@ -10,10 +10,11 @@ use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::BuildStatus;
 use shoal_wire::nix::worker::ops::BuildMode;
 
-use super::closure::closure;
+use super::closure::closure_with;
 use super::derivations::OutputHashes;
 use super::failure::Failure;
 use super::graph::{Task, What};
+use super::remote::Coming;
 use super::service::BuildService;
 
 /// A derivation ready to run.
@@ -35,7 +36,8 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    pub fn new(service: &BuildService, task: &Task) -> Result<Prepared, Failure> {
+    /// `coming`: inputs that are not valid yet.
+    pub fn new(service: &BuildService, task: &Task, coming: Option<&Coming>) -> Result<Prepared, Failure> {
         let refuse = |status, error: anyhow::Error| Failure::new(status, format!("{error:#}"));
         let Resolved { derivation, output_hashes, needs_realisations } =
             resolved(service, task).map_err(|error| refuse(BuildStatus::InputRejected, error))?;
@@ -51,7 +53,8 @@ impl Prepared {
         let kind = derivation.kind().map_err(|error| reject(error.to_string()))?;
         let scratch_outputs = scratch_outputs(service, &task.drv_path, &derivation)
             .map_err(|error| refuse(BuildStatus::InputRejected, error))?;
-        let inputs = closure(&service.store, &derivation.input_srcs).map_err(|error| {
+        let elsewhere = |path: &StorePath| coming.and_then(|coming| coming.info(path)).cloned();
+        let inputs = closure_with(&service.store, elsewhere, &derivation.input_srcs).map_err(|error| {
             let drv = service.dir.print(&task.drv_path);
             refuse(BuildStatus::MiscFailure, error.context(format!("some inputs of '{drv}' are missing")))
         })?;

@@ -28,6 +28,7 @@ mod serve;
 pub mod stand_in;
 mod translate;
 
+pub(super) use bring::Coming;
 pub(super) use conduct::conduct;
 pub use members::{VERSION, keep_in_step};
 

@@ -563,7 +563,7 @@ fn work_on(service: &Weak<BuildService>, started: &Mutex<mpsc::Receiver<Work>>) 
     loop {
         let next = started.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let (Ok(work), Some(service)) = (next, service.upgrade()) else { return };
-        let run = || execute::run(&service, &work);
+        let run = || execute::run(&service, &work, None);
         // Its clients would wait for ever, and the place of the job would be lost.
         let ended = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| execute::panicked(&service));
         let end = service.end_of(&ended);

@@ -19,7 +19,7 @@ use crate::upstream::Held;
 /// Chunks held of paths that are not valid here: some 16 GiB, and 50 MB of memory.
 const HELD_CHUNKS_MAX: usize = 1 << 18;
 /// Paths of which it is remembered who has them. Others are looked for again.
-const WHEREABOUTS_MAX: usize = 4096;
+const WHEREABOUTS_MAX: usize = 16_384;
 
 /// Shared by all mounts of a node.
 pub struct NodeSource {
@@ -39,6 +39,15 @@ struct State {
     held_chunks: usize,
 }
 
+impl State {
+    fn note(&mut self, path: &StorePath, held: Held) {
+        if self.whereabouts.len() >= WHEREABOUTS_MAX {
+            self.whereabouts.clear();
+        }
+        self.whereabouts.insert(path.base_name().to_owned(), held);
+    }
+}
+
 impl NodeSource {
     pub fn new(store: Store, neighbours: Neighbours) -> NodeSource {
         let (moved_chunks, moved_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -56,12 +65,16 @@ impl NodeSource {
         }
         // One hash part may name another path there.
         let held = self.neighbours.find(&[path.hash_part()]).pop()?.filter(|held| held.record.path == *path)?;
-        let mut state = self.state();
-        if state.whereabouts.len() >= WHEREABOUTS_MAX {
-            state.whereabouts.clear();
-        }
-        state.whereabouts.insert(path.base_name().to_owned(), held.clone());
+        self.state().note(path, held.clone());
         Some(held)
+    }
+
+    /// Notes who has paths that may be read soon.
+    pub fn expect<'a>(&self, held: impl IntoIterator<Item = (&'a StorePath, &'a Held)>) {
+        let mut state = self.state();
+        for (path, held) in held {
+            state.note(path, held.clone());
+        }
     }
 
     /// Brings chunks here that are not.

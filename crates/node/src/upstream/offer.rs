@@ -69,6 +69,14 @@ impl Offer {
         Offer { info: held.record.info(), source: Source::Mesh(held) }
     }
 
+    /// Who has it, if it is nodes of the mesh.
+    pub fn held(&self) -> Option<&Held> {
+        match &self.source {
+            Source::Cache(_) => None,
+            Source::Mesh(held) => Some(held),
+        }
+    }
+
     /// The cache it comes from, if it is one.
     pub fn upstream(&self) -> Option<UpstreamId> {
         match &self.source {

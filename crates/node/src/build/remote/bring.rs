@@ -7,19 +7,66 @@ use anyhow::Result;
 use shoal_store::TempRoots;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::path_record::path_key;
+use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 
 use super::Grid;
 use crate::build::service::BuildService;
-use crate::upstream::{BUILD_BUDGET, Closure};
+use crate::upstream::{BUILD_BUDGET, Closure, Fetch, Upstreams};
 
 /// How often it is looked whether a build whose inputs are fetched is still wanted.
 const LOOK: Duration = Duration::from_millis(200);
 /// Paths named in a message before the rest is only counted.
 const NAMED_MAX: usize = 3;
 
-/// Makes `paths` valid here with all they refer to, asking the nodes in `near` first: what was built a moment ago is not
-/// known to its owners yet. An error is for people; where nobody waits any more it says nothing.
+/// Inputs on their way to a build that runs already, or is about to. What is not fetched when it is dropped is given up.
+pub struct Coming {
+    closure: Closure,
+    upstreams: Upstreams,
+    _fetch: Option<Fetch>,
+}
+
+impl Coming {
+    /// What is known of a path that is on its way, or has come.
+    pub fn info(&self, path: &StorePath) -> Option<&PathInfo> {
+        self.closure.offers.get(path).map(|offer| &offer.info)
+    }
+
+    /// Waits until those of `paths` that are on their way are valid here, with all they refer to.
+    pub fn wait_for(
+        &self,
+        service: &BuildService,
+        paths: &BTreeSet<StorePath>,
+        is_over: impl Fn() -> bool,
+    ) -> Result<()> {
+        let paths = paths.iter().filter(|path| self.closure.contains(path)).cloned().collect();
+        let missing = missing(service, &paths)?;
+        let mut closure = Closure::default();
+        closure.take(&self.closure, &missing);
+        fetch(service, &self.upstreams, &closure, &missing, is_over)
+    }
+}
+
+/// Looks where `paths` are that are not valid here, with all they refer to, asking the nodes in `near` first: what was
+/// built a moment ago is not known to its owners yet.
+pub fn seek(
+    service: &BuildService,
+    grid: &Grid,
+    paths: &BTreeSet<StorePath>,
+    near: &[NodeKey],
+    roots: &TempRoots,
+) -> Result<Closure> {
+    paths.iter().for_each(|path| roots.add(path));
+    let missing = missing(service, paths)?;
+    if missing.is_empty() {
+        return Ok(Closure::default());
+    }
+    let closure = find(grid, &missing, near)?;
+    closure.offers.keys().for_each(|path| roots.add(path));
+    Ok(closure)
+}
+
+/// Makes `paths` valid here with all they refer to. An error is for people; where nobody waits any more it says nothing.
 pub fn bring(
     service: &BuildService,
     grid: &Grid,
@@ -28,21 +75,50 @@ pub fn bring(
     roots: &TempRoots,
     is_over: impl Fn() -> bool,
 ) -> Result<()> {
-    paths.iter().for_each(|path| roots.add(path));
+    let closure = seek(service, grid, paths, near, roots)?;
+    fetch(service, &grid.upstreams, &closure, paths, is_over)
+}
+
+/// As [`bring`], but a build that may read what is not here yet need not wait: it gets what is on its way.
+pub fn begin(
+    service: &BuildService,
+    grid: &Grid,
+    paths: &BTreeSet<StorePath>,
+    near: &[NodeKey],
+    roots: &TempRoots,
+    is_over: impl Fn() -> bool,
+) -> Result<Option<Coming>> {
+    let closure = seek(service, grid, paths, near, roots)?;
     let missing = missing(service, paths)?;
-    if missing.is_empty() {
-        return Ok(());
+    let is_whole = missing.iter().all(|path| closure.contains(path));
+    let (_, bytes) = closure.sizes();
+    let held: Option<Vec<_>> = closure.offers.iter().map(|(path, offer)| Some((path, offer.held()?))).collect();
+    match held.filter(|held| is_whole && !held.is_empty() && service.inputs.may_come_later(bytes)) {
+        Some(held) => {
+            service.inputs.are_coming(held);
+            let fetch = grid.upstreams.begin_behind(&closure);
+            Ok(Some(Coming { closure, upstreams: grid.upstreams.clone(), _fetch: fetch }))
+        }
+        None => fetch(service, &grid.upstreams, &closure, paths, is_over).map(|()| None),
     }
-    let closure = find(grid, &missing, near)?;
-    closure.offers.keys().for_each(|path| roots.add(path));
-    if let Some(fetch) = grid.upstreams.begin(&closure) {
+}
+
+/// Fetches a closure, with which `paths` are to be valid.
+fn fetch(
+    service: &BuildService,
+    upstreams: &Upstreams,
+    closure: &Closure,
+    paths: &BTreeSet<StorePath>,
+    is_over: impl Fn() -> bool,
+) -> Result<()> {
+    if let Some(fetch) = upstreams.begin(closure) {
         while !fetch.wait(LOOK) {
             if is_over() {
                 return Ok(());
             }
         }
     }
-    let missing = self::missing(service, paths)?;
+    let missing = missing(service, paths)?;
     let named: Vec<String> = missing.iter().take(NAMED_MAX).map(|path| service.store_dir().print(path)).collect();
     anyhow::ensure!(
         missing.is_empty(),

@@ -125,11 +125,11 @@ fn run(service: &Arc<BuildService>, grid: &Grid, work: &Work, near: &[NodeKey]) 
     let roots = service.store.temp_roots();
     work.story.stage(work.id, Stage::Inputs, service.now_ms());
     let brought = match work.task.inputs() {
-        Some(inputs) => bring::bring(service, grid, inputs, near, &roots, || work.kill.is_killed()),
-        None => Ok(()),
+        Some(inputs) => bring::begin(service, grid, inputs, near, &roots, || work.kill.is_killed()),
+        None => Ok(None),
     };
     match brought {
-        Ok(()) => execute::run(service, work),
+        Ok(coming) => execute::run(service, work, coming.as_ref()),
         Err(error) => Ended::unbuilt(service, Failure::infrastructure(&error)),
     }
 }
