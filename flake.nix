@@ -43,6 +43,13 @@
 
       lib = { inherit shoal; };
 
+      overlays.default = final: _: { shoal = shoal final; };
+
+      nixosModules.default = {
+        imports = [ ./crates/node/nixos-module.nix ];
+        nixpkgs.overlays = [ self.overlays.default ];
+      };
+
       devShells = forEach (pkgs: {
         default = pkgs.mkShell {
           inputsFrom = [ (shoal pkgs) ];
@@ -63,6 +70,9 @@
           installPhase = "touch $out";
           postInstall = "";
         });
-      });
+      } // pkgs.lib.mapAttrs' (name: pkgs.lib.nameValuePair "nixos-${name}") (import ./crates/node/nixos-tests.nix {
+        inherit pkgs;
+        module = self.nixosModules.default;
+      }));
     };
 }
