@@ -70,6 +70,8 @@ mod mini;
 mod mount;
 #[path = "e2e/options.rs"]
 mod options;
+#[path = "e2e/packaging.rs"]
+mod packaging;
 #[path = "e2e/pull.rs"]
 mod pull;
 #[path = "e2e/push.rs"]
