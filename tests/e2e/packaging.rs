@@ -95,13 +95,16 @@ fn the_module_is_what_its_options_say() {
     let module = module();
     let unit = &module["builder"]["unit"];
     let command = unit["ExecStart"].as_str().expect("a command");
-    assert!(command.ends_with("serve --mesh-secret-file=%d/mesh-secret --secret-key-file=%d/signing-key-0"), "{command}");
+    assert!(
+        command.ends_with("serve --mesh-secret-file=%d/mesh-secret --secret-key-file=%d/signing-key-0"),
+        "{command}"
+    );
     assert_eq!(texts(&unit["LoadCredential"]), ["mesh-secret:/run/secrets/mesh", "signing-key-0:/run/secrets/key"]);
     let firewall = &module["builder"]["firewall"];
-    assert_eq!((texts(&firewall["allowedTCPPorts"]), texts(&firewall["allowedUDPPorts"])), (
-        vec!["2222".into(), "8443".into()],
-        vec!["7433".into(), "8443".into()]
-    ));
+    assert_eq!(
+        (texts(&firewall["allowedTCPPorts"]), texts(&firewall["allowedUDPPorts"])),
+        (vec!["2222".into(), "8443".into()], vec!["7433".into(), "8443".into()])
+    );
     assert!(module["builder"]["checked"].as_str().is_some_and(|script| script.contains("check-config --config")));
     let cache = &module["cache"]["unit"];
     assert_eq!((&cache["DynamicUser"], &cache["CapabilityBoundingSet"]), (&Value::from(true), &Value::from("")));
@@ -110,11 +113,10 @@ fn the_module_is_what_its_options_say() {
     let client = &module["client"];
     assert_eq!(texts(&client["nix"]["settings"]["substituters"]), ["http://mirror:8080", "http://node.lan:8080"]);
     let builders = client["nix"]["buildMachines"].as_array().expect("a list");
-    assert_eq!((builders.len(), &builders[0]["hostName"], &builders[0]["protocol"]), (
-        1,
-        &Value::from("node.lan"),
-        &Value::from("ssh-ng")
-    ));
+    assert_eq!(
+        (builders.len(), &builders[0]["hostName"], &builders[0]["protocol"]),
+        (1, &Value::from("node.lan"), &Value::from("ssh-ng"))
+    );
     assert_eq!(texts(&client["ssh"]["knownHosts"]["node.lan"]["hostNames"]), ["[node.lan]:2222"]);
 }
 
@@ -137,7 +139,9 @@ fn the_flake_shows_what_it_promises() {
     let show = show.args(["--json", "--no-write-lock-file", "--override-input", "nixpkgs"]);
     let shown = show.arg(format!("path:{}", inputs.display())).arg(format!("path:{}", flake.display())).ok().json();
     let checks = shown["checks"]["x86_64-linux"].as_object().expect("checks");
-    for name in ["package", "lints", "format", "nixos-builds", "nixos-mesh", "nixos-restart", "nixos-cache", "nixos-client"] {
+    for name in
+        ["package", "lints", "format", "nixos-builds", "nixos-mesh", "nixos-restart", "nixos-cache", "nixos-client"]
+    {
         assert_eq!(checks[name]["type"], "derivation", "{name}");
     }
     for output in ["packages", "devShells", "nixosModules", "overlays"] {
@@ -156,7 +160,10 @@ fn the_debian_unit_is_one_that_systemd_takes() {
     let unit = here(read("shoal.service"));
     takes("shoal.service", &unit);
     // As systemd reads a drop-in: after the unit.
-    takes("shoal.service", &(unit.replace("[Install]\nWantedBy=multi-user.target\n", "") + &here(read("cache-only.conf"))));
+    takes(
+        "shoal.service",
+        &(unit.replace("[Install]\nWantedBy=multi-user.target\n", "") + &here(read("cache-only.conf"))),
+    );
 }
 
 #[test]
@@ -184,12 +191,14 @@ fn the_charts_configuration_is_right() {
         return println!("skipped: helm is not there; tests/deploy/get-tools fetches it");
     }
     let place = Place::new("chart");
-    let helm = Cmd::new(tools.join("bin/helm")).args(["template", "shoal"]).arg(repository().join("deploy/chart/shoal"));
+    let helm =
+        Cmd::new(tools.join("bin/helm")).args(["template", "shoal"]).arg(repository().join("deploy/chart/shoal"));
     let rendered = helm.args(["--show-only", "templates/config.yaml", "--set", "settings.max-jobs=3"]).ok().stdout;
     let inside = rendered.split("config.toml: |\n").nth(1).and_then(|rest| rest.split("  authorized_keys:").next());
     let config: String = inside.expect("a file").lines().map(|line| format!("{}\n", line.trim())).collect();
     fs::write(place.join("config.toml"), &config).expect("a file");
-    let shoal = Cmd::new(program()).arg("--config").arg(place.join("config.toml")).arg("--data-dir").arg(place.join("data"));
+    let shoal =
+        Cmd::new(program()).arg("--config").arg(place.join("config.toml")).arg("--data-dir").arg(place.join("data"));
     let checked = shoal.args(["check-config", "--json"]).run();
     assert!(checked.status.success(), "{config}\n{checked}");
     assert!(checked.stdout.contains("shoal-mesh.default.svc"), "{checked}");

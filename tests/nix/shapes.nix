@@ -39,6 +39,7 @@ rec {
   # 32 MiB that do not compress.
   large = run "large" "$bb head -c 33554432 /dev/urandom > $out" { };
   many = map (i: run "many-${toString i}" "echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);
+  hundreds = map (i: run "hundreds-${toString i}" "echo ${toString i} > $out" { }) (builtins.genList (i: i) 480);
   # More than a small disk takes.
   fat = run "fat" "echo begun; $bb head -c 167772160 /dev/zero > $out" { };
   # Each for a node with the feature of that name, one after the other.
