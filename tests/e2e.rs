@@ -52,6 +52,8 @@ mod grid_crowd;
 mod grid_faults;
 #[path = "e2e/grid_kills.rs"]
 mod grid_kills;
+#[path = "e2e/grid_memory.rs"]
+mod grid_memory;
 #[path = "e2e/joining.rs"]
 mod joining;
 #[path = "e2e/keeping.rs"]

@@ -42,6 +42,8 @@ rec {
   hundreds = map (i: run "hundreds-${toString i}" "echo ${toString i} > $out" { }) (builtins.genList (i: i) 480);
   # More than a small disk takes.
   fat = run "fat" "echo begun; $bb head -c 167772160 /dev/zero > $out" { };
+  # Has 200 MiB at once.
+  hungry = run "hungry" "echo begun; $bb dd if=/dev/zero of=/dev/null bs=200M count=1; echo fed > $out" { };
   # Each for a node with the feature of that name, one after the other.
   alpha = run "alpha" "echo '@nix {\"action\":\"setPhase\",\"phase\":\"alphaPhase\"}' >&2; echo alpha says one; echo alpha says two; echo alpha > $out" { requiredSystemFeatures = [ "alpha" ]; };
   alphaSleeps = run "alpha-sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { requiredSystemFeatures = [ "alpha" ]; };

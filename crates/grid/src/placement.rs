@@ -6,7 +6,8 @@
 //!   the fewest, then the least pressed, then the first by id: the same facts give the same place.
 //! - What is known of an executor may be wrong; it decides itself when it is asked. So a refusal is remembered, never
 //!   fatal.
-//! - An estimate of memory never keeps a derivation from all machines: one that runs nothing takes it.
+//! - An estimate of memory never keeps a derivation from all machines: one that runs nothing takes it. Only where it would
+//!   have no more than it died with before it does not go.
 
 use std::fmt;
 
@@ -30,11 +31,24 @@ pub struct Executor {
     pub slots: u32,
     /// How many it said it builds, for whomever. 0 for the own node, which is told of nothing by hearsay.
     pub running: u32,
-    pub free_memory_mib: Option<u64>,
+    pub free_memory: FreeMemory,
+    /// The most that one build can have there, whatever else runs; `None` where nothing is known of it.
+    pub memory_max_mib: Option<u64>,
     /// Share of time in which something waited for CPU, memory or disk there, in percent.
     pub pressure: u8,
     /// Takes new builds.
     pub active: bool,
+}
+
+/// Memory that builds may take, in MiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FreeMemory {
+    #[default]
+    Unknown,
+    /// What it said, with all counted that ran there then.
+    Told(u64),
+    /// What this coordinator's jobs there have between them.
+    Shared(u64),
 }
 
 /// What a coordinator knows of an executor beyond its word.
@@ -46,6 +60,8 @@ pub struct Standing {
     pub others: u32,
     /// Memory of jobs that were placed there since it last told what is free.
     pub promised_mib: u64,
+    /// Memory of all jobs of this coordinator that are there.
+    pub ours_mib: u64,
     /// It refused, and takes nothing before this time.
     pub refused: Option<Refused>,
 }
@@ -72,6 +88,8 @@ pub struct Ask<'a> {
     pub requirement: &'a Requirement,
     /// Estimated peak; 0 where nothing is known.
     pub memory_mib: u64,
+    /// So much it had when it died for want of more; 0 where it never did.
+    pub exceeded_mib: u64,
 }
 
 /// An executor with regard to one derivation.
@@ -97,6 +115,11 @@ pub enum Reason {
     Memory {
         needed_mib: u64,
         free_mib: u64,
+    },
+    /// It died for want of memory with as much as a build can have there.
+    MemoryMax {
+        exceeded_mib: u64,
+        max_mib: u64,
     },
     /// Without a time: others are tried first.
     FailedHere {
@@ -133,6 +156,9 @@ pub fn lasting(executor: &Executor, requirement: &Requirement) -> Option<Reason>
 /// with it yet.
 pub fn passing<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>, has_fresh: bool, now_ms: u64) -> Option<Reason> {
     let (executor, standing) = (candidate.executor, candidate.standing);
+    if let Some(reason) = too_small(executor, ask.exceeded_mib) {
+        return Some(reason);
+    }
     let refused = |refused: &Refused| Reason::Refused {
         text: refused.text.clone(),
         again_in_ms: refused.until_ms.saturating_sub(now_ms),
@@ -152,8 +178,23 @@ pub fn passing<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>, has_fresh: bool, n
     if busy >= executor.slots {
         return Some(Reason::NoSlot { slots: executor.slots });
     }
-    let free_mib = executor.free_memory_mib?.saturating_sub(standing.promised_mib);
-    (busy > 0 && free_mib < ask.memory_mib).then_some(Reason::Memory { needed_mib: ask.memory_mib, free_mib })
+    let free_mib = match executor.free_memory {
+        FreeMemory::Unknown => return None,
+        FreeMemory::Told(told_mib) => told_mib.saturating_sub(standing.promised_mib),
+        FreeMemory::Shared(shared_mib) => shared_mib.saturating_sub(standing.ours_mib),
+    };
+    lacks_memory(busy, ask.memory_mib, free_mib)
+}
+
+/// Whether a derivation has to wait until others leave it their memory: beside nothing it need not.
+pub fn lacks_memory(busy: u32, needed_mib: u64, free_mib: u64) -> Option<Reason> {
+    (busy > 0 && free_mib < needed_mib).then_some(Reason::Memory { needed_mib, free_mib })
+}
+
+/// Whether a derivation that died with so much memory would die there again.
+pub fn too_small(executor: &Executor, exceeded_mib: u64) -> Option<Reason> {
+    let max_mib = executor.memory_max_mib.filter(|max_mib| exceeded_mib > 0 && *max_mib <= exceeded_mib)?;
+    Some(Reason::MemoryMax { exceeded_mib, max_mib })
 }
 
 /// The lower the better. Of executors that are as busy as each other the one that has more of the inputs is better, if it
@@ -192,9 +233,9 @@ pub fn describe<N>(whys: &[(N, impl fmt::Display)], name: impl Fn(&N) -> String)
 }
 
 impl Reason {
-    /// Whether it holds for as long as the executor is as it is: whether [`lasting`] gives it.
+    /// Whether it holds for as long as the executor is as it is: [`lasting`] gives it, or [`too_small`].
     pub fn lasts(&self) -> bool {
-        matches!(self, Reason::Unfit(_) | Reason::Draining | Reason::NoSlot { slots: 0 })
+        matches!(self, Reason::Unfit(_) | Reason::Draining | Reason::NoSlot { slots: 0 } | Reason::MemoryMax { .. })
     }
 }
 
@@ -207,6 +248,9 @@ impl fmt::Display for Reason {
             Reason::NoSlot { slots } => write!(f, "no free slot: all {slots} are taken"),
             Reason::Memory { needed_mib, free_mib } => {
                 write!(f, "not enough memory: needs about {needed_mib} MiB, {free_mib} MiB are free")
+            }
+            Reason::MemoryMax { exceeded_mib, max_mib } => {
+                write!(f, "too little memory: {exceeded_mib} MiB were not enough, a build gets {max_mib} MiB at most")
             }
             Reason::FailedHere { again_in_ms: None } => write!(f, "failed here before: others are tried first"),
             Reason::FailedHere { again_in_ms: Some(ms) } => {

@@ -33,7 +33,7 @@ fn with_candidates<T>(
             tried: tried.as_ref(),
         })
         .collect();
-    then(Ask { requirement: &requirement, memory_mib }, &candidates)
+    then(Ask { requirement: &requirement, memory_mib, exceeded_mib: 0 }, &candidates)
 }
 
 /// Places at 1000.
@@ -91,7 +91,7 @@ fn nowhere_is_not_the_same_as_not_now() {
 
 #[test]
 fn each_reason_is_a_line_that_a_person_understands() {
-    let low = Executor { free_memory_mib: Some(900), ..executor() };
+    let low = Executor { free_memory: FreeMemory::Told(900), ..executor() };
     let used = Standing { ours: 1, promised_mib: 100, ..Standing::default() };
     let refused = Refused { text: "its disk is full".into(), until_ms: 2_000 };
     let full = Standing { others: 4, ..Standing::default() };
@@ -137,4 +137,29 @@ fn who_may_take_it_is_ranked_and_the_merits_are_told() {
         node-3: number 1 in the ranking: lacks no known inputs, 0 of 4 slots taken"#]]
     .assert_eq(&describe(&verdicts, |node| format!("node-{node}")));
     assert_eq!(ask(&["kvm"], 0, &known), Placement::Placed(3));
+}
+
+#[test]
+fn where_it_would_have_no_more_than_it_died_with_it_does_not_go() {
+    let sized = |max_mib| Executor { memory_max_mib: Some(max_mib), ..executor() };
+    let requirement = Requirement { system: "x86_64-linux".into(), ..Requirement::default() };
+    let standing = Standing::default();
+    let (small, large) = (sized(500), sized(501));
+    let candidate = |executor| Candidate { node: &0, executor, standing: &standing, missing_bytes: 0, tried: None };
+    let ask = |exceeded_mib| Ask { requirement: &requirement, memory_mib: 2 * exceeded_mib, exceeded_mib };
+    let Placement::Nowhere(reasons) = place(ask(500), &[candidate(&small)], 0) else { panic!("it may go there") };
+    expect!["0: too little memory: 500 MiB were not enough, a build gets 500 MiB at most"]
+        .assert_eq(&describe(&reasons, ToString::to_string));
+    assert_eq!(place(ask(500), &[candidate(&large)], 0), Placement::Placed(0), "twice as much is only an estimate");
+    assert_eq!(place(ask(0), &[candidate(&small)], 0), Placement::Placed(0));
+}
+
+#[test]
+fn memory_that_jobs_share_is_less_by_what_they_need() {
+    let shared = Executor { free_memory: FreeMemory::Shared(1_000), ..executor() };
+    let standing = |ours, ours_mib| Standing { ours, ours_mib, ..Standing::default() };
+    let lacks = vec![(0, Reason::Memory { needed_mib: 600, free_mib: 500 })];
+    assert_eq!(ask(&[], 600, &[(shared.clone(), standing(1, 500), 0, None)]), Placement::Waits(lacks));
+    assert_eq!(ask(&[], 600, &[(shared.clone(), standing(1, 400), 0, None)]), Placement::Placed(0));
+    assert_eq!(ask(&[], 6_000, &[(shared, standing(0, 0), 0, None)]), Placement::Placed(0), "nothing runs there");
 }

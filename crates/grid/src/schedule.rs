@@ -10,7 +10,8 @@
 //! - requests of higher priority come first, then those with fewer jobs running: a small request is not behind a large one;
 //! - within a request the job with the longest chain of dependants above it starts first, older first among equals;
 //! - a job that nobody can take keeps only as many behind it as are looked at in one go, [`LOOK_AHEAD`];
-//! - a job that is lost is placed again, elsewhere while another can run it, at most [`TRIES_MAX`] times in all;
+//! - a job that is lost is placed again, elsewhere while another can run it, at most [`TRIES_MAX`] times in all; one that
+//!   dies for want of memory so too, with twice as much, but never where it would have no more than it died with;
 //! - each goal of a request is answered exactly once, and a request without open goals is forgotten;
 //! - a job that no request wants any more is dropped, and stopped if it runs;
 //! - a failure answers every goal above it; without keep-going it ends the whole request.
@@ -21,6 +22,7 @@ mod answers;
 mod explain;
 mod jobs;
 mod members;
+mod memory;
 mod queues;
 mod seats;
 
@@ -147,6 +149,8 @@ pub struct Schedule<K, N = NodeId> {
     seats: Seats<N>,
     queues: Queues,
     requests: BTreeMap<RequestId, Request>,
+    /// Jobs that died for want of memory; few.
+    starved: BTreeSet<u32>,
     next_seq: u64,
     next_request: RequestId,
 }
@@ -168,6 +172,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             seats: Seats::new(),
             queues: Queues::default(),
             requests: BTreeMap::new(),
+            starved: BTreeSet::new(),
             next_seq: 0,
             next_request: 1,
         }
@@ -322,12 +327,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             End::Success { .. } => {}
             End::Failed => self.fail(number, Answer::Failed, actions),
             End::Lost => self.lose(number, seat, now_ms, actions),
-            End::OutOfMemory { used_mib } => {
-                if let Some(job) = self.jobs.get_mut(number) {
-                    job.memory_mib = job.memory_mib.max(used_mib).saturating_mul(2);
-                }
-                self.try_again(number, actions);
-            }
+            End::OutOfMemory { used_mib } => self.starve(number, used_mib, actions),
             End::Refused { text, full_until_ms: Some(until_ms) } => {
                 self.seats.refuse(seat, Refused { text, until_ms }, now_ms);
                 self.refresh(seat, now_ms);
@@ -461,7 +461,8 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     }
 
     fn ask<'a>(&'a self, job: &Job<K>) -> Ask<'a> {
-        Ask { requirement: &self.queues.class(job.class).requirement, memory_mib: job.memory_mib }
+        let requirement = &self.queues.class(job.class).requirement;
+        Ask { requirement, memory_mib: job.memory_mib, exceeded_mib: job.exceeded_mib }
     }
 
     fn candidate<'a>(&'a self, job: &'a Job<K>, seat: u32) -> Option<Candidate<'a, N>> {

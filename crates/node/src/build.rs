@@ -19,6 +19,7 @@ mod graph;
 mod history;
 mod keep_on;
 mod log;
+pub mod memory;
 pub mod obtain;
 mod outputs;
 pub mod overview;

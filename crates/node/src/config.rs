@@ -74,6 +74,8 @@ pub struct Config {
     pub max_silent_time: Option<Duration>,
     /// Bytes.
     pub max_build_log_size: Option<u64>,
+    /// Bytes that one build may have.
+    pub build_memory_max: Option<u64>,
     pub keep_failed: bool,
     pub keep_going: bool,
     /// A static shell, seen by builders as `/bin/sh`.
@@ -162,6 +164,7 @@ impl Config {
             timeout: None,
             max_silent_time: None,
             max_build_log_size: Some(1 << 30),
+            build_memory_max: None,
             keep_failed: false,
             keep_going: false,
             sandbox_shell: detect::sandbox_shell(),

@@ -97,6 +97,12 @@ fn contact(contact: &Contact) -> (NodeKey, Vec<SocketAddr>) {
     (contact.node, contact.addresses.iter().copied().collect())
 }
 
+/// The most that one build can have.
+fn memory_max_mib(config: &Config) -> u64 {
+    let (all_mib, _) = load::memory_mib();
+    config.build_memory_max.map_or(all_mib, |max| all_mib.min(max.div_ceil(1 << 20)))
+}
+
 /// What this node is and has.
 fn describe(config: &Config, own: &mut NodeRecord) {
     own.name = config.name.chars().take(NAME_LEN_MAX).collect();
@@ -107,8 +113,7 @@ fn describe(config: &Config, own: &mut NodeRecord) {
         own.capacity.slots = config.max_jobs;
     }
     own.capacity.cores = config.cores;
-    let (memory_mib, _) = load::memory_mib();
-    own.capacity.memory_mib = memory_mib;
+    own.capacity.memory_mib = memory_max_mib(config);
     own.capacity.store_mib = load::disk_mib(&config.data_dir).0;
 }
 

@@ -254,6 +254,17 @@ fn scrub_by_schedule(scrubber: &Arc<Scrubber>, interval: Option<Duration>) -> Re
     Ok(())
 }
 
+/// How builds are metered and limited.
+fn cgroups(config: &Config) -> shoal_sandbox::Cgroups {
+    let cgroups = shoal_sandbox::cgroups().limited(config.build_memory_max);
+    if cgroups.memory_max() != config.build_memory_max {
+        tracing::warn!(
+            "build-memory-max has no effect: there is no memory control group to be had; see 'shoal doctor'"
+        );
+    }
+    cgroups
+}
+
 fn builds_config(config: &Config) -> Result<service::Config> {
     let systems = if config.no_build { Vec::new() } else { config.system.clone() };
     Ok(service::Config {
@@ -269,7 +280,8 @@ fn builds_config(config: &Config) -> Result<service::Config> {
             cores: u64::from(config.cores),
         },
         sandbox_shell: config.sandbox_shell.clone(),
-        cgroups: shoal_sandbox::cgroups(),
+        cgroups: cgroups(config),
+        memory_mib: crate::mesh::load::memory_mib().0,
         signing_keys: keys::signing_keys(config)?.into_iter().map(Arc::new).collect(),
     })
 }

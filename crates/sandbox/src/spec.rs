@@ -181,3 +181,22 @@ pub enum Cgroups {
     /// Directories of the `memory` and `cpuacct` hierarchies.
     V1 { memory: Option<PathBuf>, cpuacct: Option<PathBuf>, memory_max: Option<u64> },
 }
+
+impl Cgroups {
+    /// The same with a limit for the memory of each build, in bytes, where there is a controller for it.
+    pub fn limited(mut self, max: Option<u64>) -> Cgroups {
+        match &mut self {
+            Cgroups::V2 { memory_max, .. } | Cgroups::V1 { memory: Some(_), memory_max, .. } => *memory_max = max,
+            Cgroups::V1 { memory: None, .. } | Cgroups::Off => {}
+        }
+        self
+    }
+
+    /// The limit for the memory of each build, in bytes.
+    pub fn memory_max(&self) -> Option<u64> {
+        match self {
+            Cgroups::V2 { memory_max, .. } | Cgroups::V1 { memory_max, .. } => *memory_max,
+            Cgroups::Off => None,
+        }
+    }
+}

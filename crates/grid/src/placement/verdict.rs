@@ -72,6 +72,7 @@ impl Verdict {
             Verdict::Kept(Reason::Draining) => "draining",
             Verdict::Kept(Reason::NoSlot { .. }) => "no-slot",
             Verdict::Kept(Reason::Memory { .. }) => "no-memory",
+            Verdict::Kept(Reason::MemoryMax { .. }) => "too-little-memory",
             Verdict::Kept(Reason::FailedHere { .. }) => "failed-here",
             Verdict::Kept(Reason::Refused { .. }) => "refused",
         }

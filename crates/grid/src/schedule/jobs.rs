@@ -36,6 +36,8 @@ pub(super) struct Job<K> {
     /// Times it was started and lost.
     pub losses: u32,
     pub memory_mib: u64,
+    /// What it had when it died for want of memory, the most of all times.
+    pub exceeded_mib: u64,
     /// Milliseconds of the longest chain of work from this job's start to a goal.
     pub longest_ms: u64,
     pub seq: u64,
@@ -60,6 +62,7 @@ impl<K> Job<K> {
             class,
             losses: 0,
             memory_mib,
+            exceeded_mib: 0,
             longest_ms,
             seq,
             waits_for: BTreeSet::new(),

@@ -51,6 +51,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         for key in stranded.into_iter().filter_map(|number| self.jobs.get(number)).map(|job| job.key.clone()) {
             actions.push(Action::Nowhere { key });
         }
+        self.report_starved(&mut actions);
         // None runs there any more before the first of them is judged: a request that ends stops what runs.
         let mut gone = Vec::new();
         for seat in seats {

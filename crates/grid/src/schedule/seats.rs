@@ -108,6 +108,7 @@ impl<N: Clone + Ord> Seats<N> {
         known.jobs.insert(job);
         known.standing.ours += 1;
         known.standing.promised_mib = known.standing.promised_mib.saturating_add(memory_mib);
+        known.standing.ours_mib = known.standing.ours_mib.saturating_add(memory_mib);
         known.peaks[0] = known.peaks[0].max(known.standing.ours);
         known.told
     }
@@ -116,6 +117,7 @@ impl<N: Clone + Ord> Seats<N> {
         let known = &mut self.seats[seat as usize];
         known.jobs.remove(&job);
         known.standing.ours = known.standing.ours.saturating_sub(1);
+        known.standing.ours_mib = known.standing.ours_mib.saturating_sub(memory_mib);
         if known.told == told {
             known.standing.promised_mib = known.standing.promised_mib.saturating_sub(memory_mib);
         }

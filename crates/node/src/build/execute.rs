@@ -20,6 +20,7 @@ use super::failure::{BadEnd, Failure, Texts};
 use super::feed::{BuildEvent, JobId};
 use super::graph::{Task, What};
 use super::log::{Lines, Tail};
+use super::memory::{MIB, Used};
 use super::outputs::{self, Rejected};
 use super::prepare::Prepared;
 use super::remote::Coming;
@@ -33,8 +34,6 @@ use crate::trees::remove_in_background;
 /// With less than this left (bytes or inodes) a failed builder may have failed for want of space (Nix's figure).
 const DISK_NEARLY_FULL: u64 = 8 << 20;
 
-const MIB: u64 = 1 << 20;
-
 /// How a job came out.
 pub(super) struct Ended {
     pub result: BuildResult,
@@ -46,6 +45,7 @@ pub(super) struct Ended {
     pub cancelled: bool,
     /// What it needs was lost with the node that had it.
     pub lacks: bool,
+    pub used: Used,
 }
 
 impl Ended {
@@ -56,7 +56,14 @@ impl Ended {
 
     /// Of a job that no builder of this node ran.
     pub fn without_builder(service: &BuildService, result: BuildResult) -> Ended {
-        Ended { result, announced: false, _roots: service.store.temp_roots(), cancelled: false, lacks: false }
+        Ended {
+            result,
+            announced: false,
+            _roots: service.store.temp_roots(),
+            cancelled: false,
+            lacks: false,
+            used: Used::default(),
+        }
     }
 
     pub fn is_success(&self) -> bool {
@@ -113,15 +120,27 @@ pub(super) fn run(service: &BuildService, work: &Work, coming: Option<&Coming>) 
     let Work { task, id, options, kill, story, .. } = work;
     let roots = service.store.temp_roots();
     let since = Instant::now();
-    let mut job = Job { service, task, id: *id, options, kill, story, coming, roots: &roots, since, announced: false };
+    let mut job = Job {
+        service,
+        task,
+        id: *id,
+        options,
+        kill,
+        story,
+        coming,
+        roots: &roots,
+        since,
+        announced: false,
+        used: Used::default(),
+    };
     let result = job.run().unwrap_or_else(|failure| {
         if failure.status == BuildStatus::TransientFailure {
             tracing::warn!(derivation = %task.drv_path, error = failure.message, "a build failed for a reason of this node");
         }
         BuildResult::new(failure.status, failure.message)
     });
-    let announced = job.announced;
-    Ended { result, announced, _roots: roots, cancelled: kill.is_killed(), lacks: false }
+    let (announced, used) = (job.announced, job.used);
+    Ended { result, announced, _roots: roots, cancelled: kill.is_killed(), lacks: false, used }
 }
 
 /// How a job came out whose thread panicked. Whether clients were told of its start is not known; that one activity
@@ -142,6 +161,7 @@ struct Job<'a> {
     roots: &'a TempRoots,
     since: Instant,
     announced: bool,
+    used: Used,
 }
 
 impl Job<'_> {
@@ -189,7 +209,10 @@ impl Job<'_> {
         let result = match outcome {
             // However it ended: a builder may make something of an error that it is given.
             Ok(outcome) if given.has_failed() && outcome.end != End::Killed => Err(Failure::inputs_failed()),
-            Ok(outcome) => self.conclude(&prepared, &scratch, &outcome, &last_lines),
+            Ok(outcome) => {
+                self.used = used(&outcome, self.service.memory_limit_mib());
+                self.conclude(&prepared, &scratch, &outcome, &last_lines)
+            }
             Err(error) => Err(Failure::infrastructure(&anyhow::Error::new(error).context("lost sight of a build"))),
         };
         self.clear_away(&prepared, scratch, result.is_err());
@@ -288,7 +311,7 @@ impl Job<'_> {
         result.cpu_system = i64::try_from(outcome.usage.cpu_system_us).ok();
         self.record(prepared, &paths, &mut result)?;
         let (name, system) = (self.task.drv_path.name(), &self.task.requirement.system);
-        self.service.history.record(name, system, self.since.elapsed(), outcome.usage.memory_peak_bytes.div_ceil(MIB));
+        self.service.history.record(name, system, self.since.elapsed(), self.used.peak_mib);
         Ok(result)
     }
 
@@ -312,6 +335,10 @@ impl Job<'_> {
                 return Err(Failure::new(BuildStatus::TransientFailure, text));
             }
         };
+        if self.used.ran_out {
+            let peak_mib = outcome.usage.memory_peak_bytes.div_ceil(MIB);
+            return Err(self.texts().out_of_memory(peak_mib, self.service.memory_limit_mib()));
+        }
         let outputs: Vec<StorePath> = match prepared.is_floating() {
             true => Vec::new(),
             false => prepared.scratch_outputs.values().cloned().collect(),
@@ -320,8 +347,6 @@ impl Job<'_> {
         if disk_nearly_full(&self.service.config.data_dir) {
             failure.status = BuildStatus::TransientFailure;
             failure.message += "\nnote: the disk of the build directory is nearly full";
-        } else if outcome.usage.out_of_memory {
-            failure.message += "\nnote: the kernel ended a process of this build for lack of memory";
         }
         Err(failure)
     }
@@ -356,6 +381,14 @@ impl Job<'_> {
             remove_in_background(scratch.path().to_path_buf());
         }
     }
+}
+
+fn used(outcome: &Outcome, limit_mib: Option<u64>) -> Used {
+    let is_bad = matches!(outcome.end, End::Exited(1..) | End::Signaled(_));
+    let ran_out = outcome.usage.out_of_memory && is_bad;
+    let peak_mib = outcome.usage.memory_peak_bytes.div_ceil(MIB);
+    // Whatever is refused at the limit is not counted.
+    Used { peak_mib: limit_mib.filter(|_| ran_out).unwrap_or(peak_mib), ran_out }
 }
 
 /// Moves the build directory to where people find it.

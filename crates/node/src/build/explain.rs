@@ -177,6 +177,7 @@ impl BuildService {
             },
             Some(How::Found) => ("found", "was not built: its outputs were there".to_owned()),
             Some(How::Failed(text)) => ("failed", format!("failed on {at} after {took} s: {text}")),
+            Some(How::OutOfMemory(text)) => ("out-of-memory", format!("ran out of memory on {at}: {text}")),
             Some(How::Lost(text)) => ("lost", format!("was lost on {at} after {took} s: {text}")),
             Some(How::Refused(text)) => ("refused", format!("was refused by {at}: {text}")),
             Some(How::Cancelled) => ("cancelled", format!("was cancelled on {at} after {took} s")),
@@ -238,6 +239,7 @@ impl BuildService {
             let end = match how {
                 How::Built | How::Found => "built".to_owned(),
                 How::Failed(text) => format!("failed: {text}"),
+                How::OutOfMemory(text) => format!("ran out of memory: {text}"),
                 How::Lost(text) => format!("lost: {text}"),
                 How::Refused(text) => format!("refused: {text}"),
                 How::Cancelled => "cancelled".to_owned(),

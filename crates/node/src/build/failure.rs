@@ -103,6 +103,22 @@ impl Texts<'_> {
         Failure::new(BuildStatus::PermanentFailure, message)
     }
 
+    /// What a builder had when the kernel ended it for want of memory. `limit_mib`: what it could have had.
+    pub fn out_of_memory(&self, peak_mib: u64, limit_mib: Option<u64>) -> Failure {
+        let mut message = self.cannot_build("builder ran out of memory");
+        message += &match limit_mib {
+            Some(limit_mib) => format!(
+                "\nIt had {peak_mib} MiB of the {limit_mib} MiB that a build gets there.\n\
+                 Raise 'build-memory-max' of a node, or add a node that has more."
+            ),
+            None => format!(
+                "\nIt had {peak_mib} MiB when the machine had no more.\n\
+                 Lower 'max-jobs' of the node, or add a node that has more."
+            ),
+        };
+        Failure::new(BuildStatus::TransientFailure, message)
+    }
+
     pub fn refused(&self, refusal: &Refusal, machine: &Machine) -> Failure {
         let mut message =
             format!("Cannot build '{}'.\nReason: {RED}{}{NORMAL}", magenta(&self.drv()), refusal.reason());

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::BuildResult;
 
+use super::memory::Used;
+
 /// Log bytes a slow client may be behind before lines are dropped: a few seconds of a talkative compiler.
 const UNREAD_LOG_BYTES_MAX: usize = 4 << 20;
 
@@ -85,6 +87,7 @@ struct State {
     goals_open: usize,
     woken: bool,
     has_lacked: bool,
+    used: Used,
 }
 
 #[derive(Clone, Default)]
@@ -142,6 +145,15 @@ impl Feed {
 
     pub fn has_lacked(&self) -> bool {
         self.lock().has_lacked
+    }
+
+    /// What the builder used of which this tells.
+    pub fn set_used(&self, used: Used) {
+        self.lock().used = used;
+    }
+
+    pub fn used(&self) -> Used {
+        self.lock().used
     }
 
     /// Whether all goals are settled.

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use shoal_grid::can_run::{Machine, can_run};
-use shoal_grid::placement::Executor;
 use shoal_grid::ring::NodeId;
 use shoal_grid::schedule::{Action, End, Node, Priority, RequestId, Schedule, Terms};
 use shoal_store::{GcAction, GcError, GcReport, GcRequest, Store};
@@ -63,6 +62,8 @@ pub struct Config {
     /// A static shell of the host, shown to builders as /bin/sh.
     pub sandbox_shell: Option<PathBuf>,
     pub cgroups: shoal_sandbox::Cgroups,
+    /// All that the machine has.
+    pub memory_mib: u64,
     /// Sign what is built here.
     pub signing_keys: Vec<Arc<SecretKey>>,
 }
@@ -184,16 +185,8 @@ impl BuildService {
         let builds = config.data_dir.join("builds");
         std::fs::create_dir_all(&builds).with_context(|| format!("cannot make {}", builds.display()))?;
         let (work, started) = mpsc::channel();
-        let mut schedule = Schedule::new();
-        let executor = Executor {
-            machine: config.machine.clone(),
-            slots: u32::try_from(config.max_jobs).unwrap_or(u32::MAX),
-            active: true,
-            ..Executor::default()
-        };
-        schedule.set_executors(BTreeMap::from([(HERE, executor)]), 0);
         let state = State {
-            schedule,
+            schedule: Schedule::new(),
             jobs: HashMap::new(),
             clients: HashMap::new(),
             recent: Recent::default(),
@@ -223,6 +216,10 @@ impl BuildService {
             load_changed: Notify::new(),
             settles_ms: AtomicU64::new(0),
         });
+        let mut state = service.lock();
+        let here = service.here(&state);
+        state.schedule.set_executors(BTreeMap::from([(HERE, here)]), 0);
+        drop(state);
         let started = Arc::new(Mutex::new(started));
         for _ in 0..service.config.max_jobs {
             let (service, started) = (Arc::downgrade(&service), started.clone());
@@ -265,6 +262,11 @@ impl BuildService {
 
     pub(super) fn see_to(&self) -> Option<Arc<dyn SeeTo>> {
         self.see_to.get().and_then(Weak::upgrade)
+    }
+
+    /// Whether there is no other node to build on.
+    fn is_alone(&self) -> bool {
+        self.grid().is_none_or(|grid| grid.neighbours.is_alone())
     }
 
     /// Waits until more or fewer builders run here.
@@ -414,9 +416,8 @@ impl BuildService {
         job.story.begin(id, at, why, self.now_ms());
         // Others' damage is repaired where it is, and what is checked is here.
         let is_own = job.task.mode != BuildMode::Normal || matches!(job.task.what, What::Adopted(_));
-        let is_alone = self.grid().is_none_or(|grid| grid.neighbours.is_alone());
         let place = match at {
-            _ if is_alone || is_own => Place::Here,
+            _ if self.is_alone() || is_own => Place::Here,
             HERE => Place::Claiming,
             node => Place::At(node),
         };
@@ -448,14 +449,14 @@ impl BuildService {
     /// How the end of a builder of this node counts. What is wrong with this node is no reason to fail where there are
     /// others.
     fn end_of(&self, ended: &Ended) -> End {
-        let is_alone = self.grid().is_none_or(|grid| grid.neighbours.is_alone());
         match ended.result.status {
             status if status.is_success() => {
                 let outputs = ended.result.built_outputs.values();
                 let size = |path| self.store.path_info(path).ok().flatten().map_or(0, |info| info.nar_size);
                 End::Success { output_bytes: outputs.map(|built| size(&built.out_path)).sum() }
             }
-            BuildStatus::TransientFailure if !is_alone => End::Lost,
+            _ if ended.used.ran_out => End::OutOfMemory { used_mib: ended.used.peak_mib },
+            BuildStatus::TransientFailure if !self.is_alone() => End::Lost,
             _ => End::Failed,
         }
     }
@@ -466,6 +467,8 @@ impl BuildService {
         work.story.end(*id, how(work, &ended, &end), self.now_ms());
         let mut state = self.lock();
         let key = &task.drv_path;
+        let is_starved = matches!(end, End::OutOfMemory { .. }) && state.schedule.is_tried_again(key, &end);
+        ended.cancelled |= is_starved;
         let running = state.jobs.get_mut(key).and_then(|job| job.running.take_if(|running| running.id == *id));
         if running.is_none() && !ended.is_success() {
             // Of a run that was given up; the one that took its place counts.
@@ -482,6 +485,9 @@ impl BuildService {
         }
         if let (Some(grid), true) = (self.grid(), running.as_ref().is_some_and(|running| running.claimed)) {
             grid.neighbours.unclaim_build(key);
+        }
+        if is_starved {
+            self.tell_all(&mut state, key, &BuildEvent::Message(self.starved(key, &ended)));
         }
         let told = running.map(|running| running.id);
         self.tell_ended(&mut state, key, told, &ended);
@@ -501,7 +507,8 @@ impl BuildService {
     /// No executor can run it.
     fn refuse_job(self: &Arc<Self>, state: &mut State, key: &StorePath) {
         let refusal = state.jobs.get(key).and_then(|job| self.refusal(&job.task));
-        let others = self.why_nowhere(state, key);
+        let tells_others = refusal.is_none() || !self.is_alone();
+        let others = tells_others.then(|| self.why_nowhere(state, key)).flatten();
         let Some(mut refusal) = refusal.or_else(|| {
             let failure = |text: &String| Failure::new(BuildStatus::PermanentFailure, text.clone());
             others.as_ref().map(failure)
@@ -553,7 +560,8 @@ fn how(work: &Work, ended: &Ended, end: &End) -> How {
         End::Success { .. } => How::Built,
         End::Refused { text, .. } => How::Refused(text.clone()),
         _ if work.kill.is_killed() => How::Cancelled,
-        End::Lost | End::OutOfMemory { .. } => How::Lost(text()),
+        End::OutOfMemory { .. } => How::OutOfMemory(text()),
+        End::Lost => How::Lost(text()),
         End::Failed => How::Failed(text()),
     }
 }

@@ -44,6 +44,8 @@ pub(super) enum How {
     /// The outputs were there.
     Found,
     Failed(String),
+    /// For want of memory.
+    OutOfMemory(String),
     /// It says nothing of the derivation.
     Lost(String),
     Refused(String),
@@ -128,6 +130,15 @@ impl Story {
         }
     }
 
+    /// How long a stage of the run of this number took, which has come to another since, or to `now_ms`.
+    pub fn took_ms(&self, number: JobId, stage: Stage, now_ms: u64) -> Option<u64> {
+        let told = self.lock();
+        let stages = &told.runs.iter().find(|run| run.number == number)?.stages;
+        let at = stages.iter().position(|(other, _)| *other == stage)?;
+        let until_ms = stages.get(at + 1).map_or(now_ms, |(_, ms)| *ms);
+        Some(until_ms.saturating_sub(stages[at].1))
+    }
+
     pub fn fail_unplaced(&self, text: &str, now_ms: u64) {
         self.lock().unplaced = Some((now_ms, cut_text(text.to_owned())));
     }
@@ -136,6 +147,7 @@ impl Story {
 fn cut(how: How) -> How {
     match how {
         How::Failed(text) => How::Failed(cut_text(text)),
+        How::OutOfMemory(text) => How::OutOfMemory(cut_text(text)),
         How::Lost(text) => How::Lost(cut_text(text)),
         How::Refused(text) => How::Refused(cut_text(text)),
         How::Built | How::Found | How::Cancelled => how,

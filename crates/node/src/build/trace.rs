@@ -113,6 +113,7 @@ impl BuildService {
             Some((ms, How::Built)) => (*ms, "built"),
             Some((ms, How::Found)) => (*ms, "found"),
             Some((ms, How::Failed(_))) => (*ms, "failed"),
+            Some((ms, How::OutOfMemory(_))) => (*ms, "out-of-memory"),
             Some((ms, How::Lost(_))) => (*ms, "lost"),
             Some((ms, How::Refused(_))) => (*ms, "refused"),
             Some((ms, How::Cancelled)) => (*ms, "cancelled"),

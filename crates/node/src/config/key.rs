@@ -189,6 +189,12 @@ pub const KEYS: &[Key] = &[
         Set::One("SIZE", |c, v| parse_optional_size(v).map(|s| c.max_build_log_size = s)),
         "A build that prints more is ended; or none",
     ),
+    key(
+        "build-memory-max",
+        "none",
+        Set::One("SIZE", |c, v| parse_optional_size(v).map(|s| c.build_memory_max = s)),
+        "Most memory that one build may have, where the machine can limit it; or none",
+    ),
     key("keep-failed", "false", Set::Switch(|c, v| c.keep_failed = v), "Keep the directories of failed builds"),
     key(
         "keep-going",

@@ -37,7 +37,7 @@ fn look(builds: &BuildService, data_dir: &Path) -> Load {
     Load {
         running: count(overview.running_here()),
         queued: count(overview.waiting),
-        free_memory_mib: memory_mib().1,
+        free_memory_mib: builds.free_memory_mib(),
         free_store_mib: disk_mib(data_dir).1,
         pressure: pressure(),
         ..Load::default()

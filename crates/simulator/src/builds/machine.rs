@@ -1,7 +1,7 @@
 //! An executor: takes offers or refuses them, builds, dies, falls silent.
 
 use shoal_grid::can_run::Machine;
-use shoal_grid::placement::Executor;
+use shoal_grid::placement::{Executor, FreeMemory};
 use std::collections::BTreeMap;
 
 /// Index of a machine.
@@ -60,7 +60,8 @@ impl Builder {
             machine: Machine { systems, ..Machine::default() },
             slots: self.slots,
             running: self.lie.unwrap_or(running),
-            free_memory_mib: Some(self.memory_mib.saturating_sub(u64::from(running) * 1_000)),
+            free_memory: FreeMemory::Told(self.memory_mib.saturating_sub(u64::from(running) * 1_000)),
+            memory_max_mib: Some(self.memory_mib),
             pressure: 0,
             active: true,
         }

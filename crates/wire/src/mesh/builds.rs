@@ -67,6 +67,8 @@ pub struct Offer {
     pub near: Vec<NodeKey>,
     /// Somebody waits for the outputs themselves: the end is told when they are on as many nodes as paths should be.
     pub keep: bool,
+    /// Estimated peak; 0 where nothing is known.
+    pub memory_mib: u64,
 }
 
 /// A client's request that another node sees to should the asking one be lost.
@@ -108,6 +110,8 @@ pub enum Reason {
     Unknown,
     /// What was offered cannot be read.
     Unusable,
+    /// It does not fit beside what runs there.
+    NoMemory,
 }
 
 /// One output that is valid at the executor.
@@ -135,6 +139,10 @@ pub struct Outcome {
     pub outputs: BTreeMap<String, BuiltOutput>,
     /// Which node has the outputs; `None`: the one that says so.
     pub at: Option<NodeKey>,
+    /// Its peak; 0 where it was not measured.
+    pub memory_mib: u64,
+    /// It died for want of memory, of which it had [`Outcome::memory_mib`].
+    pub out_of_memory: bool,
 }
 
 /// What an executor says of one request.

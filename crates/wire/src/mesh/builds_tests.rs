@@ -18,14 +18,14 @@ fn asks() -> impl Strategy<Value = BuildAsk> {
         cores,
     });
     let near = vec(any::<NodeKey>(), 0..=NEAR_MAX);
-    let offer = (vec(any::<u8>(), 0..2_000), mode, settings.clone(), near, any::<bool>());
+    let offer = (vec(any::<u8>(), 0..2_000), mode, settings.clone(), near, any::<(bool, u64)>());
     let errand = (vec(".{1,80}", 1..20), any::<(Option<bool>, Option<bool>, Option<u32>)>(), settings);
     prop_oneof![
         Just(BuildAsk::Follow(path("a.drv"))),
         Just(BuildAsk::Adopt(path("a.drv"))),
-        offer.prop_map(|(derivation, mode, settings, near, keep)| {
+        offer.prop_map(|(derivation, mode, settings, near, (keep, memory_mib))| {
             let (drv_path, name) = (path("a.drv"), "a".to_owned());
-            BuildAsk::Build(Box::new(Offer { drv_path, name, derivation, mode, settings, near, keep }))
+            BuildAsk::Build(Box::new(Offer { drv_path, name, derivation, mode, settings, near, keep, memory_mib }))
         }),
         errand.prop_map(|(wanted, (keep_going, substitute, grace_s), settings)| {
             BuildAsk::StandIn(Box::new(Errand { wanted, keep_going, substitute, settings, grace_s }))
@@ -37,7 +37,9 @@ fn outcomes() -> impl Strategy<Value = Outcome> {
     let outputs =
         btree_map("[a-z]{1,8}", any::<u64>().prop_map(|nar_size| BuiltOutput { path: path("a"), nar_size }), 0..4);
     let numbers = any::<(u8, u64, bool, u64, u64, Option<i64>, Option<i64>)>();
-    (numbers, vec(any::<u8>(), 0..300), outputs, any::<Option<NodeKey>>()).prop_map(|(numbers, error, outputs, at)| {
+    let rest = any::<(Option<NodeKey>, u64, bool)>();
+    (numbers, vec(any::<u8>(), 0..300), outputs, rest).prop_map(|(numbers, error, outputs, rest)| {
+        let (at, memory_mib, out_of_memory) = rest;
         let (status, times_built, is_non_deterministic, start_time, stop_time, cpu_user, cpu_system) = numbers;
         Outcome {
             status,
@@ -50,13 +52,20 @@ fn outcomes() -> impl Strategy<Value = Outcome> {
             cpu_system,
             outputs,
             at,
+            memory_mib,
+            out_of_memory,
         }
     })
 }
 
 fn frames() -> impl Strategy<Value = BuildFrame> {
-    let reason =
-        prop_oneof![Just(Reason::Full), Just(Reason::Draining), Just(Reason::CannotRun), Just(Reason::Unknown)];
+    let reason = prop_oneof![
+        Just(Reason::Full),
+        Just(Reason::Draining),
+        Just(Reason::CannotRun),
+        Just(Reason::Unknown),
+        Just(Reason::NoMemory)
+    ];
     prop_oneof![
         (reason, ".{0,80}", any::<u32>()).prop_map(|(reason, text, retry_after_ms)| BuildFrame::Refused {
             reason,
@@ -112,6 +121,7 @@ fn offer() -> Offer {
         settings: Settings::default(),
         near: Vec::new(),
         keep: false,
+        memory_mib: 0,
     }
 }
 
@@ -163,6 +173,8 @@ fn the_longest_ones_are_read() {
         cpu_system: Some(i64::MIN),
         outputs: (0..OUTPUTS_MAX as u32).map(|n| (longest(n), output())).collect(),
         at: Some([0; 32]),
+        memory_mib: u64::MAX,
+        out_of_memory: true,
     };
     let frame = BuildFrame::Ended(Box::new(outcome));
     assert_eq!(decode(&encode(&frame)), Ok(frame));

@@ -327,11 +327,24 @@ impl Conduct<'_> {
     fn concluded(&self, resolved: &Resolved, outcome: &Outcome, from: NodeKey) -> (Ended, End) {
         match self.service.conclude(resolved, outcome, from, self.announced.get()) {
             Ok((_, End::Lost)) => self.lost_or_lacking(resolved, &String::from_utf8_lossy(&outcome.error)),
-            Ok(concluded) => concluded,
+            Ok(concluded) => {
+                self.learn(&concluded.0);
+                concluded
+            }
             Err(offence) => {
                 self.offended(from, &offence);
                 self.lost(&offence)
             }
+        }
+    }
+
+    /// What another node's builder took is what the next one of that name will take.
+    fn learn(&self, ended: &Ended) {
+        let Work { task, id, story, .. } = self.work;
+        let took_ms = story.took_ms(*id, Stage::Build, self.service.now_ms());
+        if let Some(took_ms) = took_ms.filter(|_| ended.result.status == BuildStatus::Built) {
+            let (name, system) = (task.drv_path.name(), &task.requirement.system);
+            self.service.history.record(name, system, Duration::from_millis(took_ms), ended.used.peak_mib);
         }
     }
 

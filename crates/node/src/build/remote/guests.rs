@@ -28,6 +28,8 @@ pub(in crate::build) struct Guest {
     kill: Arc<KillSwitch>,
     since: Instant,
     past: Past,
+    /// What it is taken to need.
+    memory_mib: u64,
     pub story: Story,
     askers: Vec<Asker>,
 }
@@ -53,6 +55,11 @@ impl Guests {
     /// What runs, and since when.
     pub fn running(&self) -> impl Iterator<Item = (&StorePath, Instant)> {
         self.runs.values().map(|guest| (&guest.drv_path, guest.since))
+    }
+
+    /// What they are taken to need together.
+    pub fn memory_mib(&self) -> u64 {
+        self.runs.values().fold(0, |sum, guest| sum.saturating_add(guest.memory_mib))
     }
 
     /// What the build of a derivation has come to that runs here for others.
@@ -99,6 +106,14 @@ impl Interest {
         }
     }
 
+    /// What is heard of it.
+    pub fn feed(&self) -> Feed {
+        match self {
+            Interest::Own(handle) => handle.feed(),
+            Interest::Guest(handle) => handle.feed.clone(),
+        }
+    }
+
     pub fn waker(&self) -> Box<dyn Fn() + Send + Sync> {
         match self {
             Interest::Own(handle) => Box::new(handle.waker()),
@@ -140,7 +155,7 @@ pub(super) enum Admission {
 
 impl BuildService {
     /// Takes a build that another node offers, or says why not.
-    pub(super) fn admit(self: &Arc<Self>, drv_path: &StorePath, mode: BuildMode) -> Admission {
+    pub(super) fn admit(self: &Arc<Self>, drv_path: &StorePath, mode: BuildMode, memory_mib: u64) -> Admission {
         let mut state = self.lock();
         if let Some(id) = state.guests.find(drv_path, mode) {
             return match self.join_guest(&mut state, id, drv_path) {
@@ -159,6 +174,9 @@ impl BuildService {
         if state.busy_here() >= slots {
             return Admission::Refused(Reason::Full, format!("all {slots} slots are taken"));
         }
+        if let Some(text) = self.refuses_memory(&state, memory_mib) {
+            return Admission::Refused(Reason::NoMemory, text);
+        }
         let (id, kill) = (self.next_job(), Arc::new(KillSwitch::default()));
         let (drv_path, since, story) = (drv_path.clone(), Instant::now(), Story::default());
         story.begin(id, HERE, Vec::new(), self.now_ms());
@@ -168,6 +186,7 @@ impl BuildService {
             kill: kill.clone(),
             since,
             past: Past::default(),
+            memory_mib,
             story: story.clone(),
             askers: Vec::new(),
         };
@@ -248,6 +267,7 @@ impl BuildService {
         }
         for asker in guest.askers {
             ended.result.built_outputs.values().for_each(|built| asker.roots.add(&built.out_path));
+            asker.feed.set_used(ended.used);
             asker.feed.settle(guest.drv_path.clone(), ended.result.clone());
         }
         self.slots_changed(&mut state);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use shoal_grid::can_run::Machine;
 use shoal_grid::catalogue::claims::CLAIM_MS;
 use shoal_grid::membership::member::Standing;
-use shoal_grid::placement::{Executor, Placement, describe};
+use shoal_grid::placement::{Executor, FreeMemory, Placement, describe};
 use shoal_mesh::handle::Mesh;
 use shoal_mesh::roster::{Peer, Roster};
 use shoal_wire::mesh::NodeKey;
@@ -77,7 +77,11 @@ fn executor(peer: &Peer, is_quiet: bool) -> Executor {
         machine: Machine { systems: record.systems.clone(), features: record.features.clone() },
         slots: record.capacity.slots,
         running: record.load.running,
-        free_memory_mib: (record.load.free_memory_mib > 0).then_some(record.load.free_memory_mib),
+        free_memory: match record.load.free_memory_mib {
+            0 => FreeMemory::Unknown,
+            free_mib => FreeMemory::Told(free_mib),
+        },
+        memory_max_mib: (record.capacity.memory_mib > 0).then_some(record.capacity.memory_mib),
         pressure: record.load.pressure,
         active: record.presence == Presence::Active && !is_quiet,
     }
@@ -144,6 +148,8 @@ impl BuildService {
         Executor {
             machine: self.config.machine.clone(),
             slots: u32::try_from(free.max(1).min(self.config.max_jobs)).unwrap_or(u32::MAX),
+            free_memory: self.shared_memory(state),
+            memory_max_mib: Some(self.memory_max_mib()),
             active: true,
             ..Executor::default()
         }
@@ -188,12 +194,11 @@ impl BuildService {
 
     /// Why no member will ever build a job, as far as other nodes are concerned.
     pub(in crate::build) fn why_nowhere(&self, state: &State, key: &StorePath) -> Option<String> {
-        let grid = self.grid().filter(|grid| !grid.neighbours.is_alone())?;
         let (Placement::Nowhere(reasons) | Placement::Waits(reasons)) = state.schedule.placement(key, self.now_ms())?
         else {
             return None;
         };
-        let name = |node: &NodeKey| if *node == HERE { "this node".into() } else { grid.neighbours.name(node) };
+        let name = |node: &NodeKey| self.node_name(node, "this node");
         Some(format!("No node of the mesh can build it:\n{}", describe(&reasons, name)))
     }
 

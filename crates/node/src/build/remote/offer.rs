@@ -13,6 +13,7 @@ use super::{Grid, translate};
 use crate::build::execute::Ended;
 use crate::build::failure::Failure;
 use crate::build::graph::Task;
+use crate::build::memory::Used;
 use crate::build::prepare::Resolved;
 use crate::build::request::BuildOptions;
 use crate::build::service::BuildService;
@@ -46,6 +47,7 @@ impl BuildService {
             settings: translate::settings(options),
             near: self.near(grid, resolved)?,
             keep: true,
+            memory_mib: self.lock().schedule.memory_of(&task.drv_path),
         }))))
     }
 
@@ -110,6 +112,7 @@ impl BuildService {
             return Err(format!("it ends a build with status {}", outcome.status));
         };
         let mut end = match result.status {
+            BuildStatus::TransientFailure if outcome.out_of_memory => End::OutOfMemory { used_mib: outcome.memory_mib },
             BuildStatus::TransientFailure => End::Lost,
             status if status.is_success() => {
                 let bytes = outcome.outputs.values().map(|output| output.nar_size);
@@ -139,6 +142,7 @@ impl BuildService {
         }
         let mut ended = Ended::without_builder(self, result);
         ended.announced = announced;
+        ended.used = Used { peak_mib: outcome.memory_mib, ran_out: outcome.out_of_memory };
         ended.cancelled = end == End::Lost;
         Ok((ended, end))
     }

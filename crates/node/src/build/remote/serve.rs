@@ -20,6 +20,7 @@ use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
 use crate::build::feed::BuildEvent;
 use crate::build::graph::Task;
+use crate::build::memory::Used;
 use crate::build::request::Progress;
 use crate::build::service::{BuildService, HERE, Work};
 use crate::build::story::Stage;
@@ -100,7 +101,7 @@ fn take(service: &Arc<BuildService>, grid: &Grid, offer: Offer) -> Result<Intere
     let mode = translate::build_mode(offer.mode);
     let task = Task::given(offer.drv_path, derivation.to_basic(), mode);
     service.can_take(&task)?;
-    match service.admit(&task.drv_path, mode) {
+    match service.admit(&task.drv_path, mode, offer.memory_mib) {
         Admission::Refused(reason, text) => Err((reason, text)),
         Admission::Joined(interest) => Ok(interest),
         Admission::Admitted { interest, id, kill, story } => {
@@ -172,7 +173,7 @@ fn relay(
             }
             Progress::Done(results) => {
                 batch.take().map(|frame| answer.say(frame));
-                end(service, grid, results, answer, keep);
+                end(service, grid, results, interest.feed().used(), answer, keep);
                 return None;
             }
             Progress::Idle | Progress::Woken => {}
@@ -186,10 +187,11 @@ fn relay(
 }
 
 /// Tells the end of it, when the outputs are where they should be.
-fn end(service: &BuildService, grid: &Grid, mut results: Vec<BuildResult>, answer: &Answer, keep: bool) {
+fn end(service: &BuildService, grid: &Grid, mut results: Vec<BuildResult>, used: Used, answer: &Answer, keep: bool) {
     let none = || BuildResult::new(BuildStatus::TransientFailure, "the build ended without a result");
     let result = results.pop().unwrap_or_else(none);
     let mut outcome = translate::outcome(&service.store, &result);
+    (outcome.memory_mib, outcome.out_of_memory) = (used.peak_mib, used.ran_out);
     let infos: Vec<PathInfo> = result
         .built_outputs
         .values()

@@ -130,6 +130,8 @@ pub fn outcome(store: &Store, result: &BuildResult) -> Outcome {
         cpu_system: result.cpu_system,
         outputs: outputs.collect::<BTreeMap<_, _>>(),
         at: None,
+        memory_mib: 0,
+        out_of_memory: false,
     }
 }
 
