@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use shoal_tests::Node;
 use shoal_tests::command::wait_for;
+use shoal_tests::mesh::{invite, peers};
+use shoal_tests::{Machine, Nix, Node, Remote, shapes};
 
 /// Two nodes that find each other, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,4 +49,44 @@ fn nodes_that_were_alone_are_one_mesh_by_a_secret() {
     nodes[1].use_flags(&["--mesh-secret-file", secret, "--peer", &peer]);
     nodes[1].start_again();
     nodes.iter().for_each(|node| wait_for_nodes(node, 2));
+}
+
+/// Nodes that share a secret and know of each other only a name that leads to all of them.
+#[test]
+fn nodes_find_each_other_by_a_name() {
+    let mut nodes = [Node::start(&[]), Node::start(&[])];
+    let secret = nodes[0].data_dir().with_file_name("secret");
+    let secret = secret.to_str().unwrap();
+    nodes[0].shoal(&format!("mesh create --secret-file {secret}")).ok();
+    nodes.iter_mut().for_each(Node::stop);
+    nodes[0].use_flags(&["--mesh-secret-file", secret]);
+    nodes[0].start_again();
+    let port = nodes[0].ready().http.rsplit(':').next().unwrap().to_owned();
+    nodes[1].use_flags(&["--mesh-secret-file", secret, "--peer-dns", &format!("localhost:{port}")]);
+    nodes[1].start_again();
+    nodes.iter().for_each(|node| wait_for_nodes(node, 2));
+}
+
+#[test]
+fn a_running_node_joins_a_mesh_and_leaves_it_with_what_it_had_on_others() {
+    let machine = Machine::new(&Nix::newest());
+    let first = Node::start_with(&[&machine], &["--name", "stays"]);
+    let mut second = Node::start_with(&[&machine], &["--name", "goes"]);
+    second.shoal(&format!("mesh join {}", invite(&first, ""))).ok();
+    second.wait_for_restart();
+    wait_for_nodes(&first, 2);
+    wait_for_nodes(&second, 2);
+    let twice = second.shoal(&format!("mesh join {}", invite(&first, ""))).fails();
+    assert!(twice.stderr.contains("shoal mesh leave"), "{twice}");
+    let paths = shapes::build_on(&machine, &second, Remote::SshNg, &["hello", "twice"]);
+    second.shoal("mesh leave").ok();
+    second.wait_for_restart();
+    wait_for("the other one to know of it", PATIENCE, || {
+        (peers(&first).get("goes").map(String::as_str) == Some("left")).then_some(())
+    });
+    assert_eq!(peers(&second).into_keys().collect::<Vec<_>>(), ["goes"], "it is a mesh of its own");
+    assert!(paths.iter().all(|path| first.valid().contains(path)));
+    second.shoal(&format!("mesh join {}", invite(&first, ""))).ok();
+    second.wait_for_restart();
+    wait_for_nodes(&first, 2);
 }

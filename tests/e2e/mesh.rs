@@ -1,6 +1,7 @@
 //! Nodes that are one store to real clients, whichever of them these talk to.
 
 use std::fs;
+use std::time::Duration;
 
 use shoal_tests::command::PATIENCE;
 use shoal_tests::{Machine, Mesh, Nix, Node, Remote, built, shapes};
@@ -8,6 +9,9 @@ use shoal_tests::{Machine, Mesh, Nix, Node, Remote, built, shapes};
 use crate::push::copying;
 
 by_each_version!(nodes_are_one_store, a_build_fetches_inputs_that_only_another_node_has);
+
+/// Twenty clients at once, with five hundred paths each, in the full tests.
+const COPY_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Without this a client remembers for an hour what it once heard of a cache.
 const FRESH: [&str; 6] = ["--option", "narinfo-cache-negative-ttl", "0", "--option", "narinfo-cache-positive-ttl", "0"];
@@ -20,7 +24,8 @@ fn trusting(key: &str) -> String {
 pub fn substitute(nix: &Nix, node: &Node, key: &str, paths: &[String]) {
     let reader = Machine::new(nix);
     let client = |arguments: &[&str]| reader.local("nix").env("NIX_CONFIG", trusting(key)).args(arguments);
-    client(&["copy", "--from", &node.ready().http]).beside(node).args(FRESH).args(paths).ok();
+    let copy = client(&["copy", "--from", &node.ready().http]).beside(node).args(FRESH).args(paths);
+    copy.patience(COPY_PATIENCE).ok();
     client(&["store", "verify", "--recursive", "--sigs-needed", "1"]).args(paths).ok();
     reader.local("nix-store").args(["--verify", "--check-contents"]).ok();
 }
