@@ -3,12 +3,19 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use shoal_tests::command::{PATIENCE, wait_for};
+use shoal_tests::mesh::invite;
 use shoal_tests::random::Random;
 use shoal_tests::{Machine, Mesh, Nix, Node, Place, Remote, skip};
+
+/// Longer than a read waits for who does not answer, and than it is remembered.
+const READ_PATIENCE: Duration = Duration::from_secs(90);
+/// Of a node whose disk is full before 16 MiB are read.
+const DISK: &str = "size=96m";
 
 /// No FUSE, or not root and without its helper.
 fn cannot_mount() -> bool {
@@ -127,4 +134,100 @@ fn a_configured_mount_shows_what_comes_keeps_what_is_open_and_goes_with_the_node
     assert_eq!(nobody(), ErrorKind::NotFound);
     node.stop();
     assert!(!point.is_mounted());
+}
+
+/// A process that reads a file of a mount, ended when this is dropped: a reader that waits can be killed.
+struct Reader(Child);
+
+impl Reader {
+    fn of(file: &Path) -> Reader {
+        let cat = Command::new("cat").arg(file).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Reader(cat.expect("cat"))
+    }
+
+    fn has_ended(&mut self) -> Option<bool> {
+        self.0.try_wait().unwrap().map(|status| status.success())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_reader_whose_node_is_gone_gets_an_error_in_time_and_the_rest_when_it_is_back() {
+    if cannot_mount() {
+        return skip("FUSE cannot be mounted here");
+    }
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh::start_with(2, &[&machine], &["--copies", "1", "--mesh-upload-rate", "4MiB"]);
+    let (path, contents) = put(&machine, &mesh[0]);
+    let point = MountPoint::new();
+    let mut mounting = mesh[1].shoal("mount").arg(&point.dir).start();
+    wait_for("a mount", PATIENCE, || point.is_mounted().then_some(()));
+    let image = point.at(&path).join("image");
+    let mut reader = Reader::of(&image);
+    wait_for("some of it to be read", PATIENCE, || (fetched(&mesh[1]).1 > 1 << 20).then_some(()));
+    mesh[0].kill();
+    assert_eq!(reader.has_ended(), None, "16 MiB take four seconds");
+    // Who waits in a read can be killed.
+    let begun = Instant::now();
+    drop(Reader::of(&image));
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    let ended = wait_for("the reader's end", READ_PATIENCE, || reader.has_ended());
+    assert!(!ended, "an error, and not an early end of the file");
+    mesh[0].start_again();
+    let whole = wait_for("the rest of it", READ_PATIENCE, || fs::read(&image).ok());
+    assert!(whole == contents);
+    mounting.signal(Signal::INT);
+    mounting.wait(PATIENCE);
+}
+
+#[test]
+fn a_full_disk_makes_reads_fail_and_they_work_when_there_is_room() {
+    if cannot_mount() {
+        return skip("FUSE cannot be mounted here");
+    }
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh::start_with(1, &[&machine], &["--copies", "1"]);
+    let (path, contents) = put(&machine, &mesh[0]);
+    let small = Node::prepare(&["--name", "n1", "--copies", "1", "--join", &invite(&mesh[0], "")]);
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", DISK, "tmpfs"]).arg(small.data_dir()).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        return skip("no small disk: mounting takes root");
+    }
+    let _disk = Unmounted(small.data_dir());
+    mesh.nodes.push(small);
+    mesh[1].start_again();
+    mesh.wait_until_whole();
+    let point = MountPoint::new();
+    let mut mounting = mesh[1].shoal("mount").arg(&point.dir).start();
+    wait_for("a mount", PATIENCE, || point.is_mounted().then_some(()));
+    let (filler, image) = (mesh[1].data_dir().join("filler"), point.at(&path).join("image"));
+    // As much as there is.
+    let _ = fs::write(&filler, vec![1; 256 << 20]);
+    let failed = fs::read(&image).expect_err("there is no room for it");
+    assert_eq!(failed.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    assert!(fs::metadata(&image).is_ok(), "what is in memory is there");
+    fs::remove_file(&filler).unwrap();
+    let whole = wait_for("what there is room for now", READ_PATIENCE, || fs::read(&image).ok());
+    assert!(whole == contents);
+    mounting.signal(Signal::INT);
+    mounting.wait(PATIENCE);
+    wait_for("the mount to be gone", PATIENCE, || (!point.is_mounted()).then_some(()));
+    mesh[1].stop();
+}
+
+/// A directory at which something is mounted until this is dropped.
+struct Unmounted(PathBuf);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        // Nothing more can be done where that fails.
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Resource, getrlimit};
@@ -63,8 +64,28 @@ pub fn examine(config: &Config, running: bool) -> Vec<Check> {
         };
         Check { name: capability.name, verdict, found: capability.found, fix: capability.fix }
     }));
+    checks.push(mount());
     checks.push(lazy_inputs(existing(&config.data_dir)));
     checks
+}
+
+/// What `shoal mount` needs, for the user who runs this.
+fn mount() -> Check {
+    let name = "mount";
+    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
+        let fix = "load the fuse module and allow this user /dev/fuse; in a container: pass the device in";
+        return check(name, Verdict::Warn, format!("the store cannot be mounted: /dev/fuse: {error}"), fix);
+    }
+    if rustix::process::geteuid().is_root() {
+        return check(name, Verdict::Ok, "the store can be mounted, for all users", "");
+    }
+    match Command::new("fusermount3").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status() {
+        Ok(_) => check(name, Verdict::Ok, "the store can be mounted by fusermount3, for this user alone", ""),
+        Err(error) => {
+            let found = format!("the store cannot be mounted: fusermount3: {error}");
+            check(name, Verdict::Warn, found, "install fuse3, or run the node as root")
+        }
+    }
 }
 
 fn lazy_inputs(dir: &Path) -> Check {
