@@ -23,11 +23,11 @@ use crate::mount::NodeSource;
 use crate::trees::{InUse, Trees};
 use crate::upstream::Held;
 
-/// A build for which more would have to be unpacked than this gets a view. A disk takes less than a second for it, which
-/// is what a view costs a build that looks at tens of thousands of files.
+/// A build for which more would have to be unpacked than this gets a view. Unpacking is waited for once, and from then on
+/// reads are the disk's; beyond this the first build would wait for seconds.
 pub const UNPACKED_AT_ONCE_MAX: u64 = 256 << 20;
 
-/// A build waits for so much of its inputs that is to be fetched. It comes faster whole than piece by piece.
+/// A build waits for so much of its inputs that is to be fetched: it comes in few round trips.
 pub const WAITED_FOR_MAX: u64 = 8 << 20;
 
 /// What the configuration asks for.

@@ -3,6 +3,7 @@
 //! Ratios are taken within one turn, and the median of the turns is told. Needs a machine that can mount.
 
 mod cold;
+mod far;
 #[path = "../../tests/fuse/paths.rs"]
 mod paths;
 mod visible;
@@ -14,6 +15,7 @@ fn main() {
     visible::run();
     warm::run();
     cold::run();
+    far::run();
 }
 
 /// A line of the table.
