@@ -124,3 +124,28 @@ fn a_log_is_followed_to_its_end() {
     wait_for_no_builder(&node);
     assert!(follower.wait(CANCEL_PATIENCE).success());
 }
+
+#[test]
+fn what_somebody_waits_for_comes_before_what_nobody_does() {
+    let machine = Machine::new(&Nix::newest());
+    let node = Node::start_with(&[&machine], &["--max-jobs", "1"]);
+    let [sleeps, brief, hello] =
+        ["sleeps", "brief", "hello"].map(|attribute| shapes::instantiate_on(&machine, &node, Remote::SshNg, attribute));
+    let sleeper = node.shoal("build").arg(&sleeps).start();
+    wait_for_sleeper(&node);
+    let explained = |drv: &str, text: &str| {
+        wait_for(text, PATIENCE, || {
+            let told = node.shoal("explain").arg(drv).run();
+            told.stdout.contains(text).then_some(())
+        });
+    };
+    node.shoal("build --detach").arg(&brief).ok();
+    explained(&brief, "brief.drv is ready and waits for a place\n");
+    let waiting = node.shoal("build").arg(&hello).start();
+    explained(&brief, "another one that asks for the same comes first");
+    explained(&hello, "hello.drv is ready and waits for a place\n");
+    node.shoal("cancel").arg(&sleeps).ok();
+    sleeper.finish(PATIENCE).expect_code(1);
+    waiting.finish(PATIENCE).expect_code(0);
+    wait_for("a build that nobody waits for", PATIENCE, || in_state(&node, "detached, built"));
+}

@@ -367,7 +367,8 @@ impl BuildService {
             });
             step.story = job.story.clone();
         }
-        let terms = Terms { keep_going, priority: Priority::Interactive };
+        let priority = if options.is_detached { Priority::Detached } else { Priority::Interactive };
+        let terms = Terms { keep_going, priority };
         let (request, actions) = state.schedule.submit(nodes, keys.clone(), terms, self.now_ms());
         if !keys.is_empty() {
             let counts = Counts { expected, ..Counts::default() };
