@@ -14,6 +14,7 @@ pub mod placement;
 pub mod random;
 pub mod ring;
 pub mod schedule;
+pub mod sizing;
 pub mod timeline;
 pub mod transfer;
 pub mod upload;

@@ -46,9 +46,10 @@ use notary::Notary;
 use partners::Partners;
 use rumors::{Rumors, Topic};
 use shoal_wire::mesh::NodeKey;
+use shoal_wire::mesh::demand::Demand;
 use shoal_wire::mesh::format::{FormatError, encode};
 use shoal_wire::mesh::frame::{Fact, Frame};
-use shoal_wire::mesh::node_record::{NodeRecord, Presence};
+use shoal_wire::mesh::node_record::{Extension, NodeRecord, Presence};
 use shoal_wire::mesh::suspicion::Suspicion;
 use view::{Learned, View};
 
@@ -226,13 +227,25 @@ impl<N: Notary> Membership<N> {
         let mut new = self.own.clone();
         change(&mut new);
         (new.mesh, new.node, new.version) = (self.own.mesh, self.own.node, self.own.version);
-        let kind = match (new == self.own, NodeRecord { load: self.own.load, ..new.clone() } == self.own) {
+        let kind = match (new == self.own, self.is_only_load(&new)) {
             (true, _) => Unpublished::Nothing,
             (_, true) => Unpublished::Load,
             _ => Unpublished::Matters,
         };
         self.unpublished = self.unpublished.max(kind);
         self.own = new;
+    }
+
+    /// Whether nothing but load and demand differs from what this node says. That there is demand at all where there was
+    /// none is more than that: somebody may start machines for it.
+    fn is_only_load(&self, new: &NodeRecord) -> bool {
+        let mut new = NodeRecord { load: self.own.load, ..new.clone() };
+        match (self.own.extensions.get(&Demand::NUMBER), new.extensions.get_mut(&Demand::NUMBER)) {
+            (Some(before), Some(after)) => after.clone_from(before),
+            (Some(before), None) => drop(new.extensions.insert(Demand::NUMBER, before.clone())),
+            (None, _) => {}
+        }
+        new == self.own
     }
 
     /// Says goodbye. The node should go on for some ticks, so that it is heard.

@@ -19,6 +19,7 @@
 //! An event costs the logarithm of what is known, and a look at the executors that are free.
 
 mod answers;
+mod demand;
 mod explain;
 mod jobs;
 mod members;
@@ -33,6 +34,7 @@ use crate::can_run::Requirement;
 use crate::critical_path::longest_to_goal;
 use crate::placement::{Ask, Candidate, Refused, Tried};
 use crate::ring::NodeId;
+pub use demand::{DEMAND_JOBS_MAX, Wanted};
 use explain::Choice;
 pub use explain::{BEFORE_MAX, Explanation, INPUTS_NAMED_MAX, WHY_MAX};
 use jobs::{Job, Jobs, Run, State};
@@ -231,7 +233,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         if is_new {
             self.fill_class(class, now_ms);
         }
-        (self.jobs.add(Job::new(node.key, class, longest_ms, node.memory_mib, self.next_seq)), true)
+        (self.jobs.add(Job::new(node.key, class, node.estimate_ms, longest_ms, node.memory_mib, self.next_seq)), true)
     }
 
     /// Marks all that the goals wait for, directly or not, as wanted. A shared job may wait for jobs that this request's
@@ -402,7 +404,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let Choice { seat, why } = choice;
         job.why = why;
         let told = self.seats.take(seat, number, job.memory_mib);
-        job.state = State::Running(Run { seat, told, memory_mib: job.memory_mib });
+        job.state = State::Running(Run { seat, told, memory_mib: job.memory_mib, since_ms: now_ms });
         actions.push(Action::Start { key: job.key.clone(), at: self.seats.get(seat).node.clone() });
         self.running += 1;
         self.count_running(number, 1);

@@ -52,10 +52,15 @@ impl Roster {
     }
 
     /// Live members that keep copies for others.
-    pub fn storers(&self) -> usize {
+    pub fn keepers(&self) -> impl Iterator<Item = &Peer> {
         let stores =
             |peer: &&Peer| peer.record.presence == Presence::Active && peer.record.term.roles.contain(Roles::STORE);
-        self.live().filter(stores).count()
+        self.live().filter(stores)
+    }
+
+    /// How many [`Self::keepers`] there are.
+    pub fn storers(&self) -> usize {
+        self.keepers().count()
     }
 }
 

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::neighbours::Neighbours;
 use place::Place;
 
+pub mod departure;
 pub mod load;
 pub mod place;
 pub mod seek;

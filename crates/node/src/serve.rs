@@ -32,7 +32,7 @@ use crate::http::tls::Identity;
 use crate::http::{Cache, HttpOptions, HttpServer, Limits};
 use crate::inputs::Inputs;
 use crate::mesh::seek::{self, Card};
-use crate::mesh::{self, Opened, load, place};
+use crate::mesh::{self, Opened, departure, load, place};
 use crate::mount::{Mounts, NodeSource};
 use crate::neighbours::Neighbours;
 use crate::neighbours::orders::Orders;
@@ -210,6 +210,7 @@ impl Node {
     fn take_part(&self, config: &Config, runtime: &Runtime, ready: &Ready) {
         let Some(mesh) = self.neighbours.mesh() else { return };
         runtime.spawn(load::tell(mesh.clone(), self.builds.clone(), config.data_dir.clone()));
+        runtime.spawn(departure::obey(mesh.clone(), self.builds.clone()));
         runtime.spawn(remote::keep_in_step(self.builds.clone(), mesh.clone()));
         runtime.spawn(mesh::stay_certified(mesh.clone()));
         if config.mdns {

@@ -7,6 +7,8 @@ pub mod announcement;
 pub mod builds;
 pub mod certificate;
 pub mod chunks;
+pub mod demand;
+pub mod departure;
 pub mod format;
 pub mod frame;
 pub mod hello;

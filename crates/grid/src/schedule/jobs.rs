@@ -26,6 +26,7 @@ pub(super) struct Run {
     /// Of [`super::seats::Seats::take`].
     pub told: u32,
     pub memory_mib: u64,
+    pub since_ms: u64,
 }
 
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub(super) struct Job<K> {
     pub memory_mib: u64,
     /// What it had when it died for want of memory, the most of all times.
     pub exceeded_mib: u64,
+    /// What it is estimated to take.
+    pub estimate_ms: u64,
     /// Milliseconds of the longest chain of work from this job's start to a goal.
     pub longest_ms: u64,
     pub seq: u64,
@@ -55,7 +58,7 @@ pub(super) struct Job<K> {
 }
 
 impl<K> Job<K> {
-    pub fn new(key: K, class: u32, longest_ms: u64, memory_mib: u64, seq: u64) -> Self {
+    pub fn new(key: K, class: u32, estimate_ms: u64, longest_ms: u64, memory_mib: u64, seq: u64) -> Self {
         Job {
             key,
             state: State::Waiting,
@@ -63,6 +66,7 @@ impl<K> Job<K> {
             losses: 0,
             memory_mib,
             exceeded_mib: 0,
+            estimate_ms,
             longest_ms,
             seq,
             waits_for: BTreeSet::new(),
@@ -151,6 +155,10 @@ impl<K: Clone + Hash + Eq> Jobs<K> {
 
     pub fn find(&self, key: &K) -> Option<u32> {
         self.by_key.get(key).copied()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Job<K>)> {
+        (0..).zip(&self.jobs).filter_map(|(number, job)| Some((number, job.as_ref()?)))
     }
 
     pub fn get(&self, job: u32) -> Option<&Job<K>> {

@@ -3,10 +3,14 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use shoal_grid::schedule::Wanted;
 use shoal_wire::nix::store_path::StorePath;
 
 use super::recent::EndedBuild;
 use super::service::{BuildService, Place};
+
+/// What is to be ready within it is told as demand that comes: machines that are started for it take about that long.
+pub const DEMAND_HORIZON_MS: u64 = 60_000;
 
 /// One running build, for people.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -61,11 +65,43 @@ impl BuildService {
         }
     }
 
+    /// What waits here for slots, and will within [`DEMAND_HORIZON_MS`].
+    pub fn wanted(&self) -> Wanted {
+        self.lock().schedule.wanted(DEMAND_HORIZON_MS, self.now_ms())
+    }
+
+    /// Builds that run here or that clients of this node wait for.
+    pub fn open_builds(&self) -> u32 {
+        let state = self.lock();
+        let count = state.schedule.running() + state.schedule.waiting() + state.guests.len();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// Takes no new builds until [`Self::resume_as_ordered`]. Whether that is new.
+    pub fn drain_as_ordered(&self) -> bool {
+        let mut state = self.lock();
+        if state.draining {
+            return false;
+        }
+        (state.draining, state.drains_as_ordered) = (true, true);
+        true
+    }
+
+    /// Takes builds again, unless somebody else has it drain by now. Whether that is new.
+    pub fn resume_as_ordered(&self) -> bool {
+        let mut state = self.lock();
+        if !state.drains_as_ordered {
+            return false;
+        }
+        (state.draining, state.drains_as_ordered) = (false, false);
+        true
+    }
+
     /// Takes no new builds and waits at most `patience` for those that run. True when none runs any more.
     pub fn drain(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
-        state.draining = true;
+        (state.draining, state.drains_as_ordered) = (true, false);
         while state.schedule.running() > 0 || state.guests.len() > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

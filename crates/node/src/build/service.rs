@@ -122,6 +122,8 @@ pub(super) struct State {
     pub recent: Recent,
     pub traces: Traces,
     pub draining: bool,
+    /// It drains because the mesh's operator asks for it, and nobody else does.
+    pub drains_as_ordered: bool,
     pub guests: Guests,
     /// Nodes that have outputs which are not here.
     pub whereabouts: HashMap<StorePath, NodeKey>,
@@ -192,6 +194,7 @@ impl BuildService {
             recent: Recent::default(),
             traces: Traces::default(),
             draining: false,
+            drains_as_ordered: false,
             guests: Guests::default(),
             whereabouts: HashMap::new(),
         };

@@ -44,7 +44,7 @@ pub struct Invite {
     /// Good for any number of nodes until it ends, instead of for one
     #[arg(long)]
     reusable: bool,
-    /// What such a node may do: store (keep copies), build, admit (let others in)
+    /// What such a node may do: store (keep copies), build, admit (let others in), operate (ask nodes to drain)
     #[arg(long, value_name = "ROLE", default_values = ["store", "build"])]
     role: Vec<String>,
     /// How long the ticket is good

@@ -53,6 +53,8 @@ impl Status {
             ),
         ];
         let mut rows = rows.map(|(name, value)| vec![name.to_string(), value]).to_vec();
+        let demand = status.pointer("/builds/demand").and_then(Value::as_array);
+        rows.extend(demand.into_iter().flatten().map(|kind| vec!["demand".to_string(), demand_text(kind)]));
         let upstreams = status["upstreams"].as_array().into_iter().flatten();
         rows.extend(upstreams.map(|upstream| vec!["upstream".to_string(), upstream_text(upstream)]));
         Ok(output::table(&rows)?)
@@ -94,6 +96,17 @@ fn upstream_text(upstream: &Value) -> String {
         number("fetched_paths"),
         size_text(number("fetched_bytes"))
     )
+}
+
+/// What waits for slots, of one kind.
+fn demand_text(kind: &Value) -> String {
+    let features = kind["features"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let asked: Vec<&str> = std::iter::once(kind["system"].as_str().unwrap_or("other")).chain(features).collect();
+    let work = |name: &str| {
+        let number = |field: &str| kind[name][field].as_u64().unwrap_or(0);
+        format!("{} {name} ({})", number("jobs"), show_duration(Duration::from_secs(number("slot_seconds"))))
+    };
+    format!("{}: {}, {} within a minute", asked.join(" "), work("ready"), work("coming"))
 }
 
 impl Builds {

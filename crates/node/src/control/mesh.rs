@@ -11,6 +11,8 @@ use shoal_mesh::links::PeerLink;
 use shoal_mesh::roster::{Peer, Roster};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::certificate::Roles;
+use shoal_wire::mesh::demand::{Amount, Demand};
+use shoal_wire::mesh::departure::Remaining;
 use shoal_wire::mesh::node_record::Presence;
 use shoal_wire::mesh::ticket::{CONTACTS_MAX, Contact};
 use shoal_wire::nix::base64::encode_hex;
@@ -192,15 +194,31 @@ fn parse_roles(names: &[String]) -> Result<Roles> {
             "store" => Roles::STORE,
             "build" => Roles::BUILD,
             "admit" => Roles::ADMIT,
-            other => bail!("'{other}' is no role of a node: store, build or admit"),
+            "operate" => Roles::OPERATE,
+            other => bail!("'{other}' is no role of a node: store, build, admit or operate"),
         });
     }
     Ok(roles)
 }
 
 fn role_names(roles: Roles) -> Vec<&'static str> {
-    let all = [(Roles::STORE, "store"), (Roles::BUILD, "build"), (Roles::ADMIT, "admit")];
+    let all = [(Roles::STORE, "store"), (Roles::BUILD, "build"), (Roles::ADMIT, "admit"), (Roles::OPERATE, "operate")];
     all.into_iter().filter(|(role, _)| roles.contain(*role)).map(|(_, name)| name).collect()
+}
+
+/// What waits for slots, by what it asks of a machine. What is not told apart has no system.
+pub(super) fn demand_item(demand: Demand) -> Value {
+    let item = |system: Option<&str>, features: Vec<&String>, amount: Amount| {
+        json!({
+            "system": system,
+            "features": features,
+            "ready": { "jobs": amount.ready.jobs, "slot_seconds": amount.ready.slot_s },
+            "coming": { "jobs": amount.coming.jobs, "slot_seconds": amount.coming.slot_s },
+        })
+    };
+    let rest = (!demand.rest.is_none()).then(|| item(None, Vec::new(), demand.rest));
+    let kinds = demand.kinds.iter().map(|kind| item(Some(&kind.system), kind.features.iter().collect(), kind.amount));
+    kinds.chain(rest).collect()
 }
 
 fn peer_item(peer: &Peer, link: Option<&PeerLink>, me: NodeKey) -> Value {
@@ -218,6 +236,10 @@ fn peer_item(peer: &Peer, link: Option<&PeerLink>, me: NodeKey) -> Value {
         "slots": record.capacity.slots,
         "running": record.load.running,
         "queued": record.load.queued,
+        "demand": demand_item(record.extension::<Demand>().unwrap_or_default()),
+        "draining_left": record
+            .extension::<Remaining>()
+            .map(|left| json!({ "builds": left.builds, "paths": left.paths })),
         "free_memory_mib": record.load.free_memory_mib,
         "free_store_mib": record.load.free_store_mib,
         "certificate_expires": record.term.expires_s,

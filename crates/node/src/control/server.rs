@@ -20,7 +20,7 @@ use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
 use super::builds::BuildControl;
-use super::mesh::MeshControl;
+use super::mesh::{MeshControl, demand_item};
 use super::{LINE_BYTES_MAX, Reply, Request};
 use crate::build::service::BuildService;
 use crate::cli::{Exit, Failure};
@@ -233,6 +233,7 @@ impl NodeState {
             "waiting": builds.waiting,
             "max_jobs": builds.max_jobs,
             "draining": builds.draining,
+            "demand": demand_item(self.builds.wanted().demand()),
         });
         status["upstreams"] = serde_json::to_value(self.upstreams.status())?;
         status["mounts"] = self.mounts.status();

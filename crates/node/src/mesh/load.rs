@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_mesh::handle::Mesh;
-use shoal_wire::mesh::node_record::Load;
+use shoal_wire::mesh::demand::Demand;
+use shoal_wire::mesh::node_record::{Load, NodeRecord};
 
 use crate::build::service::BuildService;
 
@@ -26,22 +27,30 @@ pub async fn tell(mesh: Mesh, builds: Arc<BuildService>, data_dir: std::path::Pa
             () = builds.until_load_changes() => tokio::time::sleep(CHANGES_TOGETHER).await,
         }
         let (service, dir) = (builds.clone(), data_dir.clone());
-        let Ok(load) = tokio::task::spawn_blocking(move || look(&service, &dir)).await else { return };
-        mesh.update(move |own| own.load = load).await;
+        let Ok((load, demand)) = tokio::task::spawn_blocking(move || look(&service, &dir)).await else { return };
+        let tell = move |own: &mut NodeRecord| {
+            own.load = load;
+            own.set_extension((!demand.is_none()).then_some(&demand));
+        };
+        mesh.update(tell).await;
     }
 }
 
-fn look(builds: &BuildService, data_dir: &Path) -> Load {
+fn look(builds: &BuildService, data_dir: &Path) -> (Load, Demand) {
+    let wanted = builds.wanted();
+    let demand = wanted.demand();
     let overview = builds.overview();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Load {
+    let load = Load {
         running: count(overview.running_here()),
         queued: count(overview.waiting),
         free_memory_mib: builds.free_memory_mib(),
         free_store_mib: disk_mib(data_dir).1,
         pressure: pressure(),
-        ..Load::default()
-    }
+        demand_cpu_s: demand.total().ready.slot_s,
+        demand_memory_mib: wanted.memory_mib,
+    };
+    (load, demand)
 }
 
 /// All memory of the machine and what of it is free to be used, in MiB; 0 where that cannot be read.

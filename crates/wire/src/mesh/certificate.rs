@@ -20,6 +20,8 @@ impl Roles {
     pub const BUILD: Roles = Roles(2);
     /// Lets nodes in: holds the mesh key.
     pub const ADMIT: Roles = Roles(4);
+    /// Asks nodes to drain.
+    pub const OPERATE: Roles = Roles(8);
 
     pub fn with(self, other: Roles) -> Roles {
         Roles(self.0 | other.0)

@@ -5,7 +5,7 @@
 //! keep and pass on unread; only what they must not ignore takes a new format version.
 
 use super::certificate::{Certificate, Term};
-use super::format::{Format, FormatError, within};
+use super::format::{Format, FormatError, decode, encode, within};
 use super::sealed::{RawSignature, Sealed, Signable};
 use super::{MeshId, NodeKey};
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,7 @@ pub struct Load {
     pub free_store_mib: u64,
     /// Share of time in which something waited for CPU, memory or disk, in percent.
     pub pressure: u8,
-    /// Processor time that waits here for a slot.
+    /// Slot time that could run now and waits here; [`super::demand::Demand`] tells it apart.
     pub demand_cpu_s: u64,
     /// Largest memory that something waiting asks for.
     pub demand_memory_mib: u64,
@@ -100,6 +100,11 @@ pub struct NodeRecord {
     pub extensions: BTreeMap<u16, Vec<u8>>,
 }
 
+/// A field that a later version added. Its number is never used for anything else.
+pub trait Extension: Format {
+    const NUMBER: u16;
+}
+
 impl NodeRecord {
     /// A record of the first incarnation that says nothing but who it is.
     pub fn new(certificate: &Certificate, name: &str) -> Self {
@@ -123,6 +128,18 @@ impl NodeRecord {
 
     pub fn certificate(&self) -> Certificate {
         Certificate { mesh: self.mesh, node: self.node, term: self.term, signature: self.certified }
+    }
+
+    /// A field of a later version; `None` where it is absent or does not decode.
+    pub fn extension<T: Extension>(&self) -> Option<T> {
+        self.extensions.get(&T::NUMBER).and_then(|bytes| decode(bytes).ok())
+    }
+
+    pub fn set_extension<T: Extension>(&mut self, value: Option<&T>) {
+        match value {
+            Some(value) => drop(self.extensions.insert(T::NUMBER, encode(value))),
+            None => drop(self.extensions.remove(&T::NUMBER)),
+        }
     }
 
     /// Decodes a sealed record and verifies the node's signature and the mesh's.

@@ -2,6 +2,7 @@
 
 mod captures;
 mod corpus;
+mod extensions;
 mod log_lines;
 mod manifest;
 mod mesh;

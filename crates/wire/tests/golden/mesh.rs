@@ -33,7 +33,7 @@ fn public(seed: u8) -> [u8; 32] {
 const TERM: Term = Term { roles: Roles(3), not_before_s: 1_000, expires_s: 2_000_000_000 };
 
 /// A record of node 1 in mesh 0.
-fn record() -> NodeRecord {
+pub(crate) fn record() -> NodeRecord {
     let mut record = NodeRecord::new(&Certificate::issue(&key(0), public(1), TERM), "alpha");
     record.addresses = vec!["192.0.2.1:7433".parse().unwrap(), "[2001:db8::1]:7433".parse().unwrap()];
     record.systems = ["x86_64-linux", "i686-linux"].map(String::from).into();
@@ -100,12 +100,12 @@ fn frames() -> impl Strategy<Value = Frame> {
     ]
 }
 
-fn survives<T: Format + PartialEq + Debug>(value: &T) {
+pub(crate) fn survives<T: Format + PartialEq + Debug>(value: &T) {
     assert_eq!(&decode::<T>(&encode(value)).unwrap(), value);
 }
 
 /// Other bytes are refused, or are the one encoding of another value.
-fn strict<T: Format>(value: &T, at: prop::sample::Index, byte: u8, cut: bool) {
+pub(crate) fn strict<T: Format>(value: &T, at: prop::sample::Index, byte: u8, cut: bool) {
     let mut bytes = encode(value);
     let at = at.index(bytes.len());
     match cut {
