@@ -16,7 +16,8 @@ CHART, HELM, VALIDATE = sys.argv[1:4]
 KUBERNETES = ["1.33", "1.36"]
 LEVELS = ["privileged", "userns", "cache"]
 EVERYTHING = ["perNode.enabled=true", "metrics.dashboard=true", "authorizedKeys={admin ssh-ed25519 AAAA someone}",
-              "signing.existingSecret=keys", "signing.keys={one,two}", "settings.max-jobs=4", "replicas=5"]
+              "signing.existingSecret=keys", "signing.keys={one,two}", "settings.max-jobs=4", "replicas=5",
+              "operator.enabled=true"]
 
 
 def helm(*args):
@@ -133,10 +134,42 @@ class Chart(unittest.TestCase):
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         self.assertEqual(volumes["store"]["hostPath"]["path"], "/nix/store")
 
-    def test_nothing_may_ask_the_api_server(self):
-        for workload in [o for o in objects(*EVERYTHING) if o["kind"] in ("StatefulSet", "DaemonSet")]:
-            self.assertIs(pod(workload)["automountServiceAccountToken"], False)
-        self.assertFalse([o for o in objects(*EVERYTHING) if "Role" in o["kind"]])
+    def test_only_the_operator_may_ask_the_api_server(self):
+        for workload in [o for o in objects(*EVERYTHING) if o["kind"] in ("StatefulSet", "DaemonSet", "Deployment")]:
+            self.assertIs(pod(workload)["automountServiceAccountToken"], workload["kind"] == "Deployment")
+        self.assertFalse([o for o in objects() if "Role" in o["kind"] or o["kind"] == "Deployment"])
+
+    def test_the_operator_may_do_what_its_page_says(self):
+        role = one(objects("operator.enabled=true"), "Role")
+        may = {(group, resource): set(rule["verbs"]) for rule in role["rules"]
+               for group in rule["apiGroups"] for resource in rule["resources"]}
+        with open(f"{CHART}/../../../docs/kubernetes.md") as file:
+            rows = re.findall(r"^\| ((?:`[a-z]+`(?:, )?)+) \| `([a-z0-9.]+)/([a-z]+)` \|$", file.read(), re.MULTILINE)
+        self.assertEqual(may, {(group, resource): set(re.findall("[a-z]+", verbs)) for verbs, group, resource in rows})
+
+    def test_the_operators_pod_is_restricted(self):
+        spec = pod(one(objects("operator.enabled=true"), "Deployment"))
+        self.assertTrue(spec["securityContext"]["runAsNonRoot"])
+        self.assertEqual(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault")
+        security = spec["containers"][0]["securityContext"]
+        self.assertEqual(security["capabilities"], {"drop": ["ALL"]})
+        self.assertTrue(security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"])
+
+    def test_no_service_leads_to_the_operator(self):
+        all_ = objects(*EVERYTHING)
+        labels = one(all_, "Deployment")["spec"]["template"]["metadata"]["labels"]
+        for service in [o for o in all_ if o["kind"] == "Service"]:
+            self.assertFalse(service["spec"]["selector"].items() <= labels.items(), service["metadata"]["name"])
+
+    def test_who_sizes_is_one(self):
+        """What the operator sets is not set back by the next release."""
+        sized = one(objects("operator.enabled=true", "operator.maxReplicas=7"), "StatefulSet")
+        self.assertNotIn("replicas", sized["spec"])
+        self.assertEqual(sized["metadata"]["annotations"]["shoal.build/max-replicas"], "7")
+        selector = pod(one(objects("operator.enabled=true"), "Deployment"))["containers"][0]["args"][1]
+        label, value = selector.removeprefix("--selector=").split("=")
+        self.assertEqual(sized["metadata"]["labels"][label], value)
+        self.assertEqual(one(objects("replicas=4"), "StatefulSet")["spec"]["replicas"], 4)
 
     def test_builds_do_not_reach_the_clouds_metadata(self):
         policy = one(objects(), "NetworkPolicy")["spec"]
@@ -152,7 +185,8 @@ class Chart(unittest.TestCase):
 
     def test_values_that_mean_nothing_are_refused(self):
         for wrong in ["privilege=root", "replica=3", "replicas=0", "storage.size=much", "settings.ssh=none",
-                      "mesh.existingSecret=", "perNode.mountPath=store", "service.http=0"]:
+                      "mesh.existingSecret=", "perNode.mountPath=store", "service.http=0",
+                      "operator.maxReplicas=0"]:
             with self.subTest(wrong):
                 done = helm("template", "shoal", CHART, "--set", wrong)
                 self.assertNotEqual(done.returncode, 0)
