@@ -1,7 +1,9 @@
 //! Builds whose inputs are a view of the lazy store: what becomes of them when something of it goes wrong.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use shoal_tests::command::wait_for;
@@ -21,17 +23,18 @@ fn build(machine: &Machine, node: &Node, attribute: &str) -> Cmd {
     shapes::build_command(machine, node, Remote::SshNg, "", &[attribute]).patience(PATIENCE)
 }
 
-/// Until a builder on this node has begun.
-fn builder_at(node: &Node) {
-    wait_for("a builder", PATIENCE, || (!node.builders().is_empty()).then_some(()));
+/// The files with the store's contents, and how long they are.
+fn segments(node: &Node) -> BTreeMap<PathBuf, u64> {
+    let entries = fs::read_dir(node.data_dir().join("store/segments")).unwrap();
+    entries.map(|entry| entry.unwrap()).map(|entry| (entry.path(), entry.metadata().unwrap().len())).collect()
 }
 
-/// Something in each sixteen KiB of the store's contents is changed.
-fn damage(node: &Node) {
-    for entry in fs::read_dir(node.data_dir().join("store/segments")).unwrap() {
-        let file = fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
-        let len = file.metadata().unwrap().len();
-        (16 << 10..len.saturating_sub(16)).step_by(16 << 10).for_each(|at| file.write_all_at(&[0x5a; 16], at).unwrap());
+/// Something in each sixteen KiB of what came after `before` is changed.
+fn damage_since(node: &Node, before: &BTreeMap<PathBuf, u64>) {
+    for (path, len) in segments(node) {
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        let since = before.get(&path).copied().unwrap_or(0) + (16 << 10);
+        (since..len.saturating_sub(16)).step_by(16 << 10).for_each(|at| file.write_all_at(&[0x5a; 16], at).unwrap());
     }
 }
 
@@ -42,11 +45,12 @@ fn a_builder_that_was_given_an_error_fails_for_the_nodes_reason_and_not_its_own(
     if cannot_show(&node) {
         return skip("no views here; 'shoal doctor' says why");
     }
+    // What builders are made of comes before what is damaged.
+    build(&machine, &node, "hello").ok();
+    let before = segments(&node);
     build(&machine, &node, "large").ok();
-    let client = build(&machine, &node, "reads").start();
-    builder_at(&node);
-    damage(&node);
-    let finished = client.finish(PATIENCE);
+    damage_since(&node, &before);
+    let finished = build(&machine, &node, "reads").run();
     assert!(!finished.status.success(), "{finished}");
     assert!(finished.stderr.contains("some inputs could not be read"), "{finished}");
     assert!(!finished.stderr.contains("builder failed"), "{finished}");
