@@ -29,12 +29,12 @@ fn segments(node: &Node) -> BTreeMap<PathBuf, u64> {
     entries.map(|entry| entry.unwrap()).map(|entry| (entry.path(), entry.metadata().unwrap().len())).collect()
 }
 
-/// Something in each sixteen KiB of what came after `before` is changed.
+/// All that came after `before` is overwritten.
 fn damage_since(node: &Node, before: &BTreeMap<PathBuf, u64>) {
     for (path, len) in segments(node) {
+        let since = before.get(&path).copied().unwrap_or(0);
         let file = fs::File::options().write(true).open(&path).unwrap();
-        let since = before.get(&path).copied().unwrap_or(0) + (16 << 10);
-        (since..len.saturating_sub(16)).step_by(16 << 10).for_each(|at| file.write_all_at(&[0x5a; 16], at).unwrap());
+        file.write_all_at(&vec![0x5a; (len - since) as usize], since).unwrap();
     }
 }
 
