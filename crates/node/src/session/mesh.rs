@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use shoal_wire::mesh::path_record::path_key;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::BuildResult;
@@ -22,7 +23,20 @@ impl Client {
         if let Some(info) = self.store().path_info(path)? {
             return Ok(Some(info));
         }
-        Ok(self.upstreams().in_mesh([path]).pop().map(|offer| offer.info.clone()))
+        let found = self.upstreams().in_mesh([path]).pop();
+        Ok(found.filter(|offer| self.is_still_there(offer)).map(|offer| offer.info.clone()))
+    }
+
+    /// Whether what another node has may be relied on. A derivation that one node alone has was just added there
+    /// ([`Client::acknowledge_later`]); if that node has died since, whoever asks had better add it here.
+    fn is_still_there(&self, offer: &Offer) -> bool {
+        let path = &offer.info.path;
+        let (Some(holder), true, Some(key)) = (offer.only_holder(), path.is_derivation(), path_key(path.hash_part()))
+        else {
+            return true;
+        };
+        let neighbours = self.upstreams().neighbours();
+        !neighbours.is_quiet(&holder) && neighbours.find_at(holder, &[key]).pop().flatten().is_some()
     }
 
     pub(super) fn path_of_hash_part(&self, hash_part: &str) -> Result<Option<StorePath>, Fault> {
@@ -63,7 +77,7 @@ impl Client {
     pub(super) fn valid_of(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, Fault> {
         let mut valid: BTreeSet<StorePath> = self.store().valid_of(paths)?.into_iter().collect();
         let elsewhere = self.upstreams().in_mesh(paths.difference(&valid));
-        let is_kept = |offer: &&Arc<Offer>| !offer.info.path.is_derivation() || !offer.is_at_one_node();
+        let is_kept = |offer: &&Arc<Offer>| !offer.info.path.is_derivation() || offer.only_holder().is_none();
         valid.extend(elsewhere.iter().filter(is_kept).map(|offer| offer.info.path.clone()));
         Ok(valid)
     }

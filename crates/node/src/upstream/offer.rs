@@ -48,9 +48,12 @@ pub struct Held {
 }
 
 impl Offer {
-    /// Whether one other node has it and no more are known to.
-    pub fn is_at_one_node(&self) -> bool {
-        matches!(&self.source, Source::Mesh(held) if held.holders.len() == 1)
+    /// The node that has it, where no more are known to.
+    pub fn only_holder(&self) -> Option<NodeKey> {
+        match &self.source {
+            Source::Mesh(held) => <[NodeKey; 1]>::try_from(&held.holders[..]).ok().map(|[holder]| holder),
+            _ => None,
+        }
     }
 
     /// Error: why it is not believed, or of no use.
