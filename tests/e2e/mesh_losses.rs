@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use shoal_tests::command::wait_for;
 use shoal_tests::mesh::{invite, is_live, peers};
 use shoal_tests::random::Random;
@@ -121,6 +122,24 @@ fn who_leaves_hands_over_what_only_it_has() {
     assert!(alone.stdout.contains("paths are on other nodes"), "{alone}");
     let others = [&mesh[0], &mesh[2]];
     assert!(others.iter().any(|node| node.valid().contains(&path)), "nobody else has it");
+}
+
+/// A node that says nothing still counts as alive for some seconds. Who adds derivations goes on at another node meanwhile.
+#[test]
+fn a_derivation_that_a_silent_node_alone_has_is_not_called_valid() {
+    let machine = Machine::new(&Nix::newest());
+    let mesh = Mesh::start_with(2, &[&machine], &["--copies", "1"]);
+    let add = machine.remote("nix-instantiate", &mesh[0], Remote::SshNg).args(shapes::args(&machine, "", &["hello"]));
+    let drv = add.ok().text().to_owned();
+    let check = || machine.remote("nix-store", &mesh[1], Remote::SshNg).args(["--check-validity", &drv]).run();
+    wait_for("the other node to hear of it", HEARD_PATIENCE, || check().status.success().then_some(()));
+    assert_eq!(mesh.holders(&drv), 1);
+    mesh[0].signal(Signal::STOP);
+    let silent = check();
+    let live = peers(&mesh[1]).values().filter(|state| is_live(state)).count();
+    mesh[0].signal(Signal::CONT);
+    assert!(!silent.status.success(), "{silent}");
+    assert_eq!(live, 2, "it was taken for dead by then, and this tried nothing");
 }
 
 #[test]
