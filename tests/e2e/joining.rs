@@ -35,8 +35,8 @@ fn a_node_that_was_alone_joins_by_its_configuration() {
     wait_for_nodes(&second, 2);
 }
 
-#[test]
-fn nodes_that_were_alone_are_one_mesh_by_a_secret() {
+/// Two nodes that were alone and share a secret from now on; the second has the flags that `to_find` gives for the first.
+fn join_by_secret(to_find: impl Fn(&Node) -> [String; 2]) {
     let mut nodes = [Node::start(&[]), Node::start(&[])];
     let secret = nodes[0].data_dir().with_file_name("secret");
     let secret = secret.to_str().unwrap();
@@ -44,27 +44,28 @@ fn nodes_that_were_alone_are_one_mesh_by_a_secret() {
     nodes.iter_mut().for_each(Node::stop);
     nodes[0].use_flags(&["--mesh-secret-file", secret]);
     nodes[0].start_again();
-    let of_first = nodes[0].ready().json.clone();
-    let peer = format!("{}@{}", of_first["node_id"].as_str().unwrap(), of_first["mesh"].as_str().unwrap());
-    nodes[1].use_flags(&["--mesh-secret-file", secret, "--peer", &peer]);
+    let [flag, value] = to_find(&nodes[0]);
+    nodes[1].use_flags(&["--mesh-secret-file", secret, &flag, &value]);
     nodes[1].start_again();
     nodes.iter().for_each(|node| wait_for_nodes(node, 2));
 }
 
-/// Nodes that share a secret and know of each other only a name that leads to all of them.
+#[test]
+fn nodes_that_were_alone_are_one_mesh_by_a_secret() {
+    join_by_secret(|first| {
+        let json = &first.ready().json;
+        let peer = format!("{}@{}", json["node_id"].as_str().unwrap(), json["mesh"].as_str().unwrap());
+        ["--peer".into(), peer]
+    });
+}
+
+/// They know nothing of each other but a name that leads to all of them.
 #[test]
 fn nodes_find_each_other_by_a_name() {
-    let mut nodes = [Node::start(&[]), Node::start(&[])];
-    let secret = nodes[0].data_dir().with_file_name("secret");
-    let secret = secret.to_str().unwrap();
-    nodes[0].shoal(&format!("mesh create --secret-file {secret}")).ok();
-    nodes.iter_mut().for_each(Node::stop);
-    nodes[0].use_flags(&["--mesh-secret-file", secret]);
-    nodes[0].start_again();
-    let port = nodes[0].ready().http.rsplit(':').next().unwrap().to_owned();
-    nodes[1].use_flags(&["--mesh-secret-file", secret, "--peer-dns", &format!("localhost:{port}")]);
-    nodes[1].start_again();
-    nodes.iter().for_each(|node| wait_for_nodes(node, 2));
+    join_by_secret(|first| {
+        let port = first.ready().http.rsplit(':').next().unwrap().to_owned();
+        ["--peer-dns".into(), format!("localhost:{port}")]
+    });
 }
 
 #[test]
