@@ -19,6 +19,7 @@ struct State {
     unserved_jobs: u32,
     is_leader: bool,
     api_errors: u64,
+    turns: u64,
     turn_at: Option<Instant>,
 }
 
@@ -72,6 +73,7 @@ impl Metrics {
     pub fn turned(&self, is_leader: bool, unserved_jobs: u32) {
         let mut state = self.lock();
         (state.is_leader, state.unserved_jobs, state.turn_at) = (is_leader, unserved_jobs, Some(Instant::now()));
+        state.turns += 1;
     }
 
     pub fn keep_only<'a>(&self, names: impl Iterator<Item = &'a String>) {
@@ -135,6 +137,7 @@ impl Metrics {
             ("shoal_k8s_unserved_jobs", "gauge", "Derivations that no pool can run.", u64::from(state.unserved_jobs)),
             ("shoal_k8s_is_leader", "gauge", "Whether this one decides.", u64::from(state.is_leader)),
             ("shoal_k8s_api_errors_total", "counter", "Requests to the API server that failed.", state.api_errors),
+            ("shoal_k8s_turns_total", "counter", "Times that all pools were looked at.", state.turns),
         ] {
             family(&mut text, name, kind, help);
             let _ = writeln!(text, "{name} {value}");

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - a pod's node is the one live member of the pod's name; of two nothing is believed;
 //! - a node has drained when it says so itself: it drains, runs nothing, nobody waits for it, and others have acknowledged
-//!   all that it holds. Of a pod whose node was known and is not live, that cannot be said, so it stays;
+//!   all that it holds. Of a pod whose node was known and is not live, that cannot be said, so it stays; nor of one that
+//!   nobody knows while the API server calls more pods ready than there are live nodes;
 //! - each kind of work counts for one pool.
 
 use std::collections::BTreeMap;
@@ -67,12 +68,16 @@ fn has_drained(peer: &Peer) -> bool {
 pub fn look(spec: &Spec, roster: &Roster, known: &mut Known) -> Seen {
     let mut seen = Seen { pool: Pool { replicas: spec.replicas, ..Pool::default() }, ..Seen::default() };
     let pool = &mut seen.pool;
+    let name = |ordinal: u32| format!("{}-{}", spec.name, spec.first.saturating_add(ordinal));
+    let live = (0..spec.replicas).filter(|ordinal| matches!(node(roster, &name(*ordinal)), Node::Live(_))).count();
+    seen.live = u32::try_from(live).unwrap_or(u32::MAX);
+    // Else one that nobody knows may be one that is there.
+    let knows_all = spec.ready <= seen.live;
     let (mut last_drain, mut last_drained) = (true, true);
     for ordinal in (0..spec.replicas).rev() {
-        let name = format!("{}-{}", spec.name, spec.first.saturating_add(ordinal));
+        let name = name(ordinal);
         let (drains, drained) = match node(roster, &name) {
             Node::Live(peer) => {
-                seen.live += 1;
                 let record = &peer.record;
                 known.slots = record.capacity.slots.max(1);
                 let machine = Machine { systems: record.systems.clone(), features: record.features.clone() };
@@ -84,7 +89,7 @@ pub fn look(spec: &Spec, roster: &Roster, known: &mut Known) -> Seen {
                 (record.presence != Presence::Active, has_drained(peer))
             }
             // It has not been started, or is not there yet: it has nothing.
-            Node::Unknown => (true, true),
+            Node::Unknown => (knows_all, knows_all),
             Node::Lost => {
                 seen.lost.push(name);
                 (false, false)
@@ -202,8 +207,11 @@ mod tests {
         let twice = || peer("shoal-0", 0, Some(Remaining::default()));
         let (seen, _) = look_at(vec![twice(), twice()], 1);
         assert_eq!((seen.pool.drained, seen.live, seen.doubled.len()), (0, 0, 1));
-        // One that never came has nothing.
+        // One that never came has nothing, unless the API server knows better.
         assert_eq!(look_at(vec![peer("shoal-0", 0, None)], 3).0.pool.drained, 2);
+        let spec = Spec { ready: 2, ..Spec::of(&set(&[(MAX, "9")], 3)).unwrap() };
+        let seen = look(&spec, &Roster { peers: vec![peer("shoal-0", 0, None)] }, &mut Known::default());
+        assert_eq!((seen.live, seen.pool.draining, seen.pool.drained), (1, 0, 0));
     }
 
     #[test]

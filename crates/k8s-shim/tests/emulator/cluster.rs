@@ -25,6 +25,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const PATIENCE: Duration = Duration::from_secs(50);
+/// After what was changed has been heard, one turn decides and one more would have; a third hears of late gossip.
+const TURNS: u64 = 3;
 const NAMESPACE: &str = "grid";
 const SYSTEM: &str = "x86_64-linux";
 
@@ -52,6 +54,12 @@ impl Operator {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+    }
+
+    async fn turns(&self) -> u64 {
+        let metrics = self.get("/metrics").await;
+        let turns = metrics.lines().find_map(|line| line.strip_prefix("shoal_k8s_turns_total "));
+        turns.and_then(|turns| turns.parse().ok()).expect("it counts its turns")
     }
 
     /// As a machine that is switched off.
@@ -166,6 +174,12 @@ impl Cluster {
 
     pub async fn until_leader(&self, operator: &Operator) {
         self.until("it decides", async || operator.get("/metrics").await.contains("shoal_k8s_is_leader 1")).await;
+    }
+
+    /// Until it has looked at everything several times more: what it would do of what is known now, it has done.
+    pub async fn until_considered(&self, operator: &Operator) {
+        let turns = operator.turns().await + TURNS;
+        self.until("some turns", async || operator.turns().await >= turns).await;
     }
 
     /// Starts the node of a pod.

@@ -7,7 +7,6 @@ mod cluster;
 
 use cluster::Cluster;
 use serde_json::json;
-use std::time::Duration;
 
 const QUICK: [(&str, &str); 4] = [
     ("shoal.build/max-replicas", "4"),
@@ -37,7 +36,7 @@ async fn it_grows_by_demand_drains_from_the_end_and_survives_others() {
     cluster.until_ordered(&[1, 2, 3]).await;
     cluster.drained(1);
     cluster.drained(2);
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    cluster.until_considered(&operator).await;
     assert_eq!(cluster.replicas().await, 4, "the last has not drained");
     cluster.drained(3);
     cluster.until_replicas(1).await;
@@ -48,7 +47,7 @@ async fn it_grows_by_demand_drains_from_the_end_and_survives_others() {
     // Somebody else sets the size: it is left alone at first, and comes back later only where that is needed.
     cluster.patch(json!({ "spec": { "replicas": 2 } })).await;
     cluster.node(1).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    cluster.until_considered(&operator).await;
     assert_eq!(cluster.replicas().await, 2);
 
     let metrics = operator.get("/metrics").await;
@@ -71,7 +70,7 @@ async fn one_of_two_decides_and_the_other_takes_over() {
     let first = cluster.operator("first", &[]).await;
     cluster.until_leader(&first).await;
     let second = cluster.operator("second", &[]).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.until_considered(&second).await;
     assert!(second.get("/metrics").await.contains("shoal_k8s_is_leader 0"));
     cluster.demand(2, 600).await;
     cluster.until_replicas(2).await;
@@ -90,7 +89,7 @@ async fn a_dry_run_writes_nothing_and_mistakes_are_left_alone() {
     let operator = cluster.operator("dry", &["--dry-run"]).await;
     cluster.until_leader(&operator).await;
     cluster.demand(50, 6_000).await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    cluster.until_considered(&operator).await;
     assert_eq!(cluster.replicas().await, 1, "its maximum is no number");
     cluster.patch(json!({ "metadata": { "annotations": { "shoal.build/max-replicas": "9" } } })).await;
     cluster
