@@ -25,9 +25,12 @@ let
     ++ optional (cfg.httpKeyFile != null) "--http-key=%d/http-key";
 
   builds = !(cfg.settings.no-build or false);
+  addressOf = key: default:
+    let address = cfg.settings.${key} or "[::]:${toString default}"; in
+    if address == "none" then null else address;
   portOf = key: default:
-    let address = cfg.settings.${key} or ":${toString default}"; in
-    if address == "none" then null else lib.toInt (lib.last (lib.splitString ":" address));
+    let address = addressOf key default; in
+    if address == null then null else lib.toInt (lib.last (lib.splitString ":" address));
   present = builtins.filter (port: port != null && port != 0);
 
   # What a node that serves and builds nothing can do without.
@@ -166,6 +169,15 @@ in
       description = "SSH keys that may use the node, as in an authorized_keys file; `shoal client` adds more where this is empty.";
     };
 
+    socketActivation = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Have systemd open the doors, so that clients wait while the node starts or is replaced instead of being refused.
+        The unix socket is then `/run/shoal.sock`.
+      '';
+    };
+
     openFirewall = mkOption {
       type = types.bool;
       default = false;
@@ -206,6 +218,13 @@ in
         allowedTCPPorts = present [ (portOf "ssh" 2222) (portOf "http" 8080) ];
         allowedUDPPorts = present ([ (portOf "mesh" 7433) ]
           ++ optional (cfg.settings.http3 or false) (portOf "http" 8080));
+      };
+
+      systemd.sockets.shoal = mkIf cfg.socketActivation {
+        description = "Doors of shoal";
+        wantedBy = [ "sockets.target" ];
+        listenStreams = present [ (addressOf "ssh" 2222) (addressOf "http" 8080) ] ++ [ "/run/shoal.sock" ];
+        socketConfig = { SocketMode = "0666"; Backlog = 4096; };
       };
 
       systemd.services.shoal = {

@@ -1,10 +1,14 @@
 //! How a node starts, says that it is ready, reloads and stops.
 
-use std::os::unix::net::UnixDatagram;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use shoal_tests::command::wait_for;
+use shoal_tests::command::{Running, wait_for};
 use shoal_tests::node::program;
 use shoal_tests::{Cmd, Machine, Nix, Node, Place, Remote, shapes};
 
@@ -114,4 +118,69 @@ fn a_node_that_builds_nothing_still_serves() {
     let store = machine.store(&node, Remote::SshNg);
     machine.near("nix", &node).args(["copy", "--no-check-sigs", "--to", &store, &path]).ok();
     assert!(node.paths().iter().any(|known| known["path"] == path.as_str()));
+}
+
+/// Sockets as a service manager passes them: named after their door, or with its port.
+fn lent() -> (Place, Vec<OwnedFd>, [String; 3]) {
+    let place = Place::new("p");
+    let ssh = TcpListener::bind("127.0.0.1:0").unwrap();
+    let http = TcpListener::bind("127.0.0.1:0").unwrap();
+    let unix = UnixListener::bind(place.join("lent.sock")).unwrap();
+    let at = [
+        ssh.local_addr().unwrap().to_string(),
+        http.local_addr().unwrap().to_string(),
+        place.join("lent.sock").display().to_string(),
+    ];
+    (place, vec![ssh.into(), http.into(), unix.into()], at)
+}
+
+/// `LISTEN_PID` is of the process that the shell becomes.
+fn serve_lent(place: &Place, sockets: Vec<OwnedFd>, flags: &[&str]) -> Cmd {
+    let count = sockets.len().to_string();
+    let shell = Cmd::new("/bin/sh").args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh"]).arg(program()).arg("serve");
+    let serve = shell.args(["--mesh", "127.0.0.1:0", "--data-dir"]).arg(place.join("data")).args(flags);
+    serve.passing(sockets).env("HOME", place.path()).env("LISTEN_FDS", count)
+}
+
+fn ready_at(place: &Place, running: &mut Running) -> serde_json::Value {
+    wait_for("a node that is ready", PATIENCE, || {
+        assert!(!running.has_ended(), "it ended");
+        serde_json::from_slice(&std::fs::read(place.join("data/ready.json")).ok()?).ok()
+    })
+}
+
+/// Clients that came before the node are served, on each door, and the sockets are there for the next node.
+#[test]
+fn sockets_of_the_service_manager_are_served() {
+    let (place, sockets, [ssh, http, unix]) = lent();
+    let kept: Vec<OwnedFd> = sockets.iter().map(|socket| socket.try_clone().unwrap()).collect();
+    let mut early = TcpStream::connect(&http).unwrap();
+    early.write_all(b"GET /nix-cache-info HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n").unwrap();
+    // The first by its port, the others by name and kind.
+    let serve = serve_lent(&place, sockets, &["--ssh", &ssh, "--http", "none"]);
+    let mut running = serve.env("LISTEN_FDNAMES", "shoal.socket:http:shoal.socket").start();
+    let ready = ready_at(&place, &mut running);
+    assert_eq!(
+        (&ready["ssh"], &ready["http"], &ready["socket"]),
+        (&ssh.into(), &http.clone().into(), &unix.clone().into())
+    );
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("StoreDir: /nix/store"), "{answer}");
+    let builds = Cmd::new(program()).args(["builds", "--json", "--data-dir"]).arg(place.join("data")).ok();
+    assert_eq!(builds.json(), serde_json::json!([]));
+    running.signal(Signal::TERM);
+    running.finish(PATIENCE).expect_code(0);
+    assert!(Path::new(&unix).exists(), "it belongs to the service manager");
+    let mut next =
+        serve_lent(&place, kept, &["--ssh", "none", "--http", "none"]).env("LISTEN_FDNAMES", "ssh:http:socket").start();
+    assert_eq!(ready_at(&place, &mut next)["http"], http.as_str());
+}
+
+#[test]
+fn a_socket_for_no_door_is_an_error_that_says_what_to_do() {
+    let (place, sockets, _) = lent();
+    let serve = serve_lent(&place, sockets, &["--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    let finished = serve.env("LISTEN_FDNAMES", "shoal.socket").patience(PATIENCE).fails();
+    assert!(finished.stderr.contains("FileDescriptorName"), "{finished}");
 }

@@ -68,7 +68,17 @@ fn verified(unit: &Path) -> (Finished, Vec<String>) {
 }
 
 fn takes(name: &str, text: &str) {
+    takes_beside(&Place::new("unit"), name, text);
+}
+
+/// Of a unit that is for another one.
+fn takes_with(name: &str, text: &str, other: &str, other_text: &str) {
     let place = Place::new("unit");
+    fs::write(place.join(other), other_text).expect("a unit file");
+    takes_beside(&place, name, text);
+}
+
+fn takes_beside(place: &Place, name: &str, text: &str) {
     let path = place.join(name);
     fs::write(&path, text).expect("a unit file");
     let (finished, complaints) = verified(&path);
@@ -105,6 +115,10 @@ fn the_module_is_what_its_options_say() {
         (texts(&firewall["allowedTCPPorts"]), texts(&firewall["allowedUDPPorts"])),
         (vec!["2222".into(), "8443".into()], vec!["7433".into(), "8443".into()])
     );
+    let doors = &module["builder"]["doors"];
+    assert_eq!(texts(&doors["listenStreams"]), ["[::]:2222", "[::]:8443", "/run/shoal.sock"]);
+    assert_eq!(texts(&doors["wantedBy"]), ["sockets.target"]);
+    assert!(module["cache"]["doors"]["listenStreams"].is_null(), "the node opens its doors itself unless it is told");
     assert!(module["builder"]["checked"].as_str().is_some_and(|script| script.contains("check-config --config")));
     let cache = &module["cache"]["unit"];
     assert_eq!((&cache["DynamicUser"], &cache["CapabilityBoundingSet"]), (&Value::from(true), &Value::from("")));
@@ -159,6 +173,7 @@ fn the_debian_unit_is_one_that_systemd_takes() {
     let here = |text: String| text.replace("/usr/bin/shoal", &program().display().to_string());
     let unit = here(read("shoal.service"));
     takes("shoal.service", &unit);
+    takes_with("shoal.socket", &read("shoal.socket"), "shoal.service", &unit);
     // As systemd reads a drop-in: after the unit.
     takes(
         "shoal.service",

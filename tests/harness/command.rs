@@ -3,13 +3,14 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::node::Node;
@@ -114,6 +115,25 @@ impl Cmd {
             Some(namespace) => self.within(namespace),
             None => self,
         }
+    }
+
+    /// Has these descriptors, from 3 on, as a service manager passes sockets.
+    pub fn passing(mut self, sockets: Vec<OwnedFd>) -> Cmd {
+        // Above what they become, so that none is overwritten before it was copied.
+        let high = |fd: OwnedFd| fcntl_dupfd_cloexec(fd, 100).unwrap_or_else(|error| panic!("a descriptor: {error}"));
+        let sockets: Vec<OwnedFd> = sockets.into_iter().map(high).collect();
+        // SAFETY: dup2 is async-signal-safe and touches no memory of this process; the sockets are open as long as the closure.
+        unsafe {
+            self.command.pre_exec(move || {
+                for (to, fd) in (3..).zip(&sockets) {
+                    if libc::dup2(fd.as_raw_fd(), to) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        self
     }
 
     pub fn stdin(mut self, from: Stdio) -> Cmd {

@@ -8,6 +8,7 @@ let
   }).config;
   node = config: {
     unit = config.systemd.services.shoal.serviceConfig;
+    doors = config.systemd.sockets.shoal or { };
     firewall = config.networking.firewall;
     assertions = map (assertion: assertion.message) (builtins.filter (assertion: !assertion.assertion) config.assertions);
     checked = config.environment.etc."shoal/config.toml".source.text;
@@ -19,6 +20,7 @@ in
       enable = true;
       openFirewall = true;
       meshSecretFile = "/run/secrets/mesh";
+      socketActivation = true;
       signingKeyFiles = [ "/run/secrets/key" ];
       authorizedKeys = [ "ssh-ed25519 AAAA one" ];
       settings = { max-jobs = 4; http3 = true; http = "[::]:8443"; };

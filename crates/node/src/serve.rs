@@ -4,7 +4,7 @@
 //! ready. Order of a stop: no new clients, running builds end (or the wait does), clients are hung up on. A build that
 //! is cut off by the stop goes on under its supervisor, and the next start takes it up.
 
-use std::net::SocketAddr;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use shoal_mesh::handle::Mesh;
 use shoal_store::Store;
 use shoal_wire::nix::signature::{PublicKey, TrustedKeys};
 use shoal_wire::nix::store_path::StoreDir;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -43,10 +44,12 @@ use crate::tokens::{self, Tokens};
 use crate::trees::Trees;
 use crate::upstream::{Authorities, Location, Options, Patience, Upstreams};
 use crate::{clients, keys, logging};
+use passed::Passed;
 use ready::{Ready, ReadyFile};
 
 pub mod lock;
 pub mod notify;
+pub mod passed;
 pub mod quota;
 pub mod ready;
 pub mod settle;
@@ -90,12 +93,13 @@ pub fn run(start: Start<'_>) -> Result<End> {
     // Before anything is told, so that no signal from now on goes unheard.
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let config = &start.config;
+    let passed = Passed::take(config)?;
     let _lock = lock::lock(&config.data_dir)?;
     ready::remove_stale(&config.data_dir)?;
     let imported = clients::import(&config.authorized_keys)?;
     let marks = quota::Watermarks::of(config)?;
     let node = runtime.block_on(Node::open(config))?;
-    let doors = runtime.block_on(Doors::open(config, &node))?;
+    let doors = runtime.block_on(Doors::open(config, &node, passed))?;
     let ready = doors.ready(config, keys::node_id(&config.data_dir)?, &node);
     let scrubber = node.scrubber(config);
     let restart = Arc::new(Notify::new());
@@ -324,7 +328,7 @@ struct Doors {
 }
 
 impl Doors {
-    async fn open(config: &Config, node: &Node) -> Result<Doors> {
+    async fn open(config: &Config, node: &Node, passed: Passed) -> Result<Doors> {
         let host =
             SessionHost::new(node.store.clone(), node.builds.clone(), trusted_keys(config)?, config.require_sigs)
                 .signing_with(keys::signing_keys(config)?.into_iter().map(Arc::new).collect())
@@ -333,33 +337,48 @@ impl Doors {
         let deposits = Arc::new(Deposits::new(services.clone()));
         let sessions = Sessions::new(Arc::new(host), SESSIONS_MAX);
         let keys = Arc::new(AuthorizedKeys::open(config.authorized_keys.clone()));
-        let ssh = match config.ssh {
-            Some(listen) => {
-                let host_key = host_key::load_or_create(&config.data_dir)?;
-                let options = SshOptions { listen, host_key, keys: keys.clone(), node: config.name.clone() };
-                let door = SshDoor::open(options, sessions.clone()).await;
-                Some(door.with_context(|| format!("cannot listen on {listen}; choose another address with --ssh"))?)
-            }
-            None => None,
+        let ssh = Self::open_ssh(config, passed.ssh, &keys, &sessions).await?;
+        let unix = match passed.socket {
+            Some((listener, path)) => UnixDoor::on(lent(listener, UnixListener::from_std)?, &path, sessions.clone()),
+            None => UnixDoor::open(&config.socket, sessions.clone())
+                .with_context(|| format!("cannot listen at {}", config.socket.display()))?,
         };
-        let unix = UnixDoor::open(&config.socket, sessions.clone())
-            .with_context(|| format!("cannot listen at {}", config.socket.display()))?;
         let identity = match (&config.http_certificate, &config.http_key) {
             (Some(certificate), Some(key)) => Some(Arc::new(Identity::open(certificate, key)?)),
             _ => None,
         };
-        let open = |listen| Self::open_http(listen, config, node, identity.clone(), deposits);
-        let http = config.http.map(open).transpose()?;
+        let cache = Self::cache(config, node, deposits);
+        let open =
+            |listen| HttpOptions { listen, identity: identity.clone(), http3: config.http3, limits: Limits::USUAL };
+        let http = match (passed.http, config.http) {
+            (Some(listener), listen) => {
+                let options = open(listen.unwrap_or(listener.local_addr()?));
+                Some(HttpServer::on(lent(listener, TcpListener::from_std)?, passed.http_udp, &options, cache)?)
+            }
+            (None, Some(listen)) => Some(HttpServer::open(&open(listen), cache)?),
+            (None, None) => None,
+        };
         Ok(Doors { ssh, unix, http, identity, sessions, services, keys })
     }
 
-    fn open_http(
-        listen: SocketAddr,
+    async fn open_ssh(
         config: &Config,
-        node: &Node,
-        identity: Option<Arc<Identity>>,
-        deposits: Arc<Deposits>,
-    ) -> Result<HttpServer> {
+        passed: Option<std::net::TcpListener>,
+        keys: &Arc<AuthorizedKeys>,
+        sessions: &Sessions,
+    ) -> Result<Option<SshDoor>> {
+        let at = passed.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
+        let Some(listen) = at.or(config.ssh) else { return Ok(None) };
+        let host_key = host_key::load_or_create(&config.data_dir)?;
+        let options = SshOptions { listen, host_key, keys: keys.clone(), node: config.name.clone() };
+        let door = match passed {
+            Some(listener) => SshDoor::on(lent(listener, TcpListener::from_std)?, options, sessions.clone()),
+            None => SshDoor::open(options, sessions.clone()).await,
+        };
+        Ok(Some(door.with_context(|| format!("cannot listen on {listen}; choose another address with --ssh"))?))
+    }
+
+    fn cache(config: &Config, node: &Node, deposits: Arc<Deposits>) -> Arc<Cache> {
         let mut cache = Cache::new(node.store.clone(), node.dir.clone()).behind(&node.upstreams);
         cache.card = node.neighbours.mesh().map(Card::of);
         cache.offer = config.http_compression;
@@ -367,8 +386,7 @@ impl Doors {
         let tokens = Arc::new(Tokens::open(tokens::file(&config.data_dir)));
         tokio::spawn(tidy(Arc::downgrade(&deposits)));
         cache.writer = Some(Writer::new(deposits, tokens));
-        let options = HttpOptions { listen, identity, http3: config.http3, limits: Limits::USUAL };
-        HttpServer::open(&options, Arc::new(cache))
+        Arc::new(cache)
     }
 
     fn sessions(&self) -> Sessions {
@@ -405,6 +423,11 @@ impl Doors {
         self.unix.close();
         self.http.iter().for_each(HttpServer::close);
     }
+}
+
+/// A socket of the service manager's, for the runtime.
+fn lent<S, T>(socket: S, convert: impl FnOnce(S) -> io::Result<T>) -> Result<T> {
+    convert(socket).context("cannot use a socket of the service manager")
 }
 
 /// Lets go of uploads that nobody goes on with, for as long as there are any to come.

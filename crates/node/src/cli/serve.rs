@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Global, Outcome, output, use_node};
 use crate::client_setup::Setup;
 use crate::config::{Config, ConfigFlags};
-use crate::serve::{self, End, Start};
+use crate::serve::{self, End, Start, passed};
 
 #[derive(Args)]
 pub struct Serve {
@@ -46,6 +46,7 @@ impl Serve {
 /// Becomes the same command anew. Comes back only where that fails.
 fn start_again() -> io::Error {
     // The file may have been replaced by a newer version meanwhile, which is what is wanted then.
+    passed::keep_for_next();
     let program = std::env::current_exe().unwrap_or_else(|_| "shoal".into());
     std::process::Command::new(program).args(std::env::args_os().skip(1)).exec()
 }

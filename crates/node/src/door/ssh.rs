@@ -111,8 +111,13 @@ struct Gates {
 impl SshDoor {
     /// Listens and serves until closed. Must be called within a tokio runtime.
     pub async fn open(options: SshOptions, sessions: Sessions) -> io::Result<SshDoor> {
-        super::raise_descriptor_limit();
         let listener = listen(options.listen)?;
+        Self::on(listener, options, sessions)
+    }
+
+    /// As `open`, at a socket that listens already.
+    pub fn on(listener: TcpListener, options: SshOptions, sessions: Sessions) -> io::Result<SshDoor> {
+        super::raise_descriptor_limit();
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             config: Arc::new(config(options.host_key)),

@@ -26,9 +26,11 @@ const READ_SIZE: usize = 64 << 10;
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// An open door. Closes, and removes its socket, when dropped.
+/// An open door. Closes, and removes a socket that it made, when dropped.
 pub struct UnixDoor {
     path: PathBuf,
+    /// Somebody else opened it, and may have it served by another process later.
+    is_lent: bool,
     shared: Arc<Shared>,
     accepting: tokio::task::JoinHandle<()>,
 }
@@ -50,15 +52,24 @@ struct Open {
 impl UnixDoor {
     /// Listens at `path`, in the place of a socket that a dead node left there. Must be called within a tokio runtime.
     pub fn open(path: &Path, sessions: Sessions) -> io::Result<UnixDoor> {
-        super::raise_descriptor_limit();
         remove_dead_socket(path)?;
         let listener = UnixListener::bind(path)?;
         // Everybody may connect; what each may do depends on who it is.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+        Ok(Self::start(listener, path, false, sessions))
+    }
+
+    /// At a socket that listens already at `path`, and stays when the door closes.
+    pub fn on(listener: UnixListener, path: &Path, sessions: Sessions) -> UnixDoor {
+        Self::start(listener, path, true, sessions)
+    }
+
+    fn start(listener: UnixListener, path: &Path, is_lent: bool, sessions: Sessions) -> UnixDoor {
+        super::raise_descriptor_limit();
         let uid = rustix::process::geteuid().as_raw();
         let shared = Arc::new(Shared { sessions, uid, open: Mutex::default() });
         let accepting = tokio::spawn(accept(listener, shared.clone()));
-        Ok(UnixDoor { path: path.to_owned(), shared, accepting })
+        UnixDoor { path: path.to_owned(), is_lent, shared, accepting }
     }
 
     pub fn path(&self) -> &Path {
@@ -68,7 +79,9 @@ impl UnixDoor {
     /// Lets nobody in any more; who is in stays.
     pub fn stop_accepting(&self) {
         self.accepting.abort();
-        let _ = std::fs::remove_file(&self.path);
+        if !self.is_lent {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 
     /// Also hangs up on everybody.

@@ -97,15 +97,30 @@ struct Connection {
 impl HttpServer {
     /// Must be called within a tokio runtime.
     pub fn open(options: &HttpOptions, cache: Arc<Cache>) -> Result<HttpServer> {
+        let with_udp = options.http3 && options.identity.is_some();
+        let (listener, socket) = listen(options.listen, with_udp)?;
+        Self::on(listener, socket, options, cache)
+    }
+
+    /// As `open`, at sockets that exist already; of UDP for HTTP/3, which is made where it is wanted and missing.
+    pub fn on(
+        listener: TcpListener,
+        socket: Option<UdpSocket>,
+        options: &HttpOptions,
+        cache: Arc<Cache>,
+    ) -> Result<HttpServer> {
         crate::door::raise_descriptor_limit();
         let identity = options.identity.as_ref().filter(|_| options.http3);
-        let (listener, socket) = listen(options.listen, identity.is_some())?;
         let address = listener.local_addr()?;
         let tls = options.identity.as_ref().map(|identity| identity.config()).transpose()?;
         let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
         let (stopping, stop) = watch::channel(false);
         let alternative = identity.map(|_| alternative(address.port())).transpose()?;
         let shared = Arc::new(Shared { cache, tls, limits: options.limits, alternative, open: Mutex::default() });
+        let socket = match socket {
+            None if identity.is_some() => Some(bind_udp(address)?),
+            socket => socket,
+        };
         let open = |(identity, socket)| QuicDoor::open(socket, identity, shared.clone(), stop.clone());
         let quic = identity.zip(socket).map(open).transpose()?;
         let accepting = tokio::spawn(accept(listener, shared.clone(), stop));
@@ -158,12 +173,17 @@ fn listen(address: SocketAddr, with_udp: bool) -> Result<(TcpListener, Option<Ud
             Ok(socket) => return Ok((listener, Some(socket))),
             // The kernel chose the number for TCP alone.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && address.port() == 0 && tries_left > 0 => {}
-            Err(error) => {
-                let taken = format!("cannot listen on UDP {address} for HTTP/3; choose another address with --http");
-                return Err(error).context(taken);
-            }
+            Err(error) => return Err(error).with_context(|| udp_taken(address)),
         }
     }
+}
+
+fn bind_udp(address: SocketAddr) -> Result<UdpSocket> {
+    UdpSocket::bind(address).with_context(|| udp_taken(address))
+}
+
+fn udp_taken(address: SocketAddr) -> String {
+    format!("cannot listen on UDP {address} for HTTP/3; choose another address with --http")
 }
 
 fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
