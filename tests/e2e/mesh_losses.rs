@@ -187,6 +187,9 @@ fn a_collection_leaves_the_last_copy() {
     });
     mesh[1].shoal("gc").ok();
     assert_eq!(mesh.holders(&path), 1, "the last copy stays");
+    let holder = if mesh[0].valid().contains(&path) { &mesh[0] } else { &mesh[1] };
+    let refused = machine.remote("nix-store", holder, Remote::SshNg).args(["--delete", &path]).fails();
+    assert!(refused.stderr.contains("no other node of the mesh"), "{refused}");
     assert!(serves(&mesh[0], &path));
 }
 

@@ -80,6 +80,8 @@ pub struct GcReport {
     pub deleted: u64,
     /// Bytes that were copied to other segments for that.
     pub copied: u64,
+    /// Of paths that were named to be deleted, those that a watcher of the store kept: nobody else has them, or they are open.
+    pub kept: Vec<StorePath>,
 }
 
 impl Store {
@@ -158,7 +160,10 @@ impl Store {
                 break;
             }
             let batch: Vec<StorePath> = batch.iter().map(|&path| graph.path(path).clone()).collect();
-            let allowed = self.allowed_to_delete(batch);
+            let allowed = self.allowed_to_delete(batch.clone());
+            if request.action == GcAction::DeleteSpecific {
+                report.kept.extend(batch.into_iter().filter(|path| !allowed.contains(path)));
+            }
             let gone = paths::delete(self, &allowed, &mut users)?;
             self.tell_deleted(&allowed, &gone.paths);
             let unused = counts.release(&gone.manifests);

@@ -111,9 +111,11 @@ mod tests {
         put(&store, '2', "drop-it");
         let report = store.collect(&GcRequest::new(GcAction::DeleteDead)).unwrap();
         assert_eq!(report.paths.len(), 1);
-        assert_eq!(store.paths().unwrap(), [kept]);
+        assert_eq!(store.paths().unwrap(), std::slice::from_ref(&kept));
         let heard = notes.0.lock().unwrap().clone();
         assert_eq!(heard, ["committed: keep-it", "committed: drop-it", "gone: drop-it", "stayed: "]);
         assert_eq!(*other.0.lock().unwrap(), heard);
+        let named = GcRequest { paths: vec![kept.clone()], ..GcRequest::new(GcAction::DeleteSpecific) };
+        assert_eq!(store.collect(&named).unwrap().kept, [kept], "who asked for it by name is told");
     }
 }

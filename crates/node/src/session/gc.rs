@@ -38,6 +38,12 @@ impl Client {
             collect.paths = paths.into_iter().collect();
         }
         let report = self.services.builds.collect(&collect).map_err(|error| self.explain_gc(error))?;
+        if let Some(kept) = report.kept.first().filter(|_| action == shoal_store::GcAction::DeleteSpecific) {
+            let path = self.dir().print(kept);
+            return Err(Fault::refused(format!(
+                "Cannot delete path '{path}' since no other node of the mesh says that it has it, or since it is open in a mounted store"
+            )));
+        }
         Ok(Collected { paths: report.paths, bytes_freed: report.freed })
     }
 
