@@ -13,7 +13,7 @@ use shoal_wire::mesh::departure::{DrainOrders, Remaining};
 use shoal_wire::mesh::node_record::Presence;
 use shoal_wire::mesh::ticket::Contact;
 use shoal_wire::nix::signature::SecretKey;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,7 @@ impl Drop for Process {
 pub struct Operator {
     process: Process,
     listen: SocketAddr,
+    log: PathBuf,
 }
 
 impl Operator {
@@ -62,6 +63,19 @@ impl Operator {
         turns.and_then(|turns| turns.parse().ok()).expect("it counts its turns")
     }
 
+    /// A counter of its metrics, by its whole name; zero where it was never counted.
+    pub async fn counted(&self, name: &str) -> u64 {
+        let metrics = self.get("/metrics").await;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().expect("a counter is a number"))
+    }
+
+    /// Lines of its log that contain a text.
+    pub fn said(&self, text: &str) -> usize {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().filter(|line| line.contains(text)).count()
+    }
+
     /// As a machine that is switched off.
     pub fn kill(self) {}
 }
@@ -69,9 +83,11 @@ impl Operator {
 pub struct Cluster {
     dir: TempDir,
     api: SocketAddr,
-    _emulator: Process,
+    emulator: Process,
     secret: SecretKey,
     nodes: BTreeMap<u32, (Mesh, TempDir)>,
+    /// Which have said that they have nothing left.
+    empty: BTreeSet<u32>,
 }
 
 struct NoBuilds;
@@ -109,9 +125,10 @@ impl Cluster {
         Some(Cluster {
             dir: tempfile::tempdir().unwrap(),
             api: SocketAddr::from(([127, 0, 0, 1], port)),
-            _emulator: Process(emulator),
+            emulator: Process(emulator),
             secret: SecretKey::generate("mesh").unwrap(),
             nodes: BTreeMap::new(),
+            empty: BTreeSet::new(),
         })
     }
 
@@ -155,7 +172,15 @@ impl Cluster {
 
     /// Counts what was written of the set, its making included.
     pub async fn writes(&self) -> u64 {
-        let path = "/test/writes";
+        self.count("/test/writes").await
+    }
+
+    /// Changes that wait, since the emulator is told to hold them.
+    pub async fn held(&self) -> u64 {
+        self.count("/test/held").await
+    }
+
+    async fn count(&self, path: &str) -> u64 {
         let (_, body) = request(self.api, "GET", path, None).await.unwrap();
         body.trim().parse().expect("the emulator counts")
     }
@@ -246,6 +271,53 @@ impl Cluster {
         self.until("nodes are asked to drain", holds).await;
     }
 
+    /// What a cluster does by itself: new pods get their nodes, and those of pods that are gone end. Nodes that are asked to drain
+    /// have nothing left a step later. Panics if one had to end that had not drained.
+    pub async fn keep_up(&mut self) {
+        let replicas = u32::try_from(self.replicas().await).unwrap();
+        for ordinal in 0..replicas {
+            if !self.nodes.contains_key(&ordinal) {
+                self.node(ordinal).await;
+            }
+        }
+        let gone: Vec<u32> = self.nodes.keys().copied().filter(|ordinal| *ordinal >= replicas).collect();
+        for ordinal in gone {
+            assert!(self.empty.remove(&ordinal), "node {ordinal} had not drained");
+            self.stop_node(ordinal).await;
+        }
+        let is_asked = asked(self.first());
+        for (&ordinal, (mesh, _)) in &self.nodes {
+            match (is_asked(&format!("shoal-{ordinal}")), self.empty.contains(&ordinal)) {
+                (true, false) => {
+                    self.empty.insert(ordinal);
+                    mesh.update(|own| own.set_extension(Some(&Remaining::default()))).await;
+                }
+                (false, true) => {
+                    self.empty.remove(&ordinal);
+                    mesh.update(|own| own.set_extension(None::<&Remaining>)).await;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// How the emulator behaves from now on; see `serve.py`.
+    pub async fn behave(&self, how: &str) {
+        let path = format!("/test/behave{how}");
+        assert_eq!(request(self.api, "GET", &path, None).await.map(|answer| answer.0), Some(200));
+    }
+
+    /// The API server's machine stands still for a while.
+    pub async fn freeze_api(&self, time: Duration) {
+        let signal = |name: &str| {
+            let status = Command::new("kill").arg(name).arg(self.emulator.0.id().to_string()).status();
+            assert!(status.expect("kill runs").success());
+        };
+        signal("-STOP");
+        tokio::time::sleep(time).await;
+        signal("-CONT");
+    }
+
     /// A node has handed over what it has.
     pub fn drained(&self, ordinal: u32) {
         let mesh = self.nodes[&ordinal].0.clone();
@@ -273,6 +345,7 @@ impl Cluster {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = free.local_addr().unwrap();
         drop(free);
+        let log = self.dir.path().join(format!("{name}.log"));
         let child = Command::new(env!("CARGO_BIN_EXE_shoal-k8s"))
             .env("KUBECONFIG", &kubeconfig)
             .args(["--join", &ticket, "--identity", name, "--mesh", "127.0.0.1:0"])
@@ -281,9 +354,10 @@ impl Cluster {
             .arg(self.dir.path().join(name))
             .args(more)
             .stdin(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .expect("the operator starts");
-        let operator = Operator { process: Process(child), listen };
+        let operator = Operator { process: Process(child), listen, log };
         self.until("it listens", async || request(listen, "GET", "/healthz", None).await.is_some()).await;
         operator
     }

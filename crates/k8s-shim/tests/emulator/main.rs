@@ -7,6 +7,8 @@ mod cluster;
 
 use cluster::Cluster;
 use serde_json::json;
+use shoal_grid::random::Random;
+use std::time::{Duration, Instant};
 
 const QUICK: [(&str, &str); 4] = [
     ("shoal.build/max-replicas", "4"),
@@ -98,5 +100,99 @@ async fn a_dry_run_writes_nothing_and_mistakes_are_left_alone() {
         })
         .await;
     assert_eq!(cluster.replicas().await, 1, "it is a dry run");
+    cluster.stop().await;
+}
+
+/// Half a minute stands for a day: some hours of bursts from a seed, then a night. No more is written than the size changes, the size
+/// stays within its bounds, and no node ends that has not drained, which [`Cluster::keep_up`] looks at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_of_demand_is_followed_and_costs_no_node_that_has_something() {
+    let seed = std::env::var("SHOAL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
+    println!("SHOAL_SEED={seed}");
+    let Some(mut cluster) = Cluster::start().await else { return };
+    cluster.create_set(&QUICK, 1).await;
+    cluster.node(0).await;
+    let operator = cluster.operator("day", &[]).await;
+    cluster.until_leader(&operator).await;
+    let writes = cluster.writes().await;
+    let mut random = Random::new(seed);
+    let (mut sizes, mut most) = (vec![1], 1);
+    for _ in 0..HOURS {
+        let jobs = if random.below(3) == 0 { 0 } else { random.below(9) as u32 };
+        cluster.demand(jobs, u64::from(jobs) * 60).await;
+        let hour_ends = Instant::now() + HOUR;
+        while Instant::now() < hour_ends {
+            follow(&mut cluster, &mut sizes).await;
+        }
+        most = most.max(*sizes.last().unwrap());
+    }
+    cluster.demand(0, 0).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while sizes.last() != Some(&1) {
+        assert!(Instant::now() < deadline, "it is still {:?} at night", sizes.last());
+        follow(&mut cluster, &mut sizes).await;
+    }
+    assert!(most > 1, "there was nothing to do");
+    assert!(sizes.iter().all(|size| (1..=4).contains(size)), "{sizes:?}");
+    let written = cluster.writes().await - writes;
+    assert_eq!(written, operator.counted("shoal_k8s_writes_total{pool=\"shoal\"}").await);
+    assert_eq!(written, sizes.len() as u64 - 1, "one write for one change of size: {sizes:?}");
+    cluster.stop().await;
+}
+
+const HOURS: u32 = 6;
+const HOUR: Duration = Duration::from_secs(6);
+
+async fn follow(cluster: &mut Cluster, sizes: &mut Vec<u64>) {
+    let size = cluster.replicas().await;
+    if sizes.last() != Some(&size) {
+        sizes.push(size);
+    }
+    cluster.keep_up().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+}
+
+/// Somebody changes the set while the operator's change of it is under way: the operator comes second, looks again, and
+/// is right by what it sees then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_writes_second_looks_again() {
+    let Some(mut cluster) = Cluster::start().await else { return };
+    cluster.create_set(&QUICK, 1).await;
+    cluster.node(0).await;
+    let operator = cluster.operator("second", &[]).await;
+    cluster.until_leader(&operator).await;
+    cluster.behave("?hold=3").await;
+    cluster.demand(6, 600).await;
+    cluster.until("its change is under way", async || cluster.held().await > 0).await;
+    cluster.patch(json!({ "metadata": { "annotations": { "shoal.build/max-replicas": "3" } } })).await;
+    cluster
+        .until("it hears that it came second", async || {
+            operator.counted("shoal_k8s_conflicts_total{pool=\"shoal\"}").await > 0
+        })
+        .await;
+    cluster.behave("").await;
+    cluster.until_replicas(3).await;
+    cluster.stop().await;
+}
+
+/// An API server that is slow, fails, or stands still: sizes stay, it is said once, and all goes on when it answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_in_trouble_costs_time_only() {
+    let Some(mut cluster) = Cluster::start().await else { return };
+    cluster.create_set(&QUICK, 1).await;
+    cluster.node(0).await;
+    let operator = cluster.operator("patient", &[]).await;
+    cluster.until_leader(&operator).await;
+    // Fails for everybody: also the lease is lost, so nobody decides.
+    cluster.behave("?broken=1").await;
+    cluster.demand(2, 600).await;
+    cluster.until("it does not lead any more", async || operator.counted("shoal_k8s_is_leader").await == 0).await;
+    cluster.behave("").await;
+    cluster.until_replicas(2).await;
+    // Stands still for longer than a write may take.
+    cluster.demand(4, 1_200).await;
+    cluster.freeze_api(Duration::from_secs(13)).await;
+    cluster.until_replicas(3).await;
+    assert!(operator.said("nothing is wrong") <= 1 && operator.said("cannot watch") <= 2, "what goes on is said once");
     cluster.stop().await;
 }

@@ -2,6 +2,9 @@
 
 The emulator keeps no resource versions. A StatefulSet or a Lease that is written with a version which is not the newest is
 refused here, as the real API server does it.
+
+GET /test/behave?hold=SECONDS&broken=1: changes of a StatefulSet that name a version wait for so long before they are looked
+at, and every request fails. Without a parameter it behaves again.
 """
 
 import asyncio
@@ -14,8 +17,23 @@ from kmock._internal import enums, k8s
 class Versioned(kmock.KubernetesEmulator):
     version = 0
     set_writes = 0
+    hold_s = 0.0
+    held = 0
+    broken = False
 
     async def _handle(self, request):
+        if request.url.path == "/test/behave":
+            Versioned.hold_s = float(request.params.get("hold", 0))
+            Versioned.broken = "broken" in request.params
+        if request.resource is not None and Versioned.broken:
+            raise k8s.KubernetesError()
+        is_change = request.resource is not None and request.action == enums.action.UPDATE
+        if is_change and request.resource.plural == "statefulsets" and request.data.get("metadata", {}).get("resourceVersion"):
+            Versioned.held += 1
+            try:
+                await asyncio.sleep(Versioned.hold_s)
+            finally:
+                Versioned.held -= 1
         if request.resource is not None and request.action in (enums.action.CREATE, enums.action.UPDATE):
             metadata = request.data.setdefault("metadata", {})
             if request.action == enums.action.UPDATE:
@@ -36,6 +54,8 @@ async def main():
         emulator.resources["coordination.k8s.io/v1/leases"] = {"kind": "Lease", "namespaced": True}
         emulator.resources["events.k8s.io/v1/events"] = {"kind": "Event", "namespaced": True}
         emulator["get /test/writes"] << (lambda: str(Versioned.set_writes).encode())
+        emulator["get /test/held"] << (lambda: str(Versioned.held).encode())
+        emulator["get /test/behave"] << b"ok"
         print(server.port, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
