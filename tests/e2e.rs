@@ -32,6 +32,8 @@ mod cache;
 mod cancelled;
 #[path = "e2e/commands.rs"]
 mod commands;
+#[path = "e2e/containers.rs"]
+mod containers;
 #[path = "e2e/copies.rs"]
 mod copies;
 #[path = "e2e/crashes.rs"]

@@ -27,6 +27,8 @@ pub mod network;
 pub mod node;
 #[path = "harness/place.rs"]
 pub mod place;
+#[path = "harness/pods.rs"]
+pub mod pods;
 #[path = "harness/random.rs"]
 pub mod random;
 #[path = "harness/relay.rs"]

@@ -3,24 +3,24 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shoal_tests::expected::{self, Facts, Row};
 use shoal_tests::sources::{self, PackageSet};
 use shoal_tests::{Cmd, Finished, Machine, Mesh, Nix, Node, Remote, is_full, skip};
 
-const ABSENT: &str = "the package set mini is not beside this repository";
+pub const ABSENT: &str = "the package set mini is not beside this repository";
 /// Shapes that need no compiler.
 const QUICK: [&str; 4] = ["tools", "fan-join", "chain-end", "diamond-bottom"];
 /// The ways in which builds see their inputs.
 const INPUTS: [&str; 3] = ["lazy", "materialised", "bind"];
 /// What one build with every compiler run may take on a machine that does other things too.
-const SET_PATIENCE: Duration = Duration::from_secs(2400);
+pub const SET_PATIENCE: Duration = Duration::from_secs(2400);
 /// `xz` and `hello` are unpacked without file times, generated files before what they are made from, and built by a make
 /// that compares whole seconds. Where a second begins in between, it asks for tools that are not there; so it does in
 /// stock Nix. A build is only repeated where its directory shows that.
-const TRIES: u32 = 5;
+pub const TRIES: u32 = 5;
 const GENERATED: [&str; 5] = ["aclocal.m4", "configure", "config.h.in", "config.in", "Makefile.in"];
 const GENERATED_FROM: [&str; 3] = ["configure.ac", "Makefile.am", "m4"];
 /// The oldest client computes another path for a content-addressed output that refers to itself.
@@ -95,10 +95,13 @@ fn content_addressed(nix: &Nix) {
     expected::compare(&rows, &expected::of_node(&node.paths()), known);
 }
 
-/// Whether each directory of a failed build has generated files that are a second older than what they are made from.
-/// Removes the directories.
-fn all_unpacked_over_a_second(node: &Node) -> bool {
-    let kept = node.data_dir().join("kept");
+fn kept(node: &Node) -> PathBuf {
+    node.data_dir().join("kept")
+}
+
+/// Whether each directory of a failed build, of those a node kept, has generated files that are a second older than what
+/// they are made from. Removes the directories.
+pub fn all_unpacked_over_a_second(kept: &Path) -> bool {
     let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let second = |path: &Path| path.metadata().ok().map(|meta| meta.mtime());
     let over_a_second = |source: &Path| {
@@ -107,10 +110,10 @@ fn all_unpacked_over_a_second(node: &Node) -> bool {
         let from = from.iter().flat_map(|path| entries(path).chain([path.clone()]).filter(|path| path.is_file()));
         made.is_some() && from.filter_map(|path| second(&path)).max() > made
     };
-    let builds: Vec<_> = entries(&kept).collect();
+    let builds: Vec<_> = entries(kept).collect();
     let excused =
         !builds.is_empty() && builds.iter().all(|build| entries(&build.join("src")).any(|dir| over_a_second(&dir)));
-    fs::remove_dir_all(&kept).unwrap_or_else(|error| panic!("{}: {error}", kept.display()));
+    fs::remove_dir_all(kept).unwrap_or_else(|error| panic!("{}: {error}", kept.display()));
     excused
 }
 
@@ -124,7 +127,7 @@ fn whole(nix: &Nix, name: &str) {
         if build.status.success() {
             break;
         }
-        let excused = build.stderr.contains("is missing on your system") && all_unpacked_over_a_second(&node);
+        let excused = build.stderr.contains("is missing on your system") && all_unpacked_over_a_second(&kept(&node));
         assert!(left > 0 && excused, "{build}");
     }
     let rows = expected::rows(&set.expected(), name);
@@ -186,7 +189,7 @@ fn across(nix: &Nix, count: usize, names: &[&str], mut rows: Vec<Row>) {
             break;
         }
         let is_excused = build.stderr.contains("is missing on your system")
-            && mesh.nodes.iter().filter(|node| node.data_dir().join("kept").exists()).all(all_unpacked_over_a_second);
+            && mesh.nodes.iter().map(kept).filter(|kept| kept.exists()).all(|kept| all_unpacked_over_a_second(&kept));
         assert!(left > 0 && is_excused, "{build}");
     }
     let built = |node: &Node| {
@@ -241,7 +244,8 @@ fn with_every_kind_of_inputs() {
             if build.status.success() {
                 break;
             }
-            let excused = build.stderr.contains("is missing on your system") && all_unpacked_over_a_second(&node);
+            let excused =
+                build.stderr.contains("is missing on your system") && all_unpacked_over_a_second(&kept(&node));
             assert!(left > 0 && excused, "{kind}: {build}");
         }
         expected::compare(&rows, &expected::of_node(&node.paths()), &[]);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::clients::Nix;
 use crate::command::{Cmd, Finished};
 use crate::node::Node;
-use crate::place::Place;
+use crate::place::{self, Place};
 
 /// A way to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,13 @@ impl Machine {
         let machine = Machine { place, nix: nix.clone() };
         Cmd::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(machine.key()).ok();
         machine
+    }
+
+    /// The same machine before it had anything in its store.
+    pub fn emptied(self) -> Machine {
+        place::remove(&self.root());
+        fs::create_dir(self.root()).unwrap_or_else(|error| panic!("root: {error}"));
+        self
     }
 
     fn key(&self) -> PathBuf {
@@ -105,8 +112,13 @@ impl Machine {
 
     /// The same, by another port that leads to it.
     pub fn ssh_options_by(&self, node: &Node, port: u16) -> String {
+        self.ssh_options_to("127.0.0.1", port, &node.host_key())
+    }
+
+    /// To whatever is at an address and has this key.
+    pub fn ssh_options_to(&self, host: &str, port: u16, host_key: &str) -> String {
         let known = self.place.join("known_hosts");
-        fs::write(&known, format!("[127.0.0.1]:{port} {}\n", node.host_key()))
+        fs::write(&known, format!("[{host}]:{port} {host_key}\n"))
             .unwrap_or_else(|error| panic!("known_hosts: {error}"));
         format!(
             "-p {port} -i {} -F none -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=yes \
