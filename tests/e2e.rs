@@ -44,6 +44,8 @@ mod demo;
 mod examples;
 #[path = "e2e/explain.rs"]
 mod explain;
+#[path = "e2e/far_tools.rs"]
+mod far_tools;
 #[path = "e2e/grid.rs"]
 mod grid;
 #[path = "e2e/grid_activities.rs"]
@@ -72,6 +74,8 @@ mod mesh_network;
 mod mini;
 #[path = "e2e/mount.rs"]
 mod mount;
+#[path = "e2e/mounted_store.rs"]
+mod mounted_store;
 #[path = "e2e/options.rs"]
 mod options;
 #[path = "e2e/packaging.rs"]

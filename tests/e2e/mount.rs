@@ -18,33 +18,33 @@ const READ_PATIENCE: Duration = Duration::from_secs(90);
 const DISK: &str = "size=96m";
 
 /// No FUSE, or not root and without its helper.
-fn cannot_mount() -> bool {
+pub fn cannot_mount() -> bool {
     let has_fuse = fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
     let helper = || Command::new("fusermount3").arg("--version").output().is_ok();
     !has_fuse || !(rustix::process::geteuid().is_root() || helper())
 }
 
 /// A directory to mount at, which nothing is mounted at afterwards.
-struct MountPoint {
-    dir: PathBuf,
+pub struct MountPoint {
+    pub dir: PathBuf,
     _place: Place,
 }
 
 impl MountPoint {
-    fn new() -> MountPoint {
+    pub fn new() -> MountPoint {
         let place = Place::new("mount");
         let dir = place.join("store");
         fs::create_dir(&dir).unwrap();
         MountPoint { dir, _place: place }
     }
 
-    fn is_mounted(&self) -> bool {
+    pub fn is_mounted(&self) -> bool {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         mounts.lines().any(|line| line.split(' ').nth(4) == self.dir.to_str())
     }
 
     /// Where a store path is in it.
-    fn at(&self, path: &str) -> PathBuf {
+    pub fn at(&self, path: &str) -> PathBuf {
         self.dir.join(Path::new(path).file_name().unwrap())
     }
 }
@@ -71,7 +71,7 @@ fn put(machine: &Machine, node: &Node) -> (String, Vec<u8>) {
     (path, contents)
 }
 
-fn fetched(node: &Node) -> (u64, u64) {
+pub fn fetched(node: &Node) -> (u64, u64) {
     let status = node.shoal("status --json").ok().json();
     let number = |key: &str| status["mounts"][key].as_u64().unwrap();
     (number("fetched_chunks"), number("fetched_bytes"))
@@ -223,7 +223,7 @@ fn a_full_disk_makes_reads_fail_and_they_work_when_there_is_room() {
 }
 
 /// A directory at which something is mounted until this is dropped.
-struct Unmounted(PathBuf);
+pub struct Unmounted(pub PathBuf);
 
 impl Drop for Unmounted {
     fn drop(&mut self) {

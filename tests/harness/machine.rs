@@ -1,7 +1,8 @@
 //! A simulated machine with Nix on it: a store, a home and an ssh key of its own.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::clients::Nix;
 use crate::command::{Cmd, Finished};
@@ -25,6 +26,26 @@ impl Remote {
         if self == Remote::Unix { Remote::SshNg } else { self }
     }
 }
+
+/// Runs a program where `/nix/store` is another directory and all else is this machine's: `sh -c … sh ROOT STORE PROGRAM…`.
+/// What it mounts goes with it.
+const BESIDE_STORE: &str = r#"
+root=$1 store=$2
+shift 2
+mount --make-rprivate /
+mount -t tmpfs none "$root"
+for entry in /*; do
+    if [ -L "$entry" ]; then
+        cp -P "$entry" "$root/"
+    elif [ -d "$entry" ] && [ "$entry" != /nix ]; then
+        mkdir "$root$entry"
+        mount --rbind "$entry" "$root$entry"
+    fi
+done
+mkdir -p "$root/nix/store"
+mount --rbind "$store" "$root/nix/store"
+exec chroot "$root" "$@"
+"#;
 
 pub struct Machine {
     place: Place,
@@ -84,6 +105,17 @@ impl Machine {
     /// A Nix program that works on `node`'s store.
     pub fn remote(&self, program: &str, node: &Node, remote: Remote) -> Cmd {
         self.near(program, node).without_env("NIX_CLIENT_ROOT").env("NIX_REMOTE", self.store(node, remote))
+    }
+
+    /// A program on this machine as it would be if `store` were its `/nix/store`, and `node`'s socket its Nix daemon's.
+    /// Takes root.
+    pub fn mounted(&self, program: impl AsRef<OsStr>, node: &Node, store: &Path) -> Cmd {
+        let root = self.place.join("beside");
+        // It is there from the first one on.
+        let _ = fs::create_dir(&root);
+        let cmd = Cmd::new("unshare").args(["--mount", "sh", "-euc", BESIDE_STORE, "sh"]).arg(root).arg(store);
+        let cmd = cmd.arg(program).env("HOME", self.home()).env("LC_ALL", "C.UTF-8");
+        cmd.env("NIX_REMOTE", self.store(node, Remote::Unix))
     }
 
     pub fn store(&self, node: &Node, remote: Remote) -> String {

@@ -15,6 +15,8 @@ in
 rec {
   hello = run "hello" "echo hello from the builder; $bb mkdir $out; echo hello > $out/greeting; $bb ln -s $out/greeting $out/again" { };
   twice = run "twice" "$bb mkdir $out; $bb cat ${hello}/greeting ${hello}/greeting > $out/both; echo ${hello} > $out/from" { };
+  # A script whose interpreter is in the store.
+  program = run "program" "$bb mkdir -p $out/bin; echo '#!${shell} sh' > $out/bin/greet; echo 'exec ${shell} cat ${hello}/greeting' >> $out/bin/greet; $bb chmod 755 $out/bin/greet" { };
   chain = builtins.foldl' (previous: i: link i previous) hello (builtins.genList (i: i) 8);
   outputs = run "outputs" "echo out > $out; echo $out > $doc; $bb mkdir $dev; echo $doc > $dev/doc" { outputs = [ "out" "doc" "dev" ]; };
   fails = run "fails" "echo about to fail; exit 3" { };

@@ -10,6 +10,7 @@ use crate::ahead;
 use crate::counts::{Stats, Upcalls, count};
 use crate::fetches::{Fetches, ReadFailed};
 use crate::loads::{Found, Loads};
+use crate::overlay::Overlay;
 use crate::place::{Entry, Place, directory_attr, nothing};
 use crate::table::{Shown, Table};
 use crate::tree::Kind;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub loads: Arc<Loads>,
     pub fetches: Arc<Fetches>,
     pub views: Arc<Views>,
+    /// What the directory had before, where that is shown.
+    pub overlay: Option<Arc<Overlay>>,
     pub upcalls: Upcalls,
     /// Nobody answers the kernel any more.
     pub has_ended: AtomicBool,
@@ -109,7 +112,7 @@ impl Shared {
         }
     }
 
-    fn look_up_at_root(&self, name: &OsStr, reply: ReplyEntry) {
+    fn look_up_at_root(self: &Arc<Self>, name: &OsStr, reply: ReplyEntry) {
         if name == crate::greeting::NAME
             && let Some(attr) = Place::Greeting.attr()
         {
@@ -118,6 +121,16 @@ impl Shared {
         if let Some(view) = self.views.by_name(name.as_bytes()) {
             return reply.entry(&FOREVER, &directory_attr(view.top()), Generation(0));
         }
+        match &self.overlay {
+            Some(overlay) => {
+                let shared = self.clone();
+                overlay.look_up_first(name, reply, move |name, reply| shared.look_up_path(name, reply));
+            }
+            None => self.look_up_path(name, reply),
+        }
+    }
+
+    fn look_up_path(&self, name: &OsStr, reply: ReplyEntry) {
         let Some(name) = name.to_str().filter(|name| StorePath::from_base_name(name).is_ok()) else {
             return reply.error(Errno::ENOENT);
         };
@@ -193,6 +206,9 @@ impl Filesystem for FileSystem {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         count(&self.0.upcalls.lookup);
+        if let Some(overlay) = self.0.overlay_of(parent.0) {
+            return overlay.look_up(parent.0, name, reply);
+        }
         match self.0.place(parent.0) {
             Some(Place::Root) => self.0.look_up_at_root(name, reply),
             Some(Place::View(view)) if name == views::STORE => {
@@ -214,6 +230,9 @@ impl Filesystem for FileSystem {
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
         count(&self.0.upcalls.forget);
+        if let Some(overlay) = self.0.overlay_of(node.0) {
+            return overlay.forgotten(node.0, lookups);
+        }
         match views::divide(node.0) {
             Some((_, Node::Top | Node::Store)) => {}
             Some((_, Node::Inside(node))) => self.0.table.forgotten(node, lookups),
@@ -223,6 +242,12 @@ impl Filesystem for FileSystem {
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         count(&self.0.upcalls.getattr);
+        if let Some(overlay) = self.0.overlay_of(node.0) {
+            return overlay.tell_attr(node.0, reply);
+        }
+        if let Some(overlay) = self.0.overlay.as_ref().filter(|_| node == INodeNo::ROOT) {
+            return reply.attr(&FOREVER, &overlay.top());
+        }
         match self.0.place(node.0).and_then(|place| place.attr()) {
             Some(attr) => reply.attr(&FOREVER, &attr),
             None => reply.error(Errno::ESTALE),
@@ -231,6 +256,9 @@ impl Filesystem for FileSystem {
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
         count(&self.0.upcalls.readlink);
+        if let Some(overlay) = self.0.overlay_of(node.0) {
+            return overlay.tell_target(node.0, reply);
+        }
         let Some((shown, number)) = self.0.table.by_node(node.0) else { return reply.error(Errno::ESTALE) };
         match shown.tree.target(number) {
             Some(target) => reply.data(target),
@@ -261,6 +289,9 @@ impl Filesystem for FileSystem {
         reply: ReplyData,
     ) {
         count(&self.0.upcalls.read);
+        if let Some(overlay) = self.0.overlay_of(node.0) {
+            return overlay.read(node.0, offset, size, reply);
+        }
         match self.0.table.by_node(node.0) {
             Some((shown, number)) => self.0.read(&shown, number, offset, size, reply),
             None => reply.error(Errno::ESTALE),

@@ -7,8 +7,10 @@
 //! Nothing here knows of Nix's protocols, of the chunk store or of other nodes.
 
 mod ahead;
+mod beneath;
 mod cache;
 mod counts;
+mod errands;
 mod fetches;
 mod file_system;
 mod greeting;
@@ -17,6 +19,7 @@ mod loads;
 mod mount;
 mod mountinfo;
 mod options;
+mod overlay;
 mod place;
 mod recovery;
 mod source;

@@ -9,6 +9,7 @@ use fuser::{Errno, FileAttr, Generation, ReplyDirectory, ReplyDirectoryPlus};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Offsets in a listing: after `.`, after `..`, and from there what comes next.
 const AFTER_DOT: u64 = 1;
@@ -16,8 +17,8 @@ const AFTER_DOTS: u64 = 2;
 
 /// A listing that is being answered: with attributes, or without.
 pub trait Listing: Send + 'static {
-    /// Whether it is full, and this was not added.
-    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool;
+    /// Whether it is full, and this was not added. `ttl`: how long the kernel may keep it.
+    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr, ttl: &Duration) -> bool;
     /// Whether the kernel takes entries as looked up.
     fn looks_up(&self) -> bool;
     fn end(self);
@@ -25,7 +26,7 @@ pub trait Listing: Send + 'static {
 }
 
 impl Listing for ReplyDirectory {
-    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool {
+    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr, _: &Duration) -> bool {
         self.add(attr.ino, after, attr.kind, OsStr::from_bytes(name))
     }
 
@@ -43,8 +44,8 @@ impl Listing for ReplyDirectory {
 }
 
 impl Listing for ReplyDirectoryPlus {
-    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool {
-        self.add(attr.ino, after, OsStr::from_bytes(name), &FOREVER, attr, Generation(0))
+    fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr, ttl: &Duration) -> bool {
+        self.add(attr.ino, after, OsStr::from_bytes(name), ttl, attr, Generation(0))
     }
 
     fn looks_up(&self) -> bool {
@@ -61,9 +62,9 @@ impl Listing for ReplyDirectoryPlus {
 }
 
 /// `.` and `..`, which the kernel never takes as looked up. Whether there is room for more.
-fn dots(listing: &mut impl Listing, offset: u64, own: u64, parent: u64) -> bool {
-    let is_full = (offset < AFTER_DOT && listing.entry(AFTER_DOT, b".", &directory_attr(own)))
-        || (offset < AFTER_DOTS && listing.entry(AFTER_DOTS, b"..", &directory_attr(parent)));
+pub fn dots(listing: &mut impl Listing, offset: u64, own: u64, parent: u64) -> bool {
+    let is_full = (offset < AFTER_DOT && listing.entry(AFTER_DOT, b".", &directory_attr(own), &FOREVER))
+        || (offset < AFTER_DOTS && listing.entry(AFTER_DOTS, b"..", &directory_attr(parent), &FOREVER));
     !is_full
 }
 
@@ -73,7 +74,7 @@ fn add(listing: &mut impl Listing, after: u64, name: &[u8], shown: &Shown, attr:
         // Nobody could open it.
         return true;
     }
-    if listing.entry(after, name, attr) {
+    if listing.entry(after, name, attr, &FOREVER) {
         return false;
     }
     if listing.looks_up() {
@@ -89,6 +90,9 @@ fn listed_before(offset: u64) -> usize {
 
 impl Shared {
     pub fn list(self: &Arc<Self>, node: u64, offset: u64, listing: impl Listing) {
+        if let Some(overlay) = self.overlay_of(node) {
+            return overlay.list(node, offset, listing);
+        }
         match self.place(node) {
             Some(Place::Root) => {
                 let shared = self.clone();
@@ -109,15 +113,35 @@ impl Shared {
         }
     }
 
-    fn list_root(&self, offset: u64, mut listing: impl Listing) {
-        if dots(&mut listing, offset, ROOT, ROOT) {
+    fn list_root(self: &Arc<Self>, offset: u64, mut listing: impl Listing) {
+        match &self.overlay {
+            Some(overlay) => {
+                let shared = self.clone();
+                overlay.list_first(offset, listing, move |names, listing| {
+                    shared.list_paths(offset, listing, |name| names.contains(name))
+                });
+            }
+            None => {
+                self.list_paths(offset, &mut listing, |_| false);
+                listing.end();
+            }
+        }
+    }
+
+    /// Adds store paths but those that are hidden. Whether there is room for more.
+    fn list_paths(&self, offset: u64, listing: &mut impl Listing, is_hidden: impl Fn(&[u8]) -> bool) -> bool {
+        let mut has_room = dots(listing, offset, ROOT, ROOT);
+        if has_room {
             // Offsets are the numbers of nodes, of which the first few are not given out.
             self.table.list(offset.max(AFTER_DOTS), |shown| {
                 let Some(attr) = Entry::top(shown.clone(), 0).attr() else { return true };
-                add(&mut listing, shown.node(0) + 1, shown.name.as_bytes(), shown, &attr)
+                let is_added = is_hidden(shown.name.as_bytes())
+                    || add(listing, shown.node(0) + 1, shown.name.as_bytes(), shown, &attr);
+                has_room = is_added;
+                is_added
             });
         }
-        listing.end();
+        has_room
     }
 }
 

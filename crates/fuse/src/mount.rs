@@ -5,6 +5,7 @@ use crate::fetches::Fetches;
 use crate::file_system::{FileSystem, Shared};
 use crate::loads::Loads;
 use crate::options::Options;
+use crate::overlay::{self, Overlay};
 use crate::recovery;
 use crate::source::Source;
 use crate::table::{ROOT, Table};
@@ -68,19 +69,27 @@ impl Mount {
         if !dir.metadata().map_err(fails)?.is_dir() {
             return Err(fails(io::ErrorKind::NotADirectory.into()));
         }
+        // What is there is out of sight once something is mounted.
+        let beneath = if options.is_overlay { Some(Overlay::start(&dir).map_err(fails)?) } else { None };
+        let (overlay, pause, on_disk) = match beneath {
+            Some((overlay, pause, threads)) => (Some(overlay), Some(pause), threads),
+            None => (None, None, Vec::new()),
+        };
         let table = Arc::<Table>::default();
         let (fetches, mut threads) = Fetches::start(source.clone(), options).map_err(MountError::Thread)?;
         let (loads, more) =
             Loads::start(source, table.clone(), options.lookup_deadline, true).map_err(MountError::Thread)?;
-        threads.extend(more);
-        let views = Arc::default();
-        let shared =
-            Arc::new(Shared { table, loads, fetches, views, upcalls: Upcalls::default(), has_ended: false.into() });
+        threads.extend(more.into_iter().chain(on_disk));
+        let (views, upcalls, has_ended) = (Arc::default(), Upcalls::default(), false.into());
+        let shared = Arc::new(Shared { table, loads, fetches, views, overlay, upcalls, has_ended });
         let session = Session::new(FileSystem(shared.clone()), &dir, &config(options)).and_then(Session::spawn);
         match session {
             Ok(session) => {
                 let handle = Handle { shared, notifier: session.notifier() };
                 greeting::greet(&dir);
+                if let (Some(overlay), Some(pause)) = (handle.shared.overlay.clone(), pause) {
+                    threads.push(overlay::watch(overlay, handle.clone(), pause).map_err(MountError::Thread)?);
+                }
                 Ok(Mount { dir, session: Some(session), handle, threads })
             }
             Err(error) => {
@@ -197,7 +206,7 @@ impl Handle {
         let _ = self.notifier.inval_entry(INodeNo(ROOT), OsStr::new(name));
     }
 
-    fn list_changed(&self) {
+    pub(crate) fn list_changed(&self) {
         let _ = self.notifier.inval_inode(INodeNo(ROOT), 0, 0);
     }
 }
@@ -206,6 +215,9 @@ impl Shared {
     pub(crate) fn end(&self) {
         self.loads.end();
         self.fetches.end();
+        if let Some(overlay) = &self.overlay {
+            overlay.end();
+        }
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Options {
     pub cache_bytes_max: usize,
     /// Whether all users see it. An ordinary user may ask for it only where `/etc/fuse.conf` says so.
     pub is_shared: bool,
+    /// Whether what the directory has goes on being shown.
+    pub is_overlay: bool,
 }
 
 impl Default for Options {
@@ -31,6 +33,7 @@ impl Default for Options {
             failure_memory: FAILURE_MEMORY,
             cache_bytes_max: CACHE_BYTES_MAX,
             is_shared: rustix::process::geteuid().is_root(),
+            is_overlay: false,
         }
     }
 }

@@ -31,7 +31,7 @@ pub struct Entry {
 }
 
 impl Shared {
-    /// `None` for what the kernel was never given.
+    /// `None` for what the kernel was never given, and what is beneath.
     pub fn place(&self, node: u64) -> Option<Place> {
         match views::divide(node) {
             Some((view, Node::Top)) => self.views.by_number(view).map(Place::View),

@@ -68,8 +68,8 @@ impl ViewMount {
         let (loads, more) = loads.map_err(MountError::Thread)?;
         threads.extend(more);
         let views = Arc::<Views>::default();
-        let shared =
-            Arc::new(Shared { table, loads, fetches, views, upcalls: Upcalls::default(), has_ended: false.into() });
+        let (overlay, upcalls, has_ended) = (None, Upcalls::default(), false.into());
+        let shared = Arc::new(Shared { table, loads, fetches, views, overlay, upcalls, has_ended });
         match serve(&shared, options) {
             Ok((session, root)) => {
                 let handle = Handle { shared, notifier: session.notifier() };

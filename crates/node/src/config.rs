@@ -83,6 +83,8 @@ pub struct Config {
     pub inputs: InputsKind,
     /// Where the store is mounted; `None`: nowhere.
     pub mount: Option<PathBuf>,
+    /// Whether what lies at `mount` goes on being shown.
+    pub mount_overlay: bool,
     /// `name:base64`.
     pub trusted_public_key: Vec<String>,
     pub require_sigs: bool,
@@ -170,6 +172,7 @@ impl Config {
             sandbox_shell: detect::sandbox_shell(),
             inputs: InputsKind::Auto,
             mount: None,
+            mount_overlay: false,
             trusted_public_key: Vec::new(),
             require_sigs: true,
             upstream: Vec::new(),

@@ -56,8 +56,9 @@ pub enum Request {
     Unpin { names: Vec<String> },
     /// Items of progress (`{"progress": …}`), then what was found (`{"report": …}`). `rate`: bytes a second.
     Scrub { rate: Option<u64> },
-    /// One item once the store is mounted at `dir`, which it is until whoever asked goes.
-    Mount { dir: PathBuf },
+    /// One item once the store is mounted at `dir`, which it is until whoever asked goes. `overlay`: what is there goes
+    /// on being shown.
+    Mount { dir: PathBuf, overlay: bool },
     /// An item for each node that is known.
     Peers,
     /// One item: a ticket. `roles`: of the nodes that come by it.

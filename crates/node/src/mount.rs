@@ -76,8 +76,8 @@ impl Mounts {
         self.handles().into_iter().chain(views).collect()
     }
 
-    /// Mounts at a directory, which is there.
-    pub fn mount(&self, dir: &Path) -> Result<()> {
+    /// Mounts at a directory, which is there. `is_overlay`: what it has goes on being shown.
+    pub fn mount(&self, dir: &Path, is_overlay: bool) -> Result<()> {
         let mut mounted = self.mounted();
         // Those that somebody else unmounted.
         mounted.retain(|_, mount| !mount.has_ended());
@@ -89,8 +89,8 @@ impl Mounts {
         }
         // Before it lists what is valid, so that nothing falls between.
         self.is_any.store(true, Ordering::Release);
-        let mount = Mount::start(dir, self.source.clone(), &Options::default())?;
-        tracing::info!(dir = %dir.display(), "the store is mounted");
+        let mount = Mount::start(dir, self.source.clone(), &Options { is_overlay, ..Options::default() })?;
+        tracing::info!(dir = %dir.display(), is_overlay, "the store is mounted");
         mounted.insert(dir.to_owned(), mount);
         Ok(())
     }

@@ -107,7 +107,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
     let state = node.state(ready.clone(), &doors, scrubber.clone(), members);
     let control = ControlSocket::open(&control::socket(&config.data_dir), state)?;
     if let Some(dir) = &config.mount {
-        node.mounts.mount(dir)?;
+        node.mounts.mount(dir, config.mount_overlay)?;
     }
     let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
     (start.on_ready)(&ready, imported)?;

@@ -3,6 +3,7 @@
 mod bad_input;
 mod fake;
 mod lab;
+mod overlay;
 mod paths;
 mod reading;
 mod served_elsewhere;

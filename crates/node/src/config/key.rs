@@ -221,6 +221,12 @@ pub const KEYS: &[Key] = &[
         "Directory at which the store is mounted: every path of the mesh, fetched as it is read",
     ),
     key(
+        "mount-overlay",
+        "false",
+        Set::Switch(|c, v| c.mount_overlay = v),
+        "Go on showing what the directory of mount has, beside the paths of the mesh",
+    ),
+    key(
         "trusted-public-key",
         "none",
         Set::Many("NAME:KEY", |c, v| public_keys(v).map(|v| c.trusted_public_key = v)),

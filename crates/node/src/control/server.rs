@@ -204,7 +204,7 @@ impl NodeState {
             Request::Pin { paths, name, ttl_seconds } => self.pin(paths, name.as_deref(), *ttl_seconds, on_item),
             Request::Unpin { names } => self.unpin(names),
             Request::Scrub { rate } => self.scrub(*rate, on_item),
-            Request::Mount { dir } => self.mount(dir, hangup, on_item),
+            Request::Mount { dir, overlay } => self.mount(dir, *overlay, hangup, on_item),
             Request::Peers
             | Request::MeshInvite { .. }
             | Request::MeshJoin { .. }
@@ -392,8 +392,8 @@ impl NodeState {
     }
 
     /// Until the command goes, or somebody else unmounts it.
-    fn mount(&self, dir: &Path, hangup: &Hangup, on_item: OnItem<'_>) -> Result<()> {
-        self.mounts.mount(dir)?;
+    fn mount(&self, dir: &Path, is_overlay: bool, hangup: &Hangup, on_item: OnItem<'_>) -> Result<()> {
+        self.mounts.mount(dir, is_overlay)?;
         let told = on_item(json!({ "dir": dir }));
         while told.is_ok() && !hangup.is_gone() && self.mounts.is_mounted(dir) {
             thread::park_timeout(MOUNT_LOOK);
