@@ -109,3 +109,46 @@ fn a_build_begins_before_its_inputs_have_come_and_ends_when_what_it_refers_to_ha
     assert!(has_image());
     assert_eq!(built(&kept).len(), 1);
 }
+
+/// What the view of a build waited for, of all that was read in it.
+fn waited(node: &Node) -> (u64, u64) {
+    let inputs = &node.shoal("status --json").ok().json()["inputs"];
+    (inputs["waited_reads"].as_u64().unwrap(), inputs["reads"].as_u64().unwrap())
+}
+
+/// Its memory is gone in between, and all that the kernel had; another build of that name reads other bytes of one file.
+#[test]
+fn what_a_build_read_is_there_before_the_next_of_its_name_reads_it() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh { nodes: Vec::new() };
+    mesh.add(&[&machine], &["--no-build", "--copies", "1"]);
+    mesh.add(&[&machine], &["--copies", "1", LAZY[0], LAZY[1]]);
+    mesh.wait_until_whole();
+    if cannot_show(&mesh[1]) {
+        return skip("no views here; 'shoal doctor' says why");
+    }
+    let (grain, mut random) = (machine.path("grain"), Random::of(11));
+    for n in 0..320 {
+        let part = grain.join(format!("part{}", n / 40));
+        fs::create_dir_all(&part).unwrap();
+        fs::write(part.join(n.to_string()), random.noise(80_000)).unwrap();
+    }
+    let file = place::repository().join("tests/nix/sifts.nix").display().to_string();
+    let (busybox, grain_arg) = (machine.nix.busybox().display().to_string(), grain.display().to_string());
+    let build = |mesh: &Mesh, salt: &str| {
+        let args = [&*file, "--arg", "busybox", &busybox, "--arg", "grain", &grain_arg, "--argstr", "salt", salt];
+        let build = machine.remote("nix-build", &mesh[0], Remote::SshNg).arg("--no-out-link").args(args);
+        build.patience(PATIENCE).ok();
+        let (waited, reads) = waited(&mesh[1]);
+        println!("{salt}: {waited} of {reads} reads waited");
+        waited
+    };
+    let first = build(&mesh, "first");
+    assert!(first >= 40, "each of 40 files is waited for: {first}");
+    mesh[1].stop();
+    fs::write(grain.join("part0/0"), random.noise(80_000)).unwrap();
+    mesh[1].start_again();
+    mesh.wait_until_whole();
+    let second = build(&mesh, "second");
+    assert!(second * 10 <= first, "{first} blocking misses, and then {second}");
+}

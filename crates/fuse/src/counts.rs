@@ -33,6 +33,8 @@ pub struct Stats {
     pub asked_chunks: u64,
     pub fetched_bytes: u64,
     pub corrupt_chunks: u64,
+    /// Chunks fetched because their like was read before.
+    pub expected_chunks: u64,
     pub paths: u64,
     pub files: u64,
 }

@@ -58,6 +58,8 @@ pub struct Counts {
     /// Reads that had to wait for the source.
     pub waited_reads: AtomicU64,
     pub failed_reads: AtomicU64,
+    /// Chunks that were wanted because their like was read before.
+    pub expected_chunks: AtomicU64,
 }
 
 pub struct Fetches {
@@ -244,8 +246,12 @@ impl Fetches {
 
     /// Fetches chunks of a path into memory, before anybody waits for them.
     pub fn read_ahead(&self, of: &Arc<Shown>, chunks: Range<usize>) {
+        self.bring_in(of, chunks.filter_map(|number| of.tree.chunk(number)));
+    }
+
+    fn bring_in(&self, of: &Arc<Shown>, chunks: impl Iterator<Item = ChunkRef>) {
         let mut state = self.state();
-        for chunk in chunks.filter_map(|number| of.tree.chunk(number)) {
+        for chunk in chunks {
             let is_known = state.cache.contains(&chunk.hash) || state.flights.contains_key(&chunk.hash);
             if is_known || state.ahead.len() >= PATIENT_MAX || state.is_over {
                 continue;
@@ -526,6 +532,8 @@ fn take_batch(
     }
     batch
 }
+
+mod expected;
 
 #[cfg(test)]
 #[path = "fetches_tests.rs"]

@@ -71,6 +71,7 @@ impl Shared {
             asked_chunks: get(&counts.asked_chunks),
             fetched_bytes: get(&counts.fetched_bytes),
             corrupt_chunks: get(&counts.corrupt_chunks),
+            expected_chunks: get(&counts.expected_chunks),
             paths: paths as u64,
             files,
         }
@@ -85,6 +86,8 @@ impl Shared {
         let from = contents_at + offset.min(file_size);
         let to = from.saturating_add(u64::from(size)).min(contents_at + file_size);
         let pieces = shown.tree.pieces(from..to);
+        self.views.note_read(shown, number, &(from - contents_at..to - contents_at));
+        pieces.iter().for_each(|piece| shown.note_read(piece.number));
         let needed = pieces.first().map_or(0, |piece| piece.number)..pieces.last().map_or(0, |piece| piece.number + 1);
         let (views, of) = (self.views.clone(), shown.clone());
         let answer = move |bytes: Result<&[u8], ReadFailed>| match bytes {

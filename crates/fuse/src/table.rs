@@ -29,8 +29,13 @@ pub struct Shown {
     /// How often the kernel was given nodes of it that it has not forgotten.
     lookups: AtomicU64,
     /// A bit for each chunk that was asked for ahead of its reader.
-    hinted: Box<[AtomicU64]>,
+    hinted: Bits,
+    /// And for each of which the kernel was given something.
+    read: Bits,
 }
+
+/// A bit for each chunk of a path.
+struct Bits(Box<[AtomicU64]>);
 
 /// All paths that are shown.
 #[derive(Default)]
@@ -64,8 +69,33 @@ impl Shown {
 
     /// Notes that a chunk is asked for ahead; `false` if it was before.
     pub fn hint(&self, chunk: usize) -> bool {
-        let bit = 1 << (chunk % 64);
-        self.hinted.get(chunk / 64).is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit == 0)
+        self.hinted.set(chunk)
+    }
+
+    /// Notes that the kernel is given something of a chunk.
+    pub fn note_read(&self, chunk: usize) {
+        self.read.set(chunk);
+    }
+
+    /// Whether it was. It mostly keeps that.
+    pub fn was_read(&self, chunk: usize) -> bool {
+        self.read.has(chunk)
+    }
+}
+
+impl Bits {
+    fn new(len: usize) -> Bits {
+        Bits((0..len.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Whether it was not set before.
+    fn set(&self, at: usize) -> bool {
+        let bit = 1 << (at % 64);
+        self.0.get(at / 64).is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit == 0)
+    }
+
+    fn has(&self, at: usize) -> bool {
+        self.0.get(at / 64).is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (at % 64) != 0)
     }
 }
 
@@ -101,9 +131,9 @@ impl Table {
         if base + len > END || inner.entries + len > ENTRIES_MAX {
             return None;
         }
-        let hinted = (0..tree.chunk_count().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let (hinted, read) = (Bits::new(tree.chunk_count()), Bits::new(tree.chunk_count()));
         // Numbers end below 2^32.
-        let shown = Shown { name: name.into(), base: base as u32, tree, lookups: AtomicU64::new(0), hinted };
+        let shown = Shown { name: name.into(), base: base as u32, tree, lookups: AtomicU64::new(0), hinted, read };
         let shown = Arc::new(shown);
         inner.next = base + len;
         inner.entries += len;

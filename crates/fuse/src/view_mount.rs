@@ -11,6 +11,7 @@ use crate::greeting;
 use crate::loads::Loads;
 use crate::mount::{END_PATIENCE, FORGET_LOOK, Handle, MountError, SOURCE_NAME, config};
 use crate::options::Options;
+use crate::profile::{self, Profile};
 use crate::source::Source;
 use crate::table::{Held, Table};
 use crate::views::{ViewPaths, Views};
@@ -26,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// Paths looked up at a time for one view: together they take no longer than one look-up may.
@@ -171,6 +172,19 @@ impl Drop for ViewMount {
 }
 
 impl View {
+    /// Fetches what is likely to be read, since its like was: waits for it no longer than `patience`.
+    pub fn expect(&self, before: &Profile, patience: Duration) {
+        let wanted = profile::wanted(before, self.paths.paths());
+        if !wanted.is_empty() {
+            self.handle.shared.fetches.expect(&wanted, patience);
+        }
+    }
+
+    /// What to expect of the next view of its kind, by what was read in this one, and before.
+    pub fn profile(&self, before: &Profile) -> Profile {
+        self.paths.profile(before)
+    }
+
     /// A mount that is attached nowhere: a directory that holds another, `store`, which holds the paths.
     pub fn dir(&self) -> &Arc<OwnedFd> {
         &self.dir

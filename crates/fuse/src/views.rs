@@ -9,10 +9,12 @@
 //! The kernel keeps the contents of a file for as long as it knows a name of it. So the last few views stay known to it
 //! after they ended, and the next build finds there what these have read.
 
+use crate::profile::{self, Profile, Reads};
 use crate::table::{ROOT, Shown};
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Views that ended and are still known to the kernel. It has some kilobytes for each directory that was looked into, and
 /// takes them back itself when memory is short.
@@ -30,6 +32,8 @@ pub struct ViewPaths {
     /// Sorted by name.
     paths: Box<[Arc<Shown>]>,
     failed_reads: AtomicU64,
+    /// By whomever, while it is used.
+    reads: Mutex<Reads>,
 }
 
 /// The views of a mount.
@@ -93,8 +97,16 @@ impl ViewPaths {
     }
 
     pub fn path(&self, name: &[u8]) -> Option<&Arc<Shown>> {
-        let at = self.paths.binary_search_by(|shown| shown.name.as_bytes().cmp(name)).ok()?;
-        self.paths.get(at)
+        self.paths.get(self.place(name)?)
+    }
+
+    fn place(&self, name: &[u8]) -> Option<usize> {
+        self.paths.binary_search_by(|shown| shown.name.as_bytes().cmp(name)).ok()
+    }
+
+    /// What to remember of it, and of what was read `before` by its like.
+    pub fn profile(&self, before: &Profile) -> Profile {
+        profile::merge(&self.reads.lock().unwrap_or_else(PoisonError::into_inner), before, &self.paths)
     }
 
     /// Reads of what it shows that were answered with an error, for whomever.
@@ -118,7 +130,12 @@ impl Views {
         paths.dedup_by(|one, other| one.name == other.name);
         let mut inner = self.write();
         let number = inner.last.checked_add(1)?;
-        let view = Arc::new(ViewPaths { number, paths: paths.into(), failed_reads: AtomicU64::new(0) });
+        let view = Arc::new(ViewPaths {
+            number,
+            paths: paths.into(),
+            failed_reads: AtomicU64::new(0),
+            reads: Mutex::default(),
+        });
         inner.last = number;
         inner.used.insert(number, view.clone());
         Some(view)
@@ -154,6 +171,15 @@ impl Views {
 
     pub fn by_number(&self, number: u32) -> Option<Arc<ViewPaths>> {
         self.read().used.get(&number).cloned()
+    }
+
+    /// Bytes of a file are read: in whichever view, they are noted in all that show it.
+    pub fn note_read(&self, shown: &Shown, number: u32, bytes: &Range<u64>) {
+        for view in self.read().used.values() {
+            if let Some(place) = view.place(shown.name.as_bytes()).filter(|at| view.paths[*at].base == shown.base) {
+                view.reads.lock().unwrap_or_else(PoisonError::into_inner).add(place, number, bytes.clone());
+            }
+        }
     }
 
     /// A read of a path is about to be answered with an error.

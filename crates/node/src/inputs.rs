@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -20,6 +21,7 @@ use shoal_wire::nix::nar::write::NarWriter;
 use shoal_wire::nix::store_path::StorePath;
 
 use crate::mount::NodeSource;
+use crate::profiles::Profiles;
 use crate::trees::{InUse, Trees};
 use crate::upstream::Held;
 
@@ -29,6 +31,9 @@ pub const UNPACKED_AT_ONCE_MAX: u64 = 256 << 20;
 
 /// A build waits for so much of its inputs that is to be fetched: it comes in few round trips.
 pub const WAITED_FOR_MAX: u64 = 8 << 20;
+
+/// A build waits so long for what its like read. It would wait for that later, one file after the other.
+const EXPECTED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the configuration asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,6 +67,8 @@ pub struct Inputs {
     views: Option<Arc<InputViews>>,
     /// Why there are no views.
     lacks: String,
+    /// What was read in views.
+    profiles: Option<Profiles>,
     by_view: AtomicU64,
     by_trees: AtomicU64,
 }
@@ -83,7 +90,7 @@ impl Inputs {
     pub fn unpacked(trees: Arc<Trees>) -> Inputs {
         let lacks = "nothing was asked to show any".into();
         let (by_view, by_trees) = (AtomicU64::new(0), AtomicU64::new(0));
-        Inputs { kind: InputsKind::Materialised, trees, views: None, lacks, by_view, by_trees }
+        Inputs { kind: InputsKind::Materialised, trees, views: None, lacks, profiles: None, by_view, by_trees }
     }
 
     /// Tries views out where they are wanted. `source`: what they show.
@@ -99,7 +106,8 @@ impl Inputs {
         if kind == InputsKind::Lazy && views.is_none() {
             tracing::warn!(why = lacks, "builds get their inputs unpacked; 'shoal doctor' says what views need");
         }
-        Inputs { kind, views, lacks, ..Inputs::unpacked(trees) }
+        let profiles = views.is_some().then(|| Profiles::open(data_dir));
+        Inputs { kind, views, lacks, profiles, ..Inputs::unpacked(trees) }
     }
 
     pub fn trees(&self) -> &Arc<Trees> {
@@ -152,6 +160,25 @@ impl Inputs {
         Ok(Given::Trees(self.trees.ensure(paths)?))
     }
 
+    /// Fetches what the last build of this name read, where these are a view. Waits for it, but not for long.
+    pub fn expect(&self, drv_name: &str, given: &Given) {
+        if let (Some(profiles), Some(view)) = (&self.profiles, given.view()) {
+            view.expect(&profiles.load(drv_name), EXPECTED_PATIENCE);
+        }
+    }
+
+    /// Remembers what a build of this name read.
+    pub fn learn(&self, drv_name: &str, given: &Given) {
+        let (Some(profiles), Some(view)) = (&self.profiles, given.view()) else { return };
+        let before = profiles.load(drv_name);
+        let profile = view.profile(&before);
+        if profile != before
+            && let Err(error) = profiles.save(drv_name, &profile)
+        {
+            tracing::debug!(drv_name, %error, "what a build read is not remembered");
+        }
+    }
+
     fn wants_view<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> bool {
         match self.kind {
             InputsKind::Lazy => true,
@@ -162,12 +189,18 @@ impl Inputs {
 
     /// For people.
     pub fn status(&self) -> Value {
+        let read =
+            self.views.as_ref().and_then(|views| views.handle()).map(|handle| handle.stats()).unwrap_or_default();
         json!({
             "kind": self.kind,
             "views": self.views.is_some(),
             "lacks": self.lacks,
             "builds_with_views": self.by_view.load(Ordering::Relaxed),
             "builds_with_trees": self.by_trees.load(Ordering::Relaxed),
+            "reads": read.reads,
+            "waited_reads": read.waited_reads,
+            "expected_chunks": read.expected_chunks,
+            "fetched_bytes": read.fetched_bytes,
         })
     }
 }

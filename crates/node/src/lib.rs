@@ -20,6 +20,7 @@ pub mod mesh;
 pub mod mount;
 pub mod neighbours;
 pub mod netrc;
+pub mod profiles;
 pub mod scrub;
 pub mod serve;
 pub mod session;

@@ -1,9 +1,9 @@
 //! Views: what they show, what the kernel keeps between them, and what they say of reads that failed.
 
 use crate::fake::{Fake, Mood, name_of};
-use crate::lab::{eventually, hasty};
+use crate::lab::{PATIENCE, eventually, hasty};
 use crate::paths::{file, link, noise};
-use shoal_fuse::{Options, View, ViewError, ViewMount};
+use shoal_fuse::{Options, Profile, View, ViewError, ViewMount};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -155,4 +155,45 @@ fn a_view_of_a_thousand_paths_is_there_at_once() {
     let again = (0..20).map(|_| view().0).min().unwrap();
     println!("1,000 paths: {first:?} when nothing is known of them, then {again:?}");
     assert!(again < Duration::from_millis(10), "{again:?}");
+}
+
+#[test]
+fn what_one_view_read_is_in_memory_before_the_next_one_of_its_kind_reads_it() {
+    let headers = |seed: u64| {
+        let header = move |n: u64| (format!("include/{n}.h"), file(&noise(seed + n, 100_000)));
+        (0..40).map(header).collect::<Vec<_>>()
+    };
+    let shop = |seed: u64| {
+        let fake = Fake::default();
+        fake.add("lib", &headers(seed));
+        Arc::new(fake)
+    };
+    // Every fifth of it is read.
+    let reads = |view: &View| {
+        for n in (0..40).step_by(5) {
+            assert_eq!(fs::read(at(view, &format!("{}/include/{n}.h", name_of("lib")))).unwrap().len(), 100_000);
+        }
+    };
+    let (first, second) = (shop(1_000), shop(2_000));
+    let Some(mount) = views(&Options::default(), &first) else { return };
+    let view = mount.view([name_of("lib").as_str()]).unwrap();
+    view.expect(&Profile::default(), PATIENCE);
+    reads(&view);
+    let (profile, before) = (view.profile(&Profile::default()), mount.stats());
+    assert_eq!((profile.files.len(), before.expected_chunks), (8, 0));
+    // Another mount, with other bytes under the same names.
+    let Some(mount) = views(&Options::default(), &second) else { return };
+    let view = mount.view([name_of("lib").as_str()]).unwrap();
+    view.expect(&profile, PATIENCE);
+    reads(&view);
+    let after = mount.stats();
+    println!("blocking misses: {} of {} reads, then {}", before.waited_reads, before.reads, after.waited_reads);
+    assert!(after.waited_reads * 10 <= before.waited_reads, "{} and then {}", before.waited_reads, after.waited_reads);
+    assert!(
+        after.fetched_bytes * 5 <= before.fetched_bytes * 6,
+        "{} bytes, then {}",
+        before.fetched_bytes,
+        after.fetched_bytes
+    );
+    assert_eq!(view.profile(&profile), profile);
 }

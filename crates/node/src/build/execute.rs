@@ -169,6 +169,10 @@ impl Job<'_> {
         Texts { dir: &self.service.dir, drv_path: &self.task.drv_path }
     }
 
+    fn drv_name(&self) -> &str {
+        self.task.drv_path.derivation_name().unwrap_or(self.task.drv_path.name())
+    }
+
     fn tell(&self, event: &BuildEvent) {
         self.service.tell(self.id, &self.task.drv_path, event);
     }
@@ -193,6 +197,7 @@ impl Job<'_> {
         let infrastructure = |error: anyhow::Error| Failure::infrastructure(&error);
         self.comes_to(Stage::Inputs);
         let given = self.give(&prepared).map_err(infrastructure)?;
+        self.service.inputs.expect(self.drv_name(), &given);
         let scratch = self.scratch().map_err(infrastructure)?;
         let running = self
             .start(&prepared, &scratch, &given)
@@ -210,6 +215,7 @@ impl Job<'_> {
             // However it ended: a builder may make something of an error that it is given.
             Ok(outcome) if given.has_failed() && outcome.end != End::Killed => Err(Failure::inputs_failed()),
             Ok(outcome) => {
+                self.service.inputs.learn(self.drv_name(), &given);
                 self.used = used(&outcome, self.service.memory_limit_mib());
                 self.conclude(&prepared, &scratch, &outcome, &last_lines)
             }
