@@ -11,6 +11,7 @@
 //! There is one NAR for one tree: the parser refuses every other spelling, so a tree's index alone
 //! determines all bytes around the file contents. Format: `libutil/archive.cc` of NixOS/nix.
 
+pub mod compare;
 pub mod index;
 pub mod parse;
 pub mod stream;

@@ -7,6 +7,7 @@ mod log_lines;
 mod manifest;
 mod mesh;
 mod nar;
+mod nar_compare;
 mod nar_trees;
 mod nix_derivation;
 mod nix_names;

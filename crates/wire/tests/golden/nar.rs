@@ -13,7 +13,7 @@ use std::io::Read;
 
 const ANY: NarLimits = NarLimits::ANY_RELEASE;
 
-fn index_of(nar: &[u8], limits: NarLimits) -> NarIndex {
+pub fn index_of(nar: &[u8], limits: NarLimits) -> NarIndex {
     let mut parser = NarParser::new(limits);
     let mut builder = IndexBuilder::new();
     assert_eq!(parser.feed(nar, &mut builder), Ok(nar.len()));
