@@ -4,6 +4,7 @@
 //! the actions out; tests do the same from seeds.
 
 pub mod announce;
+pub mod ballot;
 pub mod can_run;
 pub mod catalogue;
 pub mod critical_path;

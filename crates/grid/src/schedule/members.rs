@@ -5,7 +5,7 @@ use std::hash::Hash;
 
 use super::jobs::{Job, State};
 use super::{Action, Actions, RequestId, Schedule};
-use crate::placement::{Executor, Placement, lasting, place};
+use crate::placement::{Candidate, Executor, Placement, lasting, passing, place, rank, too_small};
 
 impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     /// All that may build, by what they say of themselves; others are gone, and what ran there is placed again. Costs
@@ -115,6 +115,20 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let job = self.jobs.get(self.jobs.find(key)?).filter(|job| job.state == State::Ready)?;
         let candidates: Vec<_> = self.seats.members().filter_map(|(seat, _, _)| self.candidate(job, seat)).collect();
         Some(place(self.ask(job), &candidates, now_ms))
+    }
+
+    /// All that could run a job, at once or later: those that nothing keeps from it first, the best of them before the
+    /// others.
+    pub fn able(&self, key: &K, now_ms: u64) -> Vec<N> {
+        let Some(job) = self.jobs.find(key).and_then(|job| self.jobs.get(job)) else { return Vec::new() };
+        let ask = self.ask(job);
+        let able = self.queues.class(job.class).able.iter().filter_map(|seat| self.candidate(job, *seat));
+        let able = able.filter(|candidate| too_small(candidate.executor, ask.exceeded_mib).is_none());
+        let is_kept = |candidate: &Candidate<'_, N>| passing(ask, candidate, true, now_ms).is_some();
+        let mut able: Vec<_> =
+            able.map(|candidate| (is_kept(&candidate), rank(&candidate), candidate.node.clone())).collect();
+        able.sort_unstable();
+        able.into_iter().map(|(_, _, node)| node).collect()
     }
 
     /// Jobs that must succeed before this one, and have not.
