@@ -86,6 +86,8 @@ mod pull;
 mod push;
 #[path = "e2e/put.rs"]
 mod put;
+#[path = "e2e/quorum.rs"]
+mod quorum;
 #[path = "e2e/requests.rs"]
 mod requests;
 #[path = "e2e/store.rs"]

@@ -58,6 +58,8 @@ rec {
   silent = run "silent" "echo begun; $bb sleep 1000; echo > $out" { };
   chatty = run "chatty" "while :; do echo again and again; done" { };
   differs = run "differs" "$bb head -c 16 /dev/urandom > $out" { };
+  # The same each time but for one of its files.
+  uneven = run "uneven" "$bb mkdir -p $out/share; echo same > $out/share/same; $bb cat /proc/sys/kernel/random/uuid > $out/share/id" { };
   # Their paths are known only when they are built.
   floating = run "floating" "$bb mkdir $out; echo floats > $out/file" { __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; };
   onFloating = run "on-floating" "echo ${floating} > $out" { __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; };

@@ -36,6 +36,8 @@ pub mod service;
 mod story;
 pub mod trace;
 mod traces;
+mod variants;
+mod verdict;
 pub mod watch;
 
 pub(crate) use sandbox_spec::CA_BUNDLES;

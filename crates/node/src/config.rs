@@ -57,6 +57,7 @@ pub struct Config {
     pub mdns: bool,
     /// Copies of a path, at least 1.
     pub copies: u32,
+    pub build_quorum: u32,
     /// Bytes a second; `None`: no limit.
     pub mesh_upload_rate: Option<u64>,
     pub socket: PathBuf,
@@ -155,6 +156,7 @@ impl Config {
             peer_dns: Vec::new(),
             mdns: false,
             copies: 2,
+            build_quorum: 1,
             mesh_upload_rate: None,
             socket: PathBuf::new(),
             authorized_keys: PathBuf::new(),

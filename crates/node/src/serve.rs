@@ -287,6 +287,7 @@ fn builds_config(config: &Config) -> Result<service::Config> {
         sandbox_shell: config.sandbox_shell.clone(),
         cgroups: cgroups(config),
         memory_mib: crate::mesh::load::memory_mib().0,
+        quorum: config.build_quorum,
         signing_keys: keys::signing_keys(config)?.into_iter().map(Arc::new).collect(),
     })
 }

@@ -17,6 +17,7 @@ use shoal_sandbox::{Event, Scratch};
 use shoal_wire::nix::aterm;
 use shoal_wire::nix::derivation::BasicDerivation;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
+use shoal_wire::nix::worker::ops::BuildMode;
 
 use super::graph::{Graph, Task};
 use super::prepare::Prepared;
@@ -43,6 +44,9 @@ struct Note {
     /// Its inputs came from the node itself, so that it cannot go on without it.
     #[serde(default)]
     has_view: bool,
+    /// What comes of it is no output: whoever would have compared it is gone.
+    #[serde(default)]
+    is_check: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +67,7 @@ pub(super) fn leave_note(scratch: &Scratch, prepared: &Prepared, given: &Given, 
         output_hashes: prepared.output_hashes.clone(),
         needs_realisations: prepared.needs_realisations,
         has_view: given.view().is_some(),
+        is_check: prepared.mode == BuildMode::Check,
     };
     let mut text = serde_json::to_vec(&note)?;
     text.push(b'\n');
@@ -77,6 +82,7 @@ fn read_note(scratch: &Scratch, dir: &StoreDir) -> Result<Adopted> {
     let note: Note = serde_json::from_slice(note)?;
     anyhow::ensure!(note.boot_id == boot_id()?, "it is of a time before the machine was started");
     anyhow::ensure!(!note.has_view, "what it reads came from the node that is gone");
+    anyhow::ensure!(!note.is_check, "it was a check, and nobody waits for it any more");
     let derivation = aterm::parse(dir, &text[1..], &note.name)?.to_basic();
     Ok(Adopted {
         drv_path: note.drv_path,

@@ -195,6 +195,9 @@ impl Job<'_> {
             return Err(Failure::cancelled());
         }
         let infrastructure = |error: anyhow::Error| Failure::infrastructure(&error);
+        if !self.task.agreed.is_empty() {
+            return self.publish(&prepared);
+        }
         self.comes_to(Stage::Inputs);
         let given = self.give(&prepared).map_err(infrastructure)?;
         self.service.inputs.expect(self.drv_name(), &given);
@@ -235,6 +238,24 @@ impl Job<'_> {
         let mut result = BuildResult::new(BuildStatus::AlreadyValid, "");
         self.record(prepared, &paths, &mut result)?;
         Ok(Some(result))
+    }
+
+    /// What other nodes built is made the outputs.
+    fn publish(&self, prepared: &Prepared) -> Result<BuildResult, Failure> {
+        self.comes_to(Stage::Store);
+        let paths = outputs::publish(self.service, prepared, &self.task.agreed, self.kill);
+        let paths = paths.map_err(|rejected| self.rejected(rejected))?;
+        let mut result = BuildResult::new(BuildStatus::Built, "");
+        self.record(prepared, &paths, &mut result)?;
+        Ok(result)
+    }
+
+    fn rejected(&self, rejected: Rejected) -> Failure {
+        match rejected {
+            Rejected::Failure(failure) => failure,
+            Rejected::Infrastructure(_) if self.kill.is_killed() => Failure::cancelled(),
+            Rejected::Infrastructure(error) => Failure::infrastructure(&error),
+        }
     }
 
     /// What the builder reads. Waits for inputs that it cannot do without.
@@ -304,11 +325,7 @@ impl Job<'_> {
             None => Ok(()),
         };
         let paths = outputs::take(self.service, prepared, scratch, outcome.uid, self.kill, arrive);
-        let paths = paths.map_err(|rejected| match rejected {
-            Rejected::Failure(failure) => failure,
-            Rejected::Infrastructure(_) if self.kill.is_killed() => Failure::cancelled(),
-            Rejected::Infrastructure(error) => Failure::infrastructure(&error),
-        })?;
+        let paths = paths.map_err(|rejected| self.rejected(rejected))?;
         let mut result = BuildResult::new(BuildStatus::Built, "");
         result.times_built = 1;
         result.start_time = outcome.started_at;

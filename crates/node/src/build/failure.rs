@@ -143,6 +143,15 @@ impl Texts<'_> {
         Failure::new(BuildStatus::DependencyFailed, message)
     }
 
+    /// So many nodes must agree on it, and not as many can build it.
+    pub fn too_few_votes(&self, needed: usize, able: usize) -> Failure {
+        let reason = format!("{needed} nodes must agree on it, and {able} can build it");
+        let mut message = self.cannot_build(&reason);
+        message +=
+            "\nAdd nodes to the mesh, or lower 'build-quorum'; 'shoal peers' lists them, with what they can build.";
+        Failure::new(BuildStatus::PermanentFailure, message)
+    }
+
     /// Given up because another goal of the same request failed.
     pub fn abandoned(&self, failed: &StorePath) -> Failure {
         let message = format!(
@@ -197,12 +206,16 @@ impl Texts<'_> {
         Failure::new(BuildStatus::OutputRejected, message)
     }
 
-    pub fn not_deterministic(&self, output: &StorePath) -> Failure {
-        let message = format!(
+    /// `kept`: where what was built now is, for those who asked that it be kept.
+    pub fn not_deterministic(&self, output: &StorePath, kept: Option<&StorePath>) -> Failure {
+        let mut message = format!(
             "derivation '{}' may not be deterministic: output '{}' differs",
             self.drv(),
             self.dir.print(output)
         );
+        if let Some(kept) = kept {
+            message += &format!(" from '{}'", self.dir.print(kept));
+        }
         Failure::new(BuildStatus::NotDeterministic, message)
     }
 }

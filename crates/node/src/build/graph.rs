@@ -32,6 +32,8 @@ pub struct Task {
     pub requirement: Requirement,
     /// Derivations of the same graph whose outputs this one needs.
     pub waits_for: Vec<StorePath>,
+    /// What other nodes built and agreed on, by output: nothing is built, this is published. Empty otherwise.
+    pub agreed: BTreeMap<String, StorePath>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,7 +54,7 @@ impl Task {
             What::Adopted(adopted) => (&adopted.derivation.system, &adopted.derivation.env),
         };
         let requirement = Requirement { system: system.clone(), features: required_system_features(env) };
-        Task { drv_path, what, mode, requirement, waits_for: Vec::new() }
+        Task { drv_path, what, mode, requirement, waits_for: Vec::new(), agreed: BTreeMap::new() }
     }
 
     pub fn given(drv_path: StorePath, derivation: BasicDerivation, mode: BuildMode) -> Task {

@@ -2,7 +2,7 @@
 //!
 //! Each output is read once for its references, SHA-256 and chunks together (content-addressed ones again, since their
 //! own path is part of what is hashed). Nothing is visible before all outputs of a derivation are accepted: they are
-//! committed in one transaction. Source of the rules: `registerOutputs` and `checkOutputs` in Nix.
+//! committed in one transaction. What a check builds is accepted as strictly, and kept as [`variants`]. Source of the rules: `registerOutputs` and `checkOutputs` in Nix.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -30,7 +30,8 @@ use super::execute::KillSwitch;
 use super::failure::{Failure, Texts};
 use super::prepare::Prepared;
 use super::service::BuildService;
-use crate::dump::{DumpError, dump};
+use super::variants::{self, Source};
+use crate::dump::DumpError;
 use crate::session::ca_check::CaHasher;
 
 /// One accepted output.
@@ -72,8 +73,8 @@ impl From<DumpError> for Rejected {
     }
 }
 
-/// Takes the outputs of a builder that exited well. Returns output name to store path. `arrive` waits until paths that
-/// outputs refer to are valid.
+/// Takes the outputs of a builder that exited well. Returns output name to store path, in a check to that of the variant.
+/// `arrive` waits until paths that outputs refer to are valid.
 pub(super) fn take(
     service: &BuildService,
     prepared: &Prepared,
@@ -83,14 +84,41 @@ pub(super) fn take(
     arrive: impl FnOnce(&BTreeSet<StorePath>) -> anyhow::Result<()>,
 ) -> Result<BTreeMap<String, StorePath>, Rejected> {
     let found = find(service, prepared, scratch, uid)?;
+    let tree = |(output, tree): (&String, &PathBuf)| (output.clone(), Source::Tree(tree.clone()));
     let accepted = match prepared.is_floating() {
-        false => read_addressed(service, prepared, &found, kill)?,
+        false => read_addressed(service, prepared, &found.iter().map(tree).collect(), kill)?,
         true => read_floating(service, prepared, &found, kill)?,
     };
     arrive(&accepted.iter().flat_map(|one| one.info.references.iter().cloned()).collect())?;
+    let sources = found.into_iter().map(|(output, tree)| (output, Source::Tree(tree))).collect();
+    accept(service, prepared, accepted, &sources)
+}
+
+/// Makes what several nodes built, and kept as `agreed`, the outputs. Returns output name to store path.
+pub(super) fn publish(
+    service: &BuildService,
+    prepared: &Prepared,
+    agreed: &BTreeMap<String, StorePath>,
+    kill: &KillSwitch,
+) -> Result<BTreeMap<String, StorePath>, Rejected> {
+    if prepared.is_floating() || !agreed.keys().eq(prepared.scratch_outputs.keys()) {
+        let text = "what nodes agreed on are other outputs than those of the derivation";
+        return Err(Failure::new(BuildStatus::InputRejected, text).into());
+    }
+    let sources = variants::sources(agreed);
+    let accepted = read_addressed(service, prepared, &sources, kill)?;
+    accept(service, prepared, accepted, &sources)
+}
+
+/// Judges what was read, and commits it.
+fn accept(
+    service: &BuildService,
+    prepared: &Prepared,
+    mut accepted: Vec<Accepted>,
+    sources: &BTreeMap<String, Source>,
+) -> Result<BTreeMap<String, StorePath>, Rejected> {
     let texts = Texts { dir: &service.dir, drv_path: &prepared.drv_path };
-    let infos: BTreeMap<&str, &PathInfo> = accepted.iter().map(|one| (one.output.as_str(), &one.info)).collect();
-    check_derivations(service, &accepted, &found)?;
+    check_derivations(service, &accepted, sources)?;
     if let Some(failure) = wrong_fixed_output(prepared, &texts, &accepted) {
         // The content is what it is: kept under its true path, so that a corrected derivation need not run again.
         if accepted.iter().all(|one| one.info.references.is_empty()) {
@@ -98,9 +126,14 @@ pub(super) fn take(
         }
         return Err(failure.into());
     }
+    let infos: BTreeMap<&str, &PathInfo> = accepted.iter().map(|one| (one.output.as_str(), &one.info)).collect();
     checks::check_outputs(service, prepared, &texts, &infos)?;
     if prepared.mode == BuildMode::Check {
-        check_same(service, &texts, &accepted)?;
+        let own: BTreeSet<&StorePath> = prepared.scratch_outputs.values().collect();
+        for one in &mut accepted {
+            one.info = variants::variant(&service.dir, &one.info, &own)?;
+            one.tree = None;
+        }
     }
     let paths = accepted.iter().map(|one| (one.output.clone(), one.info.path.clone())).collect();
     commit(service, accepted)?;
@@ -141,29 +174,6 @@ fn find(
     Ok(found)
 }
 
-/// Reads a tree into `writer`, until nobody wants the build any more: a few bytes of disk can be petabytes of zeros.
-fn read_tree<W: Write>(tree: &Path, writer: W, kill: &KillSwitch) -> Result<W, DumpError> {
-    Ok(dump(tree, Stoppable { writer, kill })?.writer)
-}
-
-struct Stoppable<'a, W> {
-    writer: W,
-    kill: &'a KillSwitch,
-}
-
-impl<W: Write> Write for Stoppable<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.kill.is_killed() {
-            return Err(io::Error::other("the build was cancelled while its outputs were read"));
-        }
-        self.writer.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
-    }
-}
-
 /// Everything one reading of a NAR is for.
 struct Reader {
     scanner: Scanner,
@@ -193,11 +203,11 @@ impl Write for Reader {
 fn read_addressed(
     service: &BuildService,
     prepared: &Prepared,
-    found: &BTreeMap<String, PathBuf>,
+    sources: &BTreeMap<String, Source>,
     kill: &KillSwitch,
 ) -> Result<Vec<Accepted>, Rejected> {
     let mut accepted = Vec::new();
-    for (output, tree) in found {
+    for (output, source) in sources {
         let fixed = match prepared.derivation.outputs.get(output) {
             Some(Output::Fixed { ca }) => Some(ca),
             _ => None,
@@ -207,7 +217,7 @@ fn read_addressed(
             ingest: service.store.ingest(),
             ca_hasher: fixed.map(|ca| CaHasher::new(ca.method_algo(), None)),
         };
-        let Reader { scanner, ingest, ca_hasher } = read_tree(tree, reader, kill)?;
+        let Reader { scanner, ingest, ca_hasher } = source.read(&service.store, reader, kill)?;
         let nar = ingest.finish().context("cannot store an output")?;
         let mut path = prepared.scratch_outputs[output].clone();
         let mut ca = None;
@@ -223,7 +233,7 @@ fn read_addressed(
         }
         let mut info = PathInfo { references, ca, ..PathInfo::new(path, nar.nar_hash, nar.nar_size) };
         complete(service, prepared, &mut info)?;
-        let tree = fixed.is_none().then(|| tree.clone());
+        let tree = source.tree().filter(|_| fixed.is_none()).map(Path::to_path_buf);
         accepted.push(Accepted { output: output.clone(), info, nar, tree });
     }
     let graph = accepted.iter().map(|one| (one.output.clone(), one.info.references.clone())).collect();
@@ -241,7 +251,8 @@ fn read_floating(
     let mut scanned = BTreeMap::new();
     for (output, tree) in found {
         let scanner = Scanner::new(prepared.reference_candidates());
-        let Tap(scanner, _) = read_tree(tree, Tap(scanner, Scanner::update), kill)?;
+        let tree = Source::Tree(tree.clone());
+        let Tap(scanner, _) = tree.read(&service.store, Tap(scanner, Scanner::update), kill)?;
         scanned.insert(output.clone(), scanner.finish());
     }
     let mut final_paths: BTreeMap<StorePath, StorePath> = BTreeMap::new();
@@ -252,9 +263,9 @@ fn read_floating(
         else {
             return Err(anyhow::anyhow!("output '{output}' is not content-addressed").into());
         };
-        let (tree, own) = (&found[&output], &prepared.scratch_outputs[&output]);
+        let (tree, own) = (Source::Tree(found[&output].clone()), &prepared.scratch_outputs[&output]);
         let others = rewrites(&final_paths)?;
-        let hash = hash_floating(*method, *algo, tree, own, &others, kill)?;
+        let hash = hash_floating(service, (*method, *algo), &tree, own, &others, kill)?;
         let ca = ContentAddress { method: *method, hash };
         let refers_to_self = scanned[&output].contains(own);
         let others_referred = scanned[&output].iter().filter(|path| *path != own);
@@ -270,7 +281,7 @@ fn read_floating(
         }
         final_paths.insert(own.clone(), path.clone());
         let rewriter = Rewriter::new(service.store.ingest(), rewrites(&final_paths)?);
-        let (ingest, _) = read_tree(tree, rewriter, kill)?.finish().context("cannot store an output")?;
+        let (ingest, _) = tree.read(&service.store, rewriter, kill)?.finish().context("cannot store an output")?;
         let nar = ingest.finish().context("cannot store an output")?;
         let mut info = PathInfo { references, ca: Some(ca), ..PathInfo::new(path, nar.nar_hash, nar.nar_size) };
         complete(service, prepared, &mut info)?;
@@ -281,9 +292,9 @@ fn read_floating(
 
 /// The hash that names a floating output: over its contents with other outputs' final paths in place and its own blanked.
 fn hash_floating(
-    method: CaMethod,
-    algo: HashAlgo,
-    tree: &Path,
+    service: &BuildService,
+    (method, algo): (CaMethod, HashAlgo),
+    tree: &Source,
     own: &StorePath,
     others: &BTreeMap<HashPart, HashPart>,
     kill: &KillSwitch,
@@ -291,8 +302,8 @@ fn hash_floating(
     let modulo = HashModulo::new(algo, hash_part(own)?);
     let rewriter = Rewriter::new(Tap(modulo, HashModulo::update), others.clone());
     let rewriter = match method {
-        CaMethod::Nar => read_tree(tree, rewriter, kill)?,
-        _ => copy_contents(method, tree, rewriter)?,
+        CaMethod::Nar => tree.read(&service.store, rewriter, kill)?,
+        _ => copy_contents(method, tree.tree().context("no tree")?, rewriter)?,
     };
     let (Tap(modulo, _), _) = rewriter.finish().context("cannot hash an output")?;
     let hashes = modulo.finish().context("cannot hash an output that refers to itself millions of times")?;
@@ -410,7 +421,9 @@ fn complete(service: &BuildService, prepared: &Prepared, info: &mut PathInfo) ->
     info.deriver = Some(prepared.drv_path.clone());
     info.ultimate = true;
     info.registration_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    for key in &service.config.signing_keys {
+    // Nobody is to have a signature of what a check came to.
+    let keys = service.config.signing_keys.iter().filter(|_| prepared.mode != BuildMode::Check);
+    for key in keys {
         info.sign(&service.dir, key).context("cannot sign an output")?;
     }
     Ok(())
@@ -421,23 +434,17 @@ fn complete(service: &BuildService, prepared: &Prepared, info: &mut PathInfo) ->
 fn check_derivations(
     service: &BuildService,
     accepted: &[Accepted],
-    found: &BTreeMap<String, PathBuf>,
+    sources: &BTreeMap<String, Source>,
 ) -> Result<(), Rejected> {
     for Accepted { output, info, .. } in accepted.iter().filter(|one| one.info.path.is_derivation()) {
-        let text = read_derivation(&found[output])?;
+        let text = sources[output].read_file(&service.store, DRV_BYTES_MAX)?.ok_or_else(|| {
+            let text = format!("an output named as a derivation is no plain file of at most {DRV_BYTES_MAX} bytes");
+            Failure::new(BuildStatus::OutputRejected, text)
+        })?;
         let reject = |error: anyhow::Error| Failure::new(BuildStatus::OutputRejected, format!("{error:#}"));
         service.derivations.check_added(info, &text, &[]).map_err(reject)?;
     }
     Ok(())
-}
-
-fn read_derivation(tree: &Path) -> Result<Vec<u8>, Rejected> {
-    let meta = tree.symlink_metadata().context("cannot read an output")?;
-    if !meta.is_file() || meta.len() > DRV_BYTES_MAX {
-        let text = format!("an output named as a derivation is no plain file of at most {DRV_BYTES_MAX} bytes");
-        return Err(Failure::new(BuildStatus::OutputRejected, text).into());
-    }
-    Ok(std::fs::read(tree).context("cannot read an output")?)
 }
 
 /// A fixed output that is not what the derivation promised.
@@ -453,17 +460,6 @@ fn wrong_fixed_output(prepared: &Prepared, texts: &Texts<'_>, accepted: &[Accept
         }
     }
     None
-}
-
-/// In check mode: what was built now must equal what is valid.
-fn check_same(service: &BuildService, texts: &Texts<'_>, accepted: &[Accepted]) -> Result<(), Rejected> {
-    for one in accepted {
-        let known = service.store.path_info(&one.info.path).context("cannot read the store")?;
-        if known.is_some_and(|known| known.nar_hash != one.info.nar_hash) {
-            return Err(texts.not_deterministic(&one.info.path).into());
-        }
-    }
-    Ok(())
 }
 
 fn commit(service: &BuildService, accepted: Vec<Accepted>) -> Result<(), Rejected> {

@@ -43,7 +43,13 @@ impl BuildService {
         if task.mode != BuildMode::Normal {
             return Ok(None);
         }
-        let paths = match &task.what {
+        let Some(paths) = self.paths_of(&task.what)? else { return Ok(None) };
+        Ok(paths.into_iter().map(|(output, path)| Some((output, path?))).collect())
+    }
+
+    /// The path of each output, as far as it is known now; `None` where each build makes others.
+    pub(super) fn paths_of(&self, what: &What) -> Result<Option<OutputPaths>> {
+        Ok(Some(match what {
             What::Stored(derivation) if derivation.kind()? == DerivationKind::Impure => return Ok(None),
             What::Given(derivation) if derivation.kind()? == DerivationKind::Impure => return Ok(None),
             What::Adopted(_) => return Ok(None),
@@ -57,8 +63,7 @@ impl BuildService {
                 let paths = derivation.outputs.keys().map(|output| Ok((output.clone(), path(output)?)));
                 paths.collect::<Result<OutputPaths>>()?
             }
-        };
-        Ok(paths.into_iter().map(|(output, path)| Some((output, path?))).collect())
+        }))
     }
 
     /// What a result says of outputs that are all valid.
@@ -125,7 +130,9 @@ impl BuildService {
         prepared: &Prepared,
         paths: &BTreeMap<String, StorePath>,
     ) -> Result<BuiltOutputs> {
-        self.record_paths(&prepared.output_hashes, &prepared.derivation, prepared.needs_realisations, paths)
+        // What a check came to is no output.
+        let needs_realisations = prepared.needs_realisations && prepared.mode != BuildMode::Check;
+        self.record_paths(&prepared.output_hashes, &prepared.derivation, needs_realisations, paths)
     }
 
     /// The same of what another node built.

@@ -19,7 +19,8 @@ use super::service::BuildService;
 use crate::neighbours::Neighbours;
 use crate::upstream::Upstreams;
 
-mod bring;
+mod ballot;
+pub(super) mod bring;
 mod conduct;
 pub(super) mod guests;
 mod members;

@@ -27,6 +27,8 @@ pub struct BuildOptions {
     pub cores: Option<u64>,
     /// Whether upstream caches may be asked instead of building.
     pub substitute: Option<bool>,
+    /// Nodes that must agree on each output whose contents its derivation does not name; never less than the node's own.
+    pub quorum: Option<u32>,
     /// Nobody waits for it.
     pub is_detached: bool,
 }

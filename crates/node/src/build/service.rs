@@ -64,6 +64,8 @@ pub struct Config {
     pub cgroups: shoal_sandbox::Cgroups,
     /// All that the machine has.
     pub memory_mib: u64,
+    /// Nodes that must agree on each output whose contents its derivation does not name.
+    pub quorum: u32,
     /// Sign what is built here.
     pub signing_keys: Vec<Arc<SecretKey>>,
 }
@@ -418,8 +420,8 @@ impl BuildService {
         let why = state.schedule.why(&key);
         let Some(job) = state.jobs.get_mut(&key) else { return };
         job.story.begin(id, at, why, self.now_ms());
-        // Others' damage is repaired where it is, and what is checked is here.
-        let is_own = job.task.mode != BuildMode::Normal || matches!(job.task.what, What::Adopted(_));
+        // Damage is repaired where it is.
+        let is_own = job.task.mode == BuildMode::Repair || matches!(job.task.what, What::Adopted(_));
         let place = match at {
             _ if self.is_alone() || is_own => Place::Here,
             HERE => Place::Claiming,
@@ -575,7 +577,10 @@ fn work_on(service: &Weak<BuildService>, started: &Mutex<mpsc::Receiver<Work>>) 
     loop {
         let next = started.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let (Ok(work), Some(service)) = (next, service.upgrade()) else { return };
-        let run = || execute::run(&service, &work, None);
+        let run = || match service.lacks_voters(&work) {
+            Some(failure) => Ended::unbuilt(&service, failure),
+            None => service.judge_here(&work, execute::run(&service, &work, None)),
+        };
         // Its clients would wait for ever, and the place of the job would be lost.
         let ended = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| execute::panicked(&service));
         let end = service.end_of(&ended);

@@ -25,6 +25,9 @@ pub struct Build {
     /// Build again what is built, and compare
     #[arg(long)]
     check: bool,
+    /// Publish nothing that is not the same on so many nodes; less than the node's `build-quorum` changes nothing
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=shoal_grid::ballot::VOTES_MAX as i64))]
+    quorum: Option<u32>,
     /// Do not print what builders say
     #[arg(short, long)]
     quiet: bool,
@@ -42,7 +45,8 @@ pub struct Cancel {
 impl Build {
     pub fn run(&self, global: &Global) -> Outcome {
         let config = global.load(ConfigFlags::default())?.config;
-        let order = Order { wanted: self.wanted.clone(), keep_going: self.keep_going, check: self.check };
+        let Build { keep_going, check, quorum, .. } = *self;
+        let order = Order { wanted: self.wanted.clone(), keep_going, check, quorum };
         let request = Request::Build { order, detach: self.detach };
         if self.detach {
             let begun = client::ask_one(&config.data_dir, &request)?;

@@ -154,6 +154,12 @@ pub const KEYS: &[Key] = &[
         "Builds that run at once",
     ),
     key(
+        "build-quorum",
+        "1",
+        Set::One("N", |c, v| votes(v).map(|n| c.build_quorum = n)),
+        "Nodes that must build the same of an input-addressed derivation before it is published and signed; 1 asks for no second",
+    ),
+    key(
         "cores",
         "all CPUs",
         Set::One("N", |c, v| positive(v).map(|n| c.cores = n)),
@@ -364,6 +370,14 @@ fn positive(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(number @ 1..) => Ok(number),
         _ => Err(format!("'{text}' is not a number of at least 1")),
+    }
+}
+
+fn votes(text: &str) -> Result<u32, String> {
+    let most = shoal_grid::ballot::VOTES_MAX as u32;
+    match positive(text) {
+        Ok(number) if number <= most => Ok(number),
+        _ => Err(format!("'{text}' is not a number of nodes from 1 to {most}")),
     }
 }
 

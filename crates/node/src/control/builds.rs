@@ -37,6 +37,9 @@ pub struct Order {
     pub keep_going: bool,
     /// Builds again what is built, and compares.
     pub check: bool,
+    /// Nodes that must agree, where the node does not ask for more.
+    #[serde(default)]
+    pub quorum: Option<u32>,
 }
 
 /// Requests that nobody waits for.
@@ -227,7 +230,7 @@ fn mode(order: &Order) -> BuildMode {
 }
 
 fn options(order: &Order) -> BuildOptions {
-    BuildOptions { keep_going: order.keep_going.then_some(true), ..BuildOptions::default() }
+    BuildOptions { keep_going: order.keep_going.then_some(true), quorum: order.quorum, ..BuildOptions::default() }
 }
 
 fn run(

@@ -228,6 +228,7 @@ pub fn deposits(store: &Store, dir: &Path, trusted: TrustedKeys, upstreams: Upst
         sandbox_shell: None,
         cgroups: shoal_sandbox::cgroups(),
         memory_mib: 1 << 10,
+        quorum: 1,
         signing_keys: Vec::new(),
     };
     let inputs = Arc::new(Inputs::unpacked(Trees::open(store.clone(), dir).unwrap()));

@@ -70,6 +70,7 @@ impl Lab {
             sandbox_shell: None,
             cgroups: shoal_sandbox::cgroups(),
             memory_mib: 1 << 10,
+            quorum: 1,
             signing_keys: Vec::new(),
         };
         let builds = BuildService::start(store.clone(), StoreDir::default(), inputs, config).unwrap();

@@ -34,7 +34,8 @@ pub const OUTPUTS_MAX: usize = 1_024;
 /// Longest name of an output or a derivation: that of a store path.
 pub const NAME_LEN_MAX: usize = 211;
 
-/// As Nix's modes of building.
+/// As Nix's modes of building. What a check builds is kept under the name of its contents, beside what is valid, and the
+/// asker compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     Normal,
@@ -69,6 +70,9 @@ pub struct Offer {
     pub keep: bool,
     /// Estimated peak; 0 where nothing is known.
     pub memory_mib: u64,
+    /// Outputs as several nodes built them, by name: where checks of the derivation keep them. They are made the outputs,
+    /// and no builder runs. Empty: it is built.
+    pub agreed: BTreeMap<String, StorePath>,
 }
 
 /// A client's request that another node sees to should the asking one be lost.
@@ -78,6 +82,8 @@ pub struct Errand {
     pub wanted: Vec<String>,
     pub keep_going: Option<bool>,
     pub substitute: Option<bool>,
+    /// Nodes that must agree on what is built; what the node in whose stead it is seen to would have asked for.
+    pub quorum: u8,
     pub settings: Settings,
     /// Seconds after which it is given up where nobody has asked for it by then; `None`: nobody waits for it, and it is
     /// seen to its end.
@@ -119,6 +125,8 @@ pub enum Reason {
 pub struct BuiltOutput {
     pub path: StorePath,
     pub nar_size: u64,
+    /// SHA-256 of the NAR.
+    pub nar_hash: [u8; 32],
 }
 
 /// How the build ended.
@@ -190,8 +198,9 @@ fn is_name(name: &str) -> bool {
 
 impl Format for BuildAsk {
     const WHAT: &'static str = "request for a build";
-    const VERSION: u8 = 2;
-    const LEN_MAX: usize = DERIVATION_LEN_MAX + (4 << 10);
+    const VERSION: u8 = 3;
+    /// A derivation and what was agreed on, of the longest names.
+    const LEN_MAX: usize = DERIVATION_LEN_MAX + (1 << 20);
 
     fn check(&self) -> Result<(), FormatError> {
         let of_derivation = |path: &StorePath| within::<Self>("derivation path", path.name().ends_with(".drv"));
@@ -201,7 +210,9 @@ impl Format for BuildAsk {
                 of_derivation(&offer.drv_path)?;
                 within::<Self>("name", is_name(&offer.name))?;
                 within::<Self>("derivation", offer.derivation.len() <= DERIVATION_LEN_MAX)?;
-                within::<Self>("nodes", offer.near.len() <= NEAR_MAX)
+                within::<Self>("nodes", offer.near.len() <= NEAR_MAX)?;
+                within::<Self>("agreed outputs", offer.agreed.len() <= OUTPUTS_MAX)?;
+                within::<Self>("agreed output", offer.agreed.keys().all(|name| is_name(name)))
             }
             BuildAsk::StandIn(errand) => {
                 within::<Self>("wanted paths", (1..=WANTED_MAX).contains(&errand.wanted.len()))?;
@@ -214,7 +225,7 @@ impl Format for BuildAsk {
 
 impl Format for BuildFrame {
     const WHAT: &'static str = "word of a build";
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
     /// An end with all its outputs is the longest.
     const LEN_MAX: usize = 1 << 20;
 

@@ -18,24 +18,26 @@ fn asks() -> impl Strategy<Value = BuildAsk> {
         cores,
     });
     let near = vec(any::<NodeKey>(), 0..=NEAR_MAX);
-    let offer = (vec(any::<u8>(), 0..2_000), mode, settings.clone(), near, any::<(bool, u64)>());
-    let errand = (vec(".{1,80}", 1..20), any::<(Option<bool>, Option<bool>, Option<u32>)>(), settings);
+    let agreed = btree_map("[a-z]{1,8}", Just(path("a")), 0..4);
+    let offer = (vec(any::<u8>(), 0..2_000), mode, settings.clone(), near, any::<(bool, u64)>(), agreed);
+    let errand = (vec(".{1,80}", 1..20), any::<(Option<bool>, Option<bool>, Option<u32>, u8)>(), settings);
     prop_oneof![
         Just(BuildAsk::Follow(path("a.drv"))),
         Just(BuildAsk::Adopt(path("a.drv"))),
-        offer.prop_map(|(derivation, mode, settings, near, (keep, memory_mib))| {
-            let (drv_path, name) = (path("a.drv"), "a".to_owned());
-            BuildAsk::Build(Box::new(Offer { drv_path, name, derivation, mode, settings, near, keep, memory_mib }))
+        offer.prop_map(|(derivation, mode, settings, near, (keep, memory_mib), agreed)| {
+            let offer = Offer { derivation, mode, settings, near, keep, memory_mib, agreed, ..self::offer() };
+            BuildAsk::Build(Box::new(offer))
         }),
-        errand.prop_map(|(wanted, (keep_going, substitute, grace_s), settings)| {
-            BuildAsk::StandIn(Box::new(Errand { wanted, keep_going, substitute, settings, grace_s }))
+        errand.prop_map(|(wanted, (keep_going, substitute, grace_s, quorum), settings)| {
+            BuildAsk::StandIn(Box::new(Errand { wanted, keep_going, substitute, quorum, settings, grace_s }))
         }),
     ]
 }
 
 fn outcomes() -> impl Strategy<Value = Outcome> {
-    let outputs =
-        btree_map("[a-z]{1,8}", any::<u64>().prop_map(|nar_size| BuiltOutput { path: path("a"), nar_size }), 0..4);
+    let output = any::<(u64, [u8; 32])>();
+    let output = output.prop_map(|(nar_size, nar_hash)| BuiltOutput { path: path("a"), nar_size, nar_hash });
+    let outputs = btree_map("[a-z]{1,8}", output, 0..4);
     let numbers = any::<(u8, u64, bool, u64, u64, Option<i64>, Option<i64>)>();
     let rest = any::<(Option<NodeKey>, u64, bool)>();
     (numbers, vec(any::<u8>(), 0..300), outputs, rest).prop_map(|(numbers, error, outputs, rest)| {
@@ -122,11 +124,19 @@ fn offer() -> Offer {
         near: Vec::new(),
         keep: false,
         memory_mib: 0,
+        agreed: BTreeMap::new(),
     }
 }
 
 fn errand() -> Errand {
-    Errand { wanted: Vec::new(), keep_going: None, substitute: None, settings: Settings::default(), grace_s: None }
+    Errand {
+        wanted: Vec::new(),
+        keep_going: None,
+        substitute: None,
+        quorum: 1,
+        settings: Settings::default(),
+        grace_s: None,
+    }
 }
 
 fn refuses<T: Format + std::fmt::Debug>(value: &T, field: &str) {
@@ -143,6 +153,9 @@ fn what_is_outside_its_limits_is_refused() {
     refuses(&ask(Offer { name: String::new(), ..offer() }), "name");
     refuses(&ask(Offer { derivation: vec![0; DERIVATION_LEN_MAX + 1], ..offer() }), "derivation");
     refuses(&ask(Offer { near: vec![[0; 32]; NEAR_MAX + 1], ..offer() }), "nodes");
+    let agreed = (0..=OUTPUTS_MAX).map(|number| (number.to_string(), path("a"))).collect();
+    refuses(&ask(Offer { agreed, ..offer() }), "agreed outputs");
+    refuses(&ask(Offer { agreed: BTreeMap::from([(String::new(), path("a"))]), ..offer() }), "agreed output");
     let errand = |wanted| BuildAsk::StandIn(Box::new(Errand { wanted, ..errand() }));
     refuses(&errand(Vec::new()), "wanted paths");
     refuses(&errand(vec![String::new(); WANTED_MAX + 1]), "wanted paths");
@@ -161,7 +174,7 @@ fn what_is_outside_its_limits_is_refused() {
 #[test]
 fn the_longest_ones_are_read() {
     let longest = |n: u32| format!("{n:0>width$}", width = NAME_LEN_MAX);
-    let output = || BuiltOutput { path: path(&"x".repeat(NAME_LEN_MAX)), nar_size: u64::MAX };
+    let output = || BuiltOutput { path: path(&"x".repeat(NAME_LEN_MAX)), nar_size: u64::MAX, nar_hash: [7; 32] };
     let outcome = Outcome {
         status: 3,
         error: vec![b'x'; TEXT_LEN_MAX],
@@ -178,7 +191,8 @@ fn the_longest_ones_are_read() {
     };
     let frame = BuildFrame::Ended(Box::new(outcome));
     assert_eq!(decode(&encode(&frame)), Ok(frame));
-    let whole = Offer { derivation: vec![7; DERIVATION_LEN_MAX], near: vec![[1; 32]; NEAR_MAX], ..offer() };
+    let agreed = (0..OUTPUTS_MAX as u32).map(|n| (longest(n), path(&"x".repeat(NAME_LEN_MAX)))).collect();
+    let whole = Offer { derivation: vec![7; DERIVATION_LEN_MAX], near: vec![[1; 32]; NEAR_MAX], agreed, ..offer() };
     let ask = BuildAsk::Build(Box::new(whole));
     assert_eq!(decode(&encode(&ask)), Ok(ask));
 }

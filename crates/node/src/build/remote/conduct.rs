@@ -1,4 +1,5 @@
-//! One job of this node's clients, from its start to its end: claimed, followed, found, built here or offered.
+//! One job of this node's clients, from its start to its end: claimed, followed, found, built here or offered. What
+//! several nodes must agree on, or check, is [`ballot`](super::ballot)'s.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use shoal_mesh::fetcher::AskError;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, Outcome, Reason};
 use shoal_wire::nix::worker::BuildStatus;
+use shoal_wire::nix::worker::ops::BuildMode;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -46,7 +48,7 @@ const HEARD_AFTER: Duration = Duration::from_secs(1);
 const ADOPTED_FROM_MAX: usize = shoal_grid::catalogue::SMALL_MESH;
 
 /// How the asking of one node came out.
-enum Heard {
+pub(super) enum Heard {
     Outcome(Box<Outcome>),
     Refused(Reason, String, u32),
     /// Why it says nothing more.
@@ -55,13 +57,18 @@ enum Heard {
     Over,
 }
 
+/// Whether an executor refuses everything for now, and not this derivation.
+pub(super) fn is_full(reason: Reason) -> bool {
+    matches!(reason, Reason::Full | Reason::Draining | Reason::NoSpace)
+}
+
 /// Sees a started job to its end, on a thread of its own.
 pub(in crate::build) fn conduct(service: &Arc<BuildService>, work: Work, at: NodeId) {
     let (own, task, id) = (service.clone(), work.task.clone(), work.id);
     let run = move || {
         let Some(grid) = own.grid().cloned() else { return };
         let (announced, follows) = (Cell::new(false), Cell::new(false));
-        let run = || Conduct { service: &own, grid: &grid, work: &work, at, announced, follows }.run();
+        let run = || Conduct { service: &own, grid: &grid, work: &work, at, announced, follows, is_mute: false }.run();
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Some((ended, end))) => own.job_ended(&work, ended, end),
             Ok(None) => own.run_here(work),
@@ -74,14 +81,16 @@ pub(in crate::build) fn conduct(service: &Arc<BuildService>, work: Work, at: Nod
     }
 }
 
-struct Conduct<'a> {
-    service: &'a Arc<BuildService>,
-    grid: &'a Grid,
-    work: &'a Work,
-    at: NodeId,
-    announced: Cell<bool>,
+pub(super) struct Conduct<'a> {
+    pub service: &'a Arc<BuildService>,
+    pub grid: &'a Grid,
+    pub work: &'a Work,
+    pub at: NodeId,
+    pub announced: Cell<bool>,
     /// What is heard is of another node's build.
-    follows: Cell<bool>,
+    pub follows: Cell<bool>,
+    /// Clients hear of another run of the same derivation.
+    pub is_mute: bool,
 }
 
 impl Conduct<'_> {
@@ -94,8 +103,15 @@ impl Conduct<'_> {
                 return Some((Ended::unbuilt(self.service, failure), End::Failed));
             }
         };
+        if self.work.task.mode == BuildMode::Check {
+            return Some(self.check(&resolved));
+        }
         if let Some(ended) = self.take_claim(&resolved) {
             return Some(ended);
+        }
+        let needed = self.service.voters_needed(&self.work.options, &resolved.derivation);
+        if needed > 1 {
+            return Some(self.agree(&resolved, needed));
         }
         match self.at == HERE {
             true => self.here(&resolved),
@@ -164,7 +180,7 @@ impl Conduct<'_> {
         self.service.set_place(&self.work.task.drv_path, self.work.id, Place::Following(by));
     }
 
-    fn comes_to(&self, stage: Stage) {
+    pub(super) fn comes_to(&self, stage: Stage) {
         self.work.story.stage(self.work.id, stage, self.service.now_ms());
     }
 
@@ -249,14 +265,13 @@ impl Conduct<'_> {
         self.comes_to(Stage::Offer);
         let offer = self.service.offer(self.grid, &self.work.task, resolved, &self.work.options);
         match offer {
-            Ok(Some(offer)) => match self.hear(self.at, &offer) {
+            Ok(Some(offer)) => match self.hear(self.at, &BuildAsk::Build(Box::new(offer))) {
                 Heard::Outcome(outcome) => self.concluded(resolved, &outcome, self.at),
                 Heard::Over => self.over(),
                 Heard::Lost(why) => self.lost(&why),
                 Heard::Refused(reason, text, retry_ms) => {
-                    let is_full = matches!(reason, Reason::Full | Reason::Draining | Reason::NoSpace);
                     let until = self.service.now_ms().saturating_add(u64::from(retry_ms));
-                    refused(text, is_full.then_some(until))
+                    refused(text, is_full(reason).then_some(until))
                 }
             },
             Ok(None) => refused("the derivation is too long to be sent to another node".into(), None),
@@ -265,7 +280,7 @@ impl Conduct<'_> {
     }
 
     /// Asks a node, and passes on what it says to the end of it.
-    fn hear(&self, node: NodeKey, question: &BuildAsk) -> Heard {
+    pub(super) fn hear(&self, node: NodeKey, question: &BuildAsk) -> Heard {
         let Some(mesh) = self.grid.neighbours.mesh() else { return Heard::Lost("this node is in no mesh".into()) };
         let name = self.grid.neighbours.name(&node);
         self.hear_of(node, ask(mesh.links(), node, question), &name)
@@ -300,6 +315,7 @@ impl Conduct<'_> {
                 return Ok(Heard::Over);
             }
             match &frame {
+                frame if self.is_mute && !frame.is_last() => continue,
                 BuildFrame::Accepted if !self.follows.get() => self.comes_to(Stage::Inputs),
                 BuildFrame::Started { .. } if !self.follows.get() => self.comes_to(Stage::Build),
                 BuildFrame::Built if !self.follows.get() => self.comes_to(Stage::Copies),
@@ -310,13 +326,7 @@ impl Conduct<'_> {
                 BuildFrame::Refused { reason, text, retry_after_ms } => {
                     return Ok(Heard::Refused(reason, text, retry_after_ms));
                 }
-                BuildFrame::Started { at } => {
-                    if !self.announced.replace(true) {
-                        let machine = Some(at.unwrap_or_else(|| name.to_owned()));
-                        let event = BuildEvent::Started { job: id, drv_path: drv_path.clone(), machine };
-                        self.service.tell(id, drv_path, &event);
-                    }
-                }
+                BuildFrame::Started { at } => self.announce(Some(at.unwrap_or_else(|| name.to_owned()))),
                 frame => {
                     translate::events(frame, id, name).iter().for_each(|event| self.service.tell(id, drv_path, event));
                 }
@@ -324,7 +334,15 @@ impl Conduct<'_> {
         }
     }
 
-    fn concluded(&self, resolved: &Resolved, outcome: &Outcome, from: NodeKey) -> (Ended, End) {
+    /// Tells clients, once, that the builder runs; `machine`: on which other node.
+    pub(super) fn announce(&self, machine: Option<String>) {
+        let (id, drv_path) = (self.work.id, &self.work.task.drv_path);
+        if !self.announced.replace(true) {
+            self.service.tell(id, drv_path, &BuildEvent::Started { job: id, drv_path: drv_path.clone(), machine });
+        }
+    }
+
+    pub(super) fn concluded(&self, resolved: &Resolved, outcome: &Outcome, from: NodeKey) -> (Ended, End) {
         match self.service.conclude(resolved, outcome, from, self.announced.get()) {
             Ok((_, End::Lost)) => self.lost_or_lacking(resolved, &String::from_utf8_lossy(&outcome.error)),
             Ok(concluded) => {
@@ -357,7 +375,7 @@ impl Conduct<'_> {
     }
 
     /// It says nothing about the derivation, and is built elsewhere.
-    fn lost(&self, why: &str) -> (Ended, End) {
+    pub(super) fn lost(&self, why: &str) -> (Ended, End) {
         let drv_path = &self.work.task.drv_path;
         let drv = self.service.store_dir().print(drv_path);
         let place = if self.at == HERE { "this node".into() } else { self.grid.neighbours.name(&self.at) };
@@ -405,14 +423,14 @@ impl Conduct<'_> {
         }
     }
 
-    fn over(&self) -> (Ended, End) {
+    pub(super) fn over(&self) -> (Ended, End) {
         let mut ended = Ended::unbuilt(self.service, Failure::cancelled());
         (ended.announced, ended.cancelled) = (self.announced.get(), true);
         // Stopped while somebody wants it, it has failed; where nobody does, that is ignored.
         (ended, End::Failed)
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.work.kill.is_killed() || !self.service.is_current(&self.work.task.drv_path, self.work.id)
     }
 }

@@ -155,7 +155,8 @@ pub(super) enum Admission {
 
 impl BuildService {
     /// Takes a build that another node offers, or says why not.
-    pub(super) fn admit(self: &Arc<Self>, drv_path: &StorePath, mode: BuildMode, memory_mib: u64) -> Admission {
+    pub(super) fn admit(self: &Arc<Self>, task: &Task, memory_mib: u64) -> Admission {
+        let (drv_path, mode) = (&task.drv_path, task.mode);
         let mut state = self.lock();
         if let Some(id) = state.guests.find(drv_path, mode) {
             return match self.join_guest(&mut state, id, drv_path) {
@@ -171,10 +172,12 @@ impl BuildService {
             return Admission::Refused(Reason::Draining, "this node is stopping and takes no new builds".into());
         }
         let slots = self.config.max_jobs;
-        if state.busy_here() >= slots {
+        // What is only published waits for no builder: those who agreed on it wait for it.
+        let has_builder = task.agreed.is_empty();
+        if has_builder && state.busy_here() >= slots {
             return Admission::Refused(Reason::Full, format!("all {slots} slots are taken"));
         }
-        if let Some(text) = self.refuses_memory(&state, memory_mib) {
+        if let Some(text) = self.refuses_memory(&state, memory_mib).filter(|_| has_builder) {
             return Admission::Refused(Reason::NoMemory, text);
         }
         let (id, kill) = (self.next_job(), Arc::new(KillSwitch::default()));
@@ -225,7 +228,7 @@ impl BuildService {
         if let Some(id) = state.guests.find(drv_path, BuildMode::Normal) {
             return self.join_guest(&mut state, id, drv_path);
         }
-        let (task, place) = state.own(drv_path)?;
+        let (task, place) = state.own(drv_path).filter(|(task, _)| task.mode == BuildMode::Normal)?;
         // Two that follow each other would wait for ever.
         if place == Some(Place::Following(asker)) {
             return None;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use shoal_grid::schedule::End;
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::builds::{BuildAsk, DERIVATION_LEN_MAX, NEAR_MAX, Offer, Outcome};
+use shoal_wire::mesh::builds::{DERIVATION_LEN_MAX, NEAR_MAX, Offer, Outcome};
 use shoal_wire::nix::aterm;
 use shoal_wire::nix::store_path::StorePath;
+use shoal_wire::nix::worker::ops::BuildMode;
 use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
 use super::{Grid, translate};
@@ -34,21 +35,23 @@ impl BuildService {
         task: &Task,
         resolved: &Resolved,
         options: &BuildOptions,
-    ) -> anyhow::Result<Option<BuildAsk>> {
+    ) -> anyhow::Result<Option<Offer>> {
         let derivation = aterm::print(&self.dir, &resolved.derivation.clone().into_derivation());
         if derivation.len() > DERIVATION_LEN_MAX {
             return Ok(None);
         }
-        Ok(Some(BuildAsk::Build(Box::new(Offer {
+        Ok(Some(Offer {
             drv_path: task.drv_path.clone(),
             name: resolved.derivation.name.clone(),
             derivation,
             mode: translate::mode(task.mode),
             settings: translate::settings(options),
             near: self.near(grid, resolved)?,
-            keep: true,
+            // What a check came to is needed by nobody but who compares it.
+            keep: task.mode != BuildMode::Check,
             memory_mib: self.lock().schedule.memory_of(&task.drv_path),
-        }))))
+            agreed: task.agreed.clone(),
+        }))
     }
 
     /// Nodes that have inputs, those with the most first.

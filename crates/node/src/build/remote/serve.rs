@@ -1,5 +1,6 @@
 //! As an executor: what other nodes ask, answered.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use shoal_mesh::builds::{Answer, Gone};
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, Offer, Reason};
+use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, Mode, Offer, Outcome, Reason};
 use shoal_wire::nix::aterm;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
@@ -58,6 +59,7 @@ pub(super) fn asked(service: Arc<BuildService>, peer: NodeKey, ask: BuildAsk, an
 fn serve(service: &Arc<BuildService>, peer: NodeKey, ask: BuildAsk, answer: &Answer) {
     let Some(grid) = service.grid() else { return };
     let unknown = || (Reason::Unknown, "it runs no such build".to_owned());
+    let mut lingers = true;
     let (drv_path, keep, taken) = match ask {
         BuildAsk::StandIn(errand) => return stand_in::stand_in(service, grid, peer, &errand, answer),
         BuildAsk::Follow(drv_path) => {
@@ -68,7 +70,11 @@ fn serve(service: &Arc<BuildService>, peer: NodeKey, ask: BuildAsk, answer: &Ans
             let joined = service.join_here(&drv_path).ok_or_else(unknown);
             (drv_path, true, joined)
         }
-        BuildAsk::Build(offer) => (offer.drv_path.clone(), offer.keep, take(service, grid, *offer)),
+        BuildAsk::Build(offer) => {
+            // Nobody but the asker knows what else it is compared with.
+            lingers = offer.mode != Mode::Check;
+            (offer.drv_path.clone(), offer.keep, take(service, grid, *offer))
+        }
     };
     let interest = match taken {
         Ok(interest) => interest,
@@ -78,30 +84,36 @@ fn serve(service: &Arc<BuildService>, peer: NodeKey, ask: BuildAsk, answer: &Ans
     if !answer.say(BuildFrame::Accepted) {
         return;
     }
-    if let Some(interest) = relay(service, grid, interest, answer, keep) {
+    if let Some(interest) = relay(service, grid, interest, answer, keep)
+        && lingers
+    {
         linger(grid, interest, &drv_path);
     }
 }
 
 pub(super) fn refuse(answer: &Answer, reason: Reason, text: String) {
-    let retry_after_ms = match reason {
+    answer.say(BuildFrame::Refused { reason, text, retry_after_ms: retry_after_ms(reason) });
+}
+
+/// When who was refused may ask again.
+pub(super) fn retry_after_ms(reason: Reason) -> u32 {
+    match reason {
         Reason::Full | Reason::Unknown => FULL_RETRY_MS,
         _ => LATER_MS,
-    };
-    answer.say(BuildFrame::Refused { reason, text, retry_after_ms });
+    }
 }
 
 /// Takes an offer, and begins with it where it does not run here already.
-fn take(service: &Arc<BuildService>, grid: &Grid, offer: Offer) -> Result<Interest, (Reason, String)> {
+pub(super) fn take(service: &Arc<BuildService>, grid: &Grid, offer: Offer) -> Result<Interest, (Reason, String)> {
     let unusable = |error: &dyn std::fmt::Display| (Reason::Unusable, format!("it cannot be read: {error}"));
     let derivation = aterm::parse(service.store_dir(), &offer.derivation, &offer.name).map_err(|e| unusable(&e))?;
     if !derivation.input_drvs.is_empty() {
         return Err(unusable(&"it has input derivations"));
     }
     let mode = translate::build_mode(offer.mode);
-    let task = Task::given(offer.drv_path, derivation.to_basic(), mode);
+    let task = Task { agreed: offer.agreed, ..Task::given(offer.drv_path, derivation.to_basic(), mode) };
     service.can_take(&task)?;
-    match service.admit(&task.drv_path, mode, offer.memory_mib) {
+    match service.admit(&task, offer.memory_mib) {
         Admission::Refused(reason, text) => Err((reason, text)),
         Admission::Joined(interest) => Ok(interest),
         Admission::Admitted { interest, id, kill, story } => {
@@ -125,7 +137,12 @@ fn take(service: &Arc<BuildService>, grid: &Grid, offer: Offer) -> Result<Intere
 fn run(service: &Arc<BuildService>, grid: &Grid, work: &Work, near: &[NodeKey]) -> Ended {
     let roots = service.store.temp_roots();
     work.story.stage(work.id, Stage::Inputs, service.now_ms());
+    let agreed: BTreeSet<StorePath> = work.task.agreed.values().cloned().collect();
     let brought = match work.task.inputs() {
+        Some(inputs) if !agreed.is_empty() => {
+            let paths = inputs.union(&agreed).cloned().collect();
+            bring::bring(service, grid, &paths, near, &roots, || work.kill.is_killed()).map(|()| None)
+        }
         Some(inputs) => bring::begin(service, grid, inputs, near, &roots, || work.kill.is_killed()),
         None => Ok(None),
     };
@@ -186,12 +203,18 @@ fn relay(
     }
 }
 
-/// Tells the end of it, when the outputs are where they should be.
-fn end(service: &BuildService, grid: &Grid, mut results: Vec<BuildResult>, used: Used, answer: &Answer, keep: bool) {
+/// The one result of a build, and what is told of it.
+pub(super) fn outcome(service: &BuildService, mut results: Vec<BuildResult>, used: Used) -> (BuildResult, Outcome) {
     let none = || BuildResult::new(BuildStatus::TransientFailure, "the build ended without a result");
     let result = results.pop().unwrap_or_else(none);
     let mut outcome = translate::outcome(&service.store, &result);
     (outcome.memory_mib, outcome.out_of_memory) = (used.peak_mib, used.ran_out);
+    (result, outcome)
+}
+
+/// Tells the end of it, when the outputs are where they should be.
+fn end(service: &BuildService, grid: &Grid, results: Vec<BuildResult>, used: Used, answer: &Answer, keep: bool) {
+    let (result, mut outcome) = outcome(service, results, used);
     let infos: Vec<PathInfo> = result
         .built_outputs
         .values()

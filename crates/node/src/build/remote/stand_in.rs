@@ -52,6 +52,7 @@ pub fn options(errand: &Errand) -> BuildOptions {
     BuildOptions {
         keep_going: errand.keep_going,
         substitute: errand.substitute,
+        quorum: Some(errand.quorum.into()),
         is_detached: errand.grace_s.is_none(),
         ..translate::options(&errand.settings)
     }
@@ -100,6 +101,7 @@ impl BuildService {
             wanted,
             keep_going: options.keep_going,
             substitute: options.substitute,
+            quorum: u8::try_from(self.quorum(options)).unwrap_or(u8::MAX),
             settings: translate::settings(options),
             grace_s: (!options.is_detached).then_some(u32::try_from(GRACE.as_secs()).unwrap_or(u32::MAX)),
         })

@@ -32,6 +32,8 @@ pub fn options(settings: &Settings) -> BuildOptions {
         max_log_bytes: settings.max_log_bytes,
         cores: settings.cores,
         substitute: None,
+        // Who asks sees to it.
+        quorum: None,
         is_detached: false,
     }
 }
@@ -113,9 +115,10 @@ impl Batch {
 
 /// How a build ended, for another node.
 pub fn outcome(store: &Store, result: &BuildResult) -> Outcome {
-    let size = |path| store.path_info(path).ok().flatten().map_or(0, |info| info.nar_size);
+    let facts = |path| store.path_info(path).ok().flatten().map_or((0, [0; 32]), |info| (info.nar_size, info.nar_hash));
     let outputs = result.built_outputs.iter().map(|(name, built)| {
-        (name.clone(), BuiltOutput { path: built.out_path.clone(), nar_size: size(&built.out_path) })
+        let (nar_size, nar_hash) = facts(&built.out_path);
+        (name.clone(), BuiltOutput { path: built.out_path.clone(), nar_size, nar_hash })
     });
     let mut error = result.error_msg.clone();
     error.truncate(TEXT_LEN_MAX);
