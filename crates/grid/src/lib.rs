@@ -7,6 +7,7 @@ pub mod announce;
 pub mod ballot;
 pub mod can_run;
 pub mod catalogue;
+pub mod cold;
 pub mod critical_path;
 pub mod estimates;
 pub mod fetches;

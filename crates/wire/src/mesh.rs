@@ -7,6 +7,7 @@ pub mod announcement;
 pub mod builds;
 pub mod certificate;
 pub mod chunks;
+pub mod cold;
 pub mod demand;
 pub mod departure;
 pub mod format;
