@@ -30,6 +30,8 @@ macro_rules! by_each_version {
 mod cache;
 #[path = "e2e/cancelled.rs"]
 mod cancelled;
+#[path = "e2e/cold.rs"]
+mod cold;
 #[path = "e2e/commands.rs"]
 mod commands;
 #[path = "e2e/containers.rs"]

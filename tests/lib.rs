@@ -33,6 +33,8 @@ pub mod pods;
 pub mod random;
 #[path = "harness/relay.rs"]
 pub mod relay;
+#[path = "harness/s3.rs"]
+pub mod s3;
 #[path = "harness/shapes.rs"]
 pub mod shapes;
 #[path = "harness/sources.rs"]
@@ -47,6 +49,7 @@ pub use machine::{Machine, Remote, built};
 pub use mesh::Mesh;
 pub use node::Node;
 pub use place::Place;
+pub use s3::S3;
 
 /// Says by name why a test is not run here. Use as `return skip("…")`.
 pub fn skip(why: &str) {

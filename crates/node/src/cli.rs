@@ -11,6 +11,7 @@ use crate::config::{self, ConfigFlags, Loaded};
 mod build;
 mod check_config;
 mod client;
+mod cold;
 mod copy;
 mod demo;
 mod doctor;
@@ -101,6 +102,9 @@ pub enum Command {
     Unpin(pin::Unpin),
     /// Read all that is stored, and have what is damaged healed by upstream caches
     Scrub(scrub::Scrub),
+    /// Look after the bucket behind the mesh
+    #[command(subcommand)]
+    Cold(cold::Cold),
     /// Push what this machine's Nix store gains, from a queue that survives whatever happens
     WatchStore(watch::WatchStore),
     /// Show or install the lines that point a machine's Nix at this node
@@ -183,6 +187,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Pin(command) => command.run(&cli.global),
         Command::Unpin(command) => command.run(&cli.global),
         Command::Scrub(command) => command.run(&cli.global),
+        Command::Cold(command) => command.run(&cli.global),
         Command::WatchStore(command) => command.run(&cli.global),
         Command::Use(command) => command.run(&cli.global),
         Command::Client(command) => command.run(&cli.global),

@@ -93,6 +93,16 @@ pub struct Config {
     pub upstream: Vec<String>,
     /// `None`: the machine's bundle.
     pub upstream_ca_file: Option<PathBuf>,
+    /// URL of the bucket behind the mesh; `None`: there is none.
+    pub cold: Option<String>,
+    /// URL of the S3 server; `None`: AWS's.
+    pub cold_endpoint: Option<String>,
+    pub cold_region: Option<String>,
+    /// `None`: what the environment says.
+    pub cold_credentials_file: Option<PathBuf>,
+    /// Bytes a second; `None`: no limit.
+    pub cold_upload_rate: Option<u64>,
+    pub cold_read_only: bool,
     /// Empty: the key that the node made for itself.
     pub secret_key_file: Vec<PathBuf>,
     pub store_quota: Quota,
@@ -179,6 +189,12 @@ impl Config {
             require_sigs: true,
             upstream: Vec::new(),
             upstream_ca_file: None,
+            cold: None,
+            cold_endpoint: None,
+            cold_region: None,
+            cold_credentials_file: None,
+            cold_upload_rate: None,
+            cold_read_only: false,
             secret_key_file: Vec::new(),
             store_quota: Quota::Share(80),
             store_quota_low: None,
@@ -200,6 +216,7 @@ impl Config {
         self.authorized_keys = or_inside(&self.authorized_keys, &self.data_dir, "authorized_keys");
         self.secret_key_file = self.secret_key_file.iter().map(|path| absolute(path)).collect();
         self.upstream_ca_file = self.upstream_ca_file.as_deref().map(absolute);
+        self.cold_credentials_file = self.cold_credentials_file.as_deref().map(absolute);
         self.http_certificate = self.http_certificate.as_deref().map(absolute);
         self.http_key = self.http_key.as_deref().map(absolute);
         self.mesh_secret_file = self.mesh_secret_file.as_deref().map(absolute);

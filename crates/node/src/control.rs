@@ -10,6 +10,7 @@ use serde_json::Value;
 
 pub mod builds;
 pub mod client;
+mod cold;
 mod explain;
 pub mod mesh;
 mod pins;
@@ -56,6 +57,9 @@ pub enum Request {
     Unpin { names: Vec<String> },
     /// Items of progress (`{"progress": …}`), then what was found (`{"report": …}`). `rate`: bytes a second.
     Scrub { rate: Option<u64> },
+    /// Items of progress (`{"progress": …}`), then what was found (`{"report": …}`). `restore`: to have all back; else
+    /// whether all is right, without reading packs if `quick`.
+    Cold { restore: bool, quick: bool },
     /// One item once the store is mounted at `dir`, which it is until whoever asked goes. `overlay`: what is there goes
     /// on being shown.
     Mount { dir: PathBuf, overlay: bool },
@@ -79,6 +83,7 @@ impl Request {
         match self {
             Request::Build { .. }
             | Request::Scrub { .. }
+            | Request::Cold { .. }
             | Request::Mount { .. }
             | Request::MeshLeave
             | Request::Drain => true,

@@ -5,6 +5,7 @@ pub mod builtin;
 pub mod cli;
 pub mod client_setup;
 pub mod clients;
+pub mod cold;
 pub mod config;
 pub mod control;
 pub mod copy;

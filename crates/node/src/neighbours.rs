@@ -191,6 +191,18 @@ impl Neighbours {
         inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
     }
 
+    /// Whether this node is to write a path to the bucket.
+    pub fn claim_cold(&self, path: &StorePath) -> bool {
+        let Some(inner) = self.others() else { return true };
+        inner.runtime.block_on(inner.mesh.claim(cold_key(path))) == inner.mesh.me()
+    }
+
+    pub fn unclaim_cold(&self, path: &StorePath) {
+        let Some(inner) = self.others().cloned() else { return };
+        let key = cold_key(path);
+        inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
+    }
+
     /// Who sees to the build of a derivation: this node where nobody else does, or nobody says so in time.
     pub fn claim_build(&self, drv_path: &StorePath) -> NodeKey {
         match self.others() {
@@ -227,6 +239,13 @@ impl Neighbours {
         let roster = self.mesh().map(Mesh::roster);
         roster.as_ref().and_then(|roster| roster.get(node)).map(|peer| peer.record.name.clone()).unwrap_or_default()
     }
+}
+
+/// The key of the claim of writing a path to the bucket, which is that of no path.
+fn cold_key(path: &StorePath) -> PathKey {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"shoal cold").update(path.hash_part().as_bytes());
+    *hasher.finalize().as_bytes()
 }
 
 /// The key of the claim of a build, which is that of no path.

@@ -22,13 +22,14 @@ use tokio::sync::Notify;
 
 use crate::build::remote::{self, Grid};
 use crate::build::service::{self, BuildService, Defaults};
+use crate::cold::{Cold, Means, Writer};
 use crate::config::{Config, HttpRead};
 use crate::control;
 use crate::control::builds::BuildControl;
 use crate::control::mesh::MeshControl;
 use crate::control::server::{ControlSocket, NodeState};
 use crate::door::{AuthorizedKeys, SESSIONS_MAX, Sessions, SshDoor, SshOptions, UnixDoor, host_key};
-use crate::http::put::Writer;
+use crate::http::put;
 use crate::http::tls::Identity;
 use crate::http::{Cache, HttpOptions, HttpServer, Limits};
 use crate::inputs::Inputs;
@@ -47,6 +48,7 @@ use crate::{clients, keys, logging};
 use passed::Passed;
 use ready::{Ready, ReadyFile};
 
+mod cold;
 pub mod lock;
 pub mod notify;
 pub mod passed;
@@ -119,6 +121,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
     node.take_part(config, &runtime, &ready);
 
     scrub_by_schedule(&scrubber, config.scrub_interval)?;
+    let writer = node.write_behind(config)?;
 
     let mut current = config.clone();
     let end = runtime.block_on(async {
@@ -137,6 +140,8 @@ pub fn run(start: Start<'_>) -> Result<End> {
     });
     notify::notify(if end == End::Restart { "RELOADING=1" } else { "STOPPING=1" });
     scrubber.stop();
+    node.cold.iter().for_each(|cold| cold.stop());
+    drop(writer);
     drop(ready_file);
     doors.stop_accepting();
     // What runs at a restart goes on under its supervisors, and is taken up again.
@@ -168,6 +173,7 @@ struct Node {
     neighbours: Neighbours,
     upstreams: Upstreams,
     mounts: Arc<Mounts>,
+    cold: Option<Arc<Cold>>,
 }
 
 impl Node {
@@ -183,7 +189,8 @@ impl Node {
         let inputs = Arc::new(Inputs::new(config.inputs, trees, source.clone(), &config.data_dir));
         let mounts = Mounts::new(store.clone(), source, inputs.views().cloned())?;
         let builds = BuildService::start(store.clone(), dir.clone(), inputs, builds_config(config)?)?;
-        let options = upstream_options(config)?;
+        let cold = cold::open(config)?;
+        let options = upstream_options(config, cold.clone())?;
         let upstreams = Upstreams::open(store.clone(), dir.clone(), builds.derivations(), neighbours.clone(), options);
         if let Some(Opened { mesh, orders, host, .. }) = opened {
             let runtime = Handle::current();
@@ -203,7 +210,7 @@ impl Node {
             };
             copies.start(orders).context("cannot start a thread")?;
         }
-        Ok(Node { dir, store, builds, neighbours, upstreams, mounts })
+        Ok(Node { dir, store, builds, neighbours, upstreams, mounts, cold })
     }
 
     fn mesh_control(&self, config: &Config, runtime: &Handle, restart: &Arc<Notify>) -> MeshControl {
@@ -228,8 +235,16 @@ impl Node {
         Arc::new(Scrubber::new(store, upstreams, dir, &config.data_dir, config.scrub_rate))
     }
 
+    /// Writes to the bucket what the store has, where there is one that may be written to.
+    fn write_behind(&self, config: &Config) -> Result<Option<Writer>> {
+        let Some(cold) = self.cold.clone().filter(|_| !config.cold_read_only) else { return Ok(None) };
+        let (store, dir, neighbours) = (self.store.clone(), self.dir.clone(), self.neighbours.clone());
+        let keys = keys::signing_keys(config)?;
+        Writer::start(Means { cold, store, dir, neighbours, keys, rate: config.cold_upload_rate }).map(Some)
+    }
+
     fn state(&self, ready: Ready, doors: &Doors, scrubber: Arc<Scrubber>, mesh: MeshControl) -> NodeState {
-        let Node { dir, store, builds, upstreams, mounts, .. } = self;
+        let Node { dir, store, builds, upstreams, mounts, cold, .. } = self;
         let requests = Arc::new(BuildControl::new(doors.services.clone()));
         let see_to: Weak<BuildControl> = Arc::downgrade(&requests);
         builds.stand_in_with(see_to);
@@ -242,6 +257,7 @@ impl Node {
             sessions: doors.sessions(),
             requests,
             scrubber,
+            cold: cold.clone(),
             mounts: mounts.clone(),
             mesh,
             started: Instant::now(),
@@ -303,7 +319,7 @@ fn trusted_keys(config: &Config) -> Result<TrustedKeys> {
     Ok(trusted)
 }
 
-fn upstream_options(config: &Config) -> Result<Options> {
+fn upstream_options(config: &Config, cold: Option<Arc<Cold>>) -> Result<Options> {
     let location = |url: &String| Location::parse(url).map_err(anyhow::Error::msg);
     let locations: Vec<Location> = config.upstream.iter().map(location).collect::<Result<_>>()?;
     let bundle = config.upstream_ca_file.as_deref();
@@ -315,7 +331,7 @@ fn upstream_options(config: &Config) -> Result<Options> {
         );
     }
     let (patience, trusted_keys) = (Patience::DEFAULT, trusted_keys(config)?);
-    Ok(Options { locations, authorities, patience, trusted_keys, require_sigs: config.require_sigs })
+    Ok(Options { locations, authorities, patience, trusted_keys, require_sigs: config.require_sigs, cold })
 }
 
 struct Doors {
@@ -383,10 +399,11 @@ impl Doors {
         let mut cache = Cache::new(node.store.clone(), node.dir.clone()).behind(&node.upstreams);
         cache.card = node.neighbours.mesh().map(Card::of);
         cache.offer = config.http_compression;
+        cache.cold = node.cold.clone();
         cache.is_closed = config.http_read == HttpRead::Token;
         let tokens = Arc::new(Tokens::open(tokens::file(&config.data_dir)));
         tokio::spawn(tidy(Arc::downgrade(&deposits)));
-        cache.writer = Some(Writer::new(deposits, tokens));
+        cache.writer = Some(put::Writer::new(deposits, tokens));
         Arc::new(cache)
     }
 

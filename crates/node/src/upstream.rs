@@ -17,6 +17,7 @@ use shoal_mesh::fetcher::Urgency;
 use shoal_store::Store;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::path_record::PathKey;
+use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::signature::TrustedKeys;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
@@ -27,14 +28,16 @@ pub use engine::Fetch;
 pub use flight::Flight;
 pub use offer::{Held, Offer, Source};
 pub use stream::NarStream;
-pub use web::{Authorities, Patience, agent};
+pub use web::{Authorities, Patience, Refusal, agent};
 
 use crate::build::derivations::Derivations;
+use crate::cold::Cold;
 use crate::neighbours::Neighbours;
 use crate::session::admission::Admission;
 use asks::{Asks, Query, Tried};
 use cache::Cache;
 use engine::Engine;
+use origin::Origin;
 
 mod asks;
 mod cache;
@@ -46,6 +49,7 @@ mod engine;
 mod flight;
 mod heal;
 mod offer;
+mod origin;
 mod pool;
 mod question;
 mod source;
@@ -65,6 +69,8 @@ pub struct Options {
     pub trusted_keys: TrustedKeys,
     /// Off: what they say is believed without a signature, as Nix does with the setting of that name.
     pub require_sigs: bool,
+    /// The mesh's bucket.
+    pub cold: Option<Arc<Cold>>,
 }
 
 /// All that a node has to ask for what it lacks: other nodes, caches, or nobody. Cheap to clone.
@@ -98,8 +104,9 @@ impl Upstreams {
         options: Options,
     ) -> Upstreams {
         let admission = Admission::new(derivations, dir.clone(), options.trusted_keys, options.require_sigs);
-        let cache = |location| Arc::new(Cache::new(location, dir.clone(), &options.authorities, options.patience));
-        let caches = options.locations.into_iter().map(cache).collect();
+        let cache = |location| Origin::cache(Cache::new(location, dir.clone(), &options.authorities, options.patience));
+        let mut caches: Vec<Origin> = options.locations.into_iter().map(cache).collect();
+        caches.extend(options.cold.map(|cold| Origin::bucket(cold, store.clone())));
         Upstreams(Some(Arc::new(Engine::new(store, dir.clone(), Arc::new(Asks::new(neighbours, caches, admission))))))
     }
 
@@ -235,7 +242,7 @@ impl Upstreams {
     pub fn url(&self, offer: &Offer) -> String {
         let Some(engine) = &self.0 else { return String::new() };
         match &offer.source {
-            Source::Cache(file) => engine.asks.caches[file.upstream].location.base.trim_end_matches('/').to_string(),
+            Source::Cache(file) => engine.asks.caches[file.upstream].base().trim_end_matches('/').to_string(),
             Source::Mesh(held) => {
                 format!(
                     "shoal://{}",
@@ -254,6 +261,12 @@ impl Upstreams {
         }
     }
 
+    /// Whether what is said of a path would be believed from an upstream. Error: why not, for people.
+    pub fn believes(&self, info: &PathInfo) -> Result<(), String> {
+        let Some(engine) = &self.0 else { return Ok(()) };
+        engine.asks.admission.check_claim(info, true).map_err(engine::fault_text)
+    }
+
     /// Paths being downloaded, and those that wait for it.
     pub fn counts(&self) -> (usize, usize) {
         self.0.as_ref().map_or((0, 0), |engine| engine.counts())
@@ -264,7 +277,7 @@ impl Upstreams {
         let (health, now_ms) = engine.asks.health();
         let rows = engine.asks.caches.iter().zip(health);
         let status = rows.map(|(cache, health)| UpstreamStatus {
-            url: cache.location.base.clone(),
+            url: cache.base().to_string(),
             priority: health.priority,
             latency_ms: health.latency_us.map(|us| us as f64 / 1000.0),
             state: match health.breaker.phase(now_ms) {
@@ -275,9 +288,9 @@ impl Upstreams {
             found: health.found,
             missing: health.missing,
             failed: health.failed,
-            fetched_paths: cache.fetched_paths.load(Ordering::Relaxed),
-            fetched_bytes: cache.fetched_bytes.load(Ordering::Relaxed),
-            failed_fetches: cache.failed_fetches.load(Ordering::Relaxed),
+            fetched_paths: cache.fetched.paths.load(Ordering::Relaxed),
+            fetched_bytes: cache.fetched.bytes.load(Ordering::Relaxed),
+            failed_fetches: cache.fetched.failed.load(Ordering::Relaxed),
         });
         status.collect()
     }

@@ -57,6 +57,9 @@ impl Status {
         rows.extend(demand.into_iter().flatten().map(|kind| vec!["demand".to_string(), demand_text(kind)]));
         let upstreams = status["upstreams"].as_array().into_iter().flatten();
         rows.extend(upstreams.map(|upstream| vec!["upstream".to_string(), upstream_text(upstream)]));
+        if !status["cold"].is_null() {
+            rows.push(vec!["cold".to_string(), super::cold::text(&status["cold"])]);
+        }
         Ok(output::table(&rows)?)
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::units::{Quota, parse_duration, parse_optional_duration, parse_optional_size};
 use super::{Config, HttpRead, LogFormat};
+use crate::cold;
 use crate::http::link::Offer;
 use crate::inputs::InputsKind;
 use crate::upstream::Location;
@@ -257,6 +258,42 @@ pub const KEYS: &[Key] = &[
         "Certificates that vouch for upstream caches, as a PEM bundle",
     ),
     key(
+        "cold",
+        "none",
+        Set::One("URL", |c, v| bucket(v).map(|b| c.cold = b)),
+        "Bucket behind the mesh, s3://bucket/prefix, that paths are written to some time after and read from when no node has them",
+    ),
+    key(
+        "cold-endpoint",
+        "$AWS_ENDPOINT_URL, else that of AWS",
+        Set::One("URL", |c, v| endpoint(v).map(|e| c.cold_endpoint = e)),
+        "The bucket's server, http or https, where it is not AWS's",
+    ),
+    key(
+        "cold-region",
+        "$AWS_REGION, else us-east-1",
+        Set::One("NAME", |c, v| word(v).map(|r| c.cold_region = r)),
+        "The bucket's region",
+    ),
+    key(
+        "cold-credentials-file",
+        "$AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY, else the machine's role",
+        Set::One("FILE", |c, v| optional_path(v).map(|p| c.cold_credentials_file = p)),
+        "Who this node is to the bucket: aws_access_key_id and aws_secret_access_key, as in ~/.aws/credentials",
+    ),
+    key(
+        "cold-upload-rate",
+        "none",
+        Set::One("SIZE", |c, v| parse_optional_size(v).map(|s| c.cold_upload_rate = s)),
+        "Bytes that are written to the bucket a second, at most",
+    ),
+    key(
+        "cold-read-only",
+        "false",
+        Set::Switch(|c, v| c.cold_read_only = v),
+        "Read from the bucket and write nothing to it",
+    ),
+    key(
         "secret-key-file",
         "<data-dir>/keys/signing-key, made on first start",
         Set::Many("FILE", |c, v| v.iter().map(|f| path(f)).collect::<Result<_, _>>().map(|v| c.secret_key_file = v)),
@@ -437,6 +474,28 @@ fn public_keys(values: Vec<String>) -> Result<Vec<String>, String> {
 fn upstreams(values: Vec<String>) -> Result<Vec<String>, String> {
     values.iter().try_for_each(|url| Location::parse(url).map(drop))?;
     Ok(values)
+}
+
+fn bucket(text: &str) -> Result<Option<String>, String> {
+    if text == "none" { Ok(None) } else { cold::Location::parse(text).map(|location| Some(location.url())) }
+}
+
+fn endpoint(text: &str) -> Result<Option<String>, String> {
+    let has_host = |scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+    match text {
+        "none" => Ok(None),
+        _ if has_host("http://") || has_host("https://") => Ok(Some(text.into())),
+        _ => Err(format!("'{text}' is not the URL of a server, like https://s3.example.org")),
+    }
+}
+
+fn word(text: &str) -> Result<Option<String>, String> {
+    match text {
+        "none" => Ok(None),
+        "" => Err("an empty name".into()),
+        text if text.contains(char::is_whitespace) => Err(format!("'{text}' is not one word")),
+        text => Ok(Some(text.into())),
+    }
 }
 
 fn level(text: &str) -> Result<String, String> {

@@ -24,6 +24,7 @@ use super::mesh::{MeshControl, demand_item};
 use super::{LINE_BYTES_MAX, Reply, Request};
 use crate::build::service::BuildService;
 use crate::cli::{Exit, Failure};
+use crate::cold::Cold;
 use crate::door::{Hangup, Sessions};
 use crate::mount::Mounts;
 use crate::scrub::Scrubber;
@@ -52,6 +53,7 @@ pub struct NodeState {
     pub upstreams: Upstreams,
     pub sessions: Sessions,
     pub scrubber: Arc<Scrubber>,
+    pub cold: Option<Arc<Cold>>,
     pub mounts: Arc<Mounts>,
     pub mesh: MeshControl,
     pub requests: Arc<BuildControl>,
@@ -204,6 +206,7 @@ impl NodeState {
             Request::Pin { paths, name, ttl_seconds } => self.pin(paths, name.as_deref(), *ttl_seconds, on_item),
             Request::Unpin { names } => self.unpin(names),
             Request::Scrub { rate } => self.scrub(*rate, on_item),
+            Request::Cold { restore, quick } => self.cold(*restore, *quick, on_item),
             Request::Mount { dir, overlay } => self.mount(dir, *overlay, hangup, on_item),
             Request::Peers
             | Request::MeshInvite { .. }
@@ -236,6 +239,7 @@ impl NodeState {
             "demand": demand_item(self.builds.wanted().demand()),
         });
         status["upstreams"] = serde_json::to_value(self.upstreams.status())?;
+        status["cold"] = serde_json::to_value(self.cold.as_ref().map(|cold| cold.status()))?;
         status["mounts"] = self.mounts.status();
         status["inputs"] = self.builds.inputs().status();
         status["membership"] = self.mesh.summary();

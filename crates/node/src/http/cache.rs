@@ -16,6 +16,7 @@ use super::budget::Budget;
 use super::link::Offer;
 use super::metrics::Metrics;
 use super::put::Writer;
+use crate::cold::Cold;
 use crate::mesh::seek::Card;
 use crate::upstream::{UpstreamStatus, Upstreams};
 
@@ -34,6 +35,8 @@ pub struct Cache {
     pub elsewhere: Option<Arc<dyn Elsewhere>>,
     /// Threads that may wait for bytes from there.
     pub arrivals: Arc<Semaphore>,
+    /// The bucket behind the mesh, for who looks at what is written to it.
+    pub cold: Option<Arc<Cold>>,
     /// Takes in what clients send; without it nothing can be written.
     pub writer: Option<Writer>,
     /// Whether reading takes a token too.
@@ -94,6 +97,7 @@ impl Cache {
             writer: None,
             is_closed: false,
             card: None,
+            cold: None,
             answers: Budget::default(),
         }
     }

@@ -8,6 +8,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::connection::Traffic;
 use super::{Body, Cache, Response, response};
+use crate::cold::ColdStatus;
 use crate::upstream::UpstreamStatus;
 
 const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -140,6 +141,7 @@ pub async fn get(cache: Arc<Cache>) -> Response {
         ("shoal_store_disk_bytes", "Bytes of all segments.", stats.segment_bytes),
     ];
     gauges.iter().for_each(|(name, help, value)| page.metric(name, "gauge", help, &[("", *value)]));
+    cache.cold.iter().for_each(|cold| page.cold(&cold.status()));
     page.upstreams(&cache.elsewhere.as_ref().map(|elsewhere| elsewhere.status()).unwrap_or_default());
     response::ok(PROMETHEUS, response::NO_STORE, Body::whole(page.0))
 }
@@ -169,6 +171,23 @@ impl Page {
             ("shoal_http_unanswered_requests", "Requests that are not answered to their end.", http.in_flight()),
             ("shoal_http_held_nars", "Uploaded NARs that wait for their narinfo.", nars),
             ("shoal_http_held_bytes", "Bytes of NARs that wait for their narinfo.", bytes),
+        ];
+        gauges.iter().for_each(|(name, help, value)| self.metric(name, "gauge", help, &[("", *value)]));
+    }
+
+    /// What is written to the bucket. What is read from it is among the upstreams.
+    fn cold(&mut self, cold: &ColdStatus) {
+        let counters = [
+            ("shoal_cold_written_paths_total", "Store paths written to the bucket.", cold.written_paths),
+            ("shoal_cold_written_packs_total", "Packs of chunks written to the bucket.", cold.written_packs),
+            ("shoal_cold_written_bytes_total", "Bytes written to the bucket.", cold.written_bytes),
+            ("shoal_cold_shared_chunks_total", "Chunks that the bucket had already.", cold.shared_chunks),
+            ("shoal_cold_failed_requests_total", "Writes that failed and are tried again.", cold.failed_writes),
+        ];
+        counters.iter().for_each(|(name, help, value)| self.metric(name, "counter", help, &[("", *value)]));
+        let gauges = [
+            ("shoal_cold_backlog_paths", "Store paths to be written to the bucket.", cold.backlog as u64),
+            ("shoal_cold_kept_paths", "Store paths of this node that are in the bucket.", cold.kept_paths),
         ];
         gauges.iter().for_each(|(name, help, value)| self.metric(name, "gauge", help, &[("", *value)]));
     }

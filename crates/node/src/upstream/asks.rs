@@ -15,8 +15,8 @@ use shoal_wire::nix::narinfo::NarInfo;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::store_path::StorePath;
 
-use super::cache::Cache;
 use super::offer::{Held, Offer};
+use super::origin::Origin;
 use super::pool::Pool;
 use super::question::{Finding, Question};
 use super::web::Refusal;
@@ -91,7 +91,7 @@ type Listener = (usize, Sender<(usize, UpstreamId, Heard)>);
 
 pub struct Asks {
     pub neighbours: Neighbours,
-    pub caches: Vec<Arc<Cache>>,
+    pub caches: Vec<Origin>,
     pub admission: Admission,
     pools: Vec<Pool>,
     since: Instant,
@@ -106,8 +106,8 @@ struct State {
 }
 
 impl Asks {
-    pub fn new(neighbours: Neighbours, caches: Vec<Arc<Cache>>, admission: Admission) -> Asks {
-        let priorities = caches.iter().map(|cache| cache.location.priority.unwrap_or(PRIORITY_UNKNOWN));
+    pub fn new(neighbours: Neighbours, caches: Vec<Origin>, admission: Admission) -> Asks {
+        let priorities = caches.iter().map(|cache| cache.priority().unwrap_or(PRIORITY_UNKNOWN));
         let state = State {
             health: Upstreams::new(priorities),
             offers: Remembered::new(OFFER_HOLD_MS, OFFERS_MAX),
@@ -336,7 +336,7 @@ impl Asks {
                 return Heard::Found(finding);
             }
             Ok(Err(why)) => {
-                tracing::debug!(upstream = cache.location.base, ?wanted, why, "an upstream's answer is not used")
+                tracing::debug!(upstream = cache.base(), ?wanted, why, "an upstream's answer is not used")
             }
             Err(Refusal::Missing) => {}
             Err(Refusal::Failed(_)) => return Heard::Failed,
@@ -354,7 +354,7 @@ impl Asks {
         });
         let (answer, took) = match info {
             Ok(info) => {
-                if cache.location.priority.is_none() {
+                if cache.priority().is_none() {
                     self.lock().health.set_priority(id, info.priority);
                 }
                 let since = Instant::now();
@@ -381,7 +381,7 @@ impl Asks {
         };
         let was_open = is_open(&state);
         state.health.failed(id, now_ms);
-        let upstream = &self.caches[id].location.base;
+        let upstream = self.caches[id].base();
         match !was_open && is_open(&state) {
             true => tracing::warn!(upstream, why, "an upstream cache keeps failing; it is left alone for a while"),
             false => tracing::debug!(upstream, why, "an upstream cache failed"),

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shoal_wire::nix::narinfo::{NARINFO_LEN_MAX, NarInfo};
@@ -91,31 +90,13 @@ pub struct Cache {
     ask: Duration,
     dir: StoreDir,
     info: Mutex<Known>,
-    pub fetched_paths: AtomicU64,
-    pub fetched_bytes: AtomicU64,
-    /// Files that did not come, or were not what was promised.
-    pub failed_fetches: AtomicU64,
 }
 
 impl Cache {
     pub fn new(location: Location, dir: StoreDir, authorities: &Authorities, patience: Patience) -> Cache {
         let login = location.login.as_ref().map(|(user, password)| (user.as_str(), password.as_str()));
         let web = Web::new(authorities, patience, location.origin(), login);
-        Cache {
-            location,
-            web,
-            ask: patience.ask,
-            dir,
-            info: Mutex::default(),
-            fetched_paths: AtomicU64::new(0),
-            fetched_bytes: AtomicU64::new(0),
-            failed_fetches: AtomicU64::new(0),
-        }
-    }
-
-    pub fn count_fetched(&self, bytes: u64) {
-        self.fetched_paths.fetch_add(1, Ordering::Relaxed);
-        self.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Cache { location, web, ask: patience.ask, dir, info: Mutex::default() }
     }
 
     /// What the cache says of itself. One that says nothing, or is for another store, is not used.

@@ -21,7 +21,7 @@ use super::closure::Closure;
 use super::flight::Flight;
 use super::offer::{CacheFile, Offer, Source};
 use super::pool::Pool;
-use super::source::{self, Trouble};
+use super::source::Trouble;
 use super::web::Refusal;
 use crate::session::ca_check::CaHasher;
 use crate::session::fault::Fault;
@@ -243,10 +243,10 @@ impl Engine {
                 why
             }
         };
-        self.asks.caches[file.upstream].failed_fetches.fetch_add(1, Ordering::Relaxed);
+        self.asks.caches[file.upstream].fetched.failed.fetch_add(1, Ordering::Relaxed);
         self.asks.withdraw(&flight.path, file.upstream);
         tried.caches.insert(file.upstream);
-        (format!("'{}'", self.asks.caches[file.upstream].location.base), why)
+        (format!("'{}'", self.asks.caches[file.upstream].base()), why)
     }
 
     fn download_from(&self, flight: &Flight, info: &PathInfo, file: &CacheFile, turn: Turn) -> Result<Held, Trouble> {
@@ -257,7 +257,7 @@ impl Engine {
         let itself = info.references.contains(&info.path).then_some(&info.path);
         let ca = info.ca.map(|ca| CaHasher::new(ca.method_algo(), itself));
         let mut intake = Intake::new(&self.store, ca, info.path.is_derivation());
-        source::read(cache, file, info.nar_size, flight.file_bytes.clone(), |bytes| {
+        cache.read(&info.path, file, info.nar_size, flight.file_bytes.clone(), |bytes| {
             claim.iter_mut().for_each(Claim::renew);
             intake.write_all(bytes).map_err(|error| match error.kind() {
                 std::io::ErrorKind::InvalidData => theirs(format!("what it sends is no NAR: {error}")),
@@ -412,7 +412,7 @@ impl Drop for Fetch {
     }
 }
 
-fn fault_text(fault: Fault) -> String {
+pub(super) fn fault_text(fault: Fault) -> String {
     match fault {
         Fault::Refused(text) | Fault::Fatal(text) => text,
         Fault::Gone => "it broke off".into(),

@@ -15,7 +15,7 @@ use super::asks::Query;
 use super::engine::Engine;
 use super::flight::Flight;
 use super::offer::{CacheFile, Source};
-use super::source::{self, Trouble};
+use super::source::Trouble;
 use super::web::Refusal;
 use super::{Upstreams, decode};
 
@@ -42,7 +42,7 @@ impl Upstreams {
             Err(why) => why,
         };
         for (upstream, narinfo) in engine.asks.narinfos(info.path.hash_part()) {
-            let base = &engine.asks.caches[upstream].location.base;
+            let base = engine.asks.caches[upstream].base();
             let NarInfo { info: theirs, url, compression, file_hash, file_size } = narinfo;
             if theirs.path != info.path || theirs.nar_hash != info.nar_hash || theirs.nar_size != info.nar_size {
                 why = format!("'{base}' has other contents for it");
@@ -105,7 +105,7 @@ fn keep(engine: &Engine, info: &PathInfo, ingested: Ingested) -> Result<(), Stri
 
 fn download(engine: &Engine, info: &PathInfo, file: &CacheFile) -> Result<Ingested, Trouble> {
     let mut ingest = engine.store.ingest();
-    source::read(&engine.asks.caches[file.upstream], file, info.nar_size, Default::default(), |bytes| {
+    engine.asks.caches[file.upstream].read(&info.path, file, info.nar_size, Default::default(), |bytes| {
         ingest.write_all(bytes).map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidData => {
                 Trouble::Upstream(Refusal::Failed(format!("what it sends is no NAR: {error}")))

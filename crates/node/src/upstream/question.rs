@@ -6,8 +6,8 @@ use shoal_grid::upstreams::UpstreamId;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::store_path::StorePath;
 
-use super::cache::Cache;
 use super::offer::Offer;
+use super::origin::Origin;
 use super::web::Refusal;
 use crate::session::admission::Admission;
 
@@ -36,7 +36,7 @@ impl Question {
     /// Asks one cache. Outer error: it has no answer; inner error: why the answer is not believed, or of no use.
     pub fn put_to(
         &self,
-        cache: &Cache,
+        cache: &Origin,
         id: UpstreamId,
         admission: &Admission,
     ) -> Result<Result<Finding, String>, Refusal> {

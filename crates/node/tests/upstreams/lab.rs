@@ -47,6 +47,7 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
         let options = Options {
+            cold: None,
             locations: urls.iter().map(|url| Location::parse(url).unwrap()).collect(),
             authorities,
             patience: PATIENCE,

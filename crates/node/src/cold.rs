@@ -1,0 +1,227 @@
+//! A bucket behind the mesh: what becomes valid here is written to it some time after, and what nobody has is read from it.
+//!
+//! The bucket is never needed. Nobody waits for a write, and whatever is wrong with an object makes it count as missing.
+//! Nor is whoever can write there believed: a record is as good as the Nix signatures in it, which nodes add as they write,
+//! chunks are compared with their names and NARs with their hashes.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::Result;
+use bytes::Bytes;
+use serde::Serialize;
+use shoal_grid::cold::{BACKLOG_MAX, Backlog};
+use shoal_store::{Store, Watcher};
+use shoal_wire::mesh::cold::{ColdRecord, PackName, pack_object, record_object};
+use shoal_wire::nix::path_info::PathInfo;
+use shoal_wire::nix::store_path::StorePath;
+use tokio::runtime::Handle;
+
+use crate::upstream::Refusal;
+pub use bucket::{Bucket, Options, Pending, read_authorities};
+pub use location::{Credentials, Location};
+use notes::Notes;
+pub use survey::{Finding, Report};
+pub use writer::{Means, Writer};
+
+mod bucket;
+mod location;
+mod notes;
+mod survey;
+mod writer;
+
+/// Paths whose objects this node found damaged and is to write again, if it can; beyond it those are left to `verify`.
+const DOUBTED_MAX: usize = 4096;
+
+/// The bucket and what is known of it.
+pub struct Cold {
+    pub bucket: Bucket,
+    notes: Notes,
+    backlog: Mutex<Backlog<StorePath>>,
+    /// Something came into the backlog, or the node stops.
+    news: Condvar,
+    /// Hash parts of paths whose record does not say what it should, or names packs that are not right.
+    doubted: Mutex<BTreeSet<String>>,
+    pub written: Written,
+    /// Whether this node writes to it.
+    writes: bool,
+    since: Instant,
+}
+
+/// What was written since the node started.
+#[derive(Default)]
+pub struct Written {
+    pub paths: AtomicU64,
+    pub packs: AtomicU64,
+    pub bytes: AtomicU64,
+    /// Chunks that the bucket had.
+    pub shared_chunks: AtomicU64,
+    /// Requests that failed, and the last reason.
+    pub failures: AtomicU64,
+    /// Paths in hand, that is not in the backlog any more and not written yet.
+    in_hand: AtomicUsize,
+    last_error: Mutex<Option<String>>,
+}
+
+/// The writing side, for people. What is read counts as an upstream.
+#[derive(Clone, Debug, Serialize)]
+pub struct ColdStatus {
+    pub url: String,
+    pub writes: bool,
+    /// Paths to be written.
+    pub backlog: usize,
+    /// There are more: what is stored is looked through when these are written.
+    pub backlog_is_partial: bool,
+    /// Paths that other nodes write.
+    pub elsewhere: usize,
+    /// Paths of this node that are in the bucket.
+    pub kept_paths: u64,
+    pub written_paths: u64,
+    pub written_packs: u64,
+    pub written_bytes: u64,
+    pub shared_chunks: u64,
+    pub failed_writes: u64,
+    pub last_error: Option<String>,
+}
+
+impl Cold {
+    /// `data_dir`: where what is known of the bucket is kept.
+    pub fn open(options: &Options, data_dir: &Path, writes: bool, runtime: Handle) -> Result<Arc<Cold>> {
+        let bucket = Bucket::open(options, runtime)?;
+        let notes = Notes::open(&data_dir.join("cold.redb"))?;
+        let (news, doubted, written) = Default::default();
+        let backlog = Mutex::new(Backlog::new(BACKLOG_MAX));
+        Ok(Arc::new(Cold { bucket, notes, backlog, news, doubted, written, writes, since: Instant::now() }))
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, Backlog<StorePath>> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn doubted(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Nothing is written or waited for from now on.
+    pub fn stop(&self) {
+        self.bucket.stop();
+        self.news.notify_all();
+    }
+
+    /// The record of the path with this hash part. One that is damaged, or of another path, is a failure, of which note is
+    /// taken.
+    pub fn record(&self, hash_part: &str) -> Result<ColdRecord, Refusal> {
+        let object = record_object(hash_part);
+        let bytes: Bytes = self.bucket.get(&object, ColdRecord::OBJECT_LEN_MAX)?;
+        let read = ColdRecord::from_object(&bytes).map_err(|error| error.to_string());
+        let right = read.and_then(|record| match record.path.hash_part() == hash_part {
+            true => Ok(record),
+            false => Err(format!("it is the record of '{}'", record.path)),
+        });
+        right.map_err(|why| {
+            self.doubt(hash_part);
+            self.refuse(&object, &why)
+        })
+    }
+
+    /// An object is not what it should be; it counts as missing.
+    fn refuse(&self, object: &str, why: &str) -> Refusal {
+        tracing::warn!(
+            bucket = self.bucket.url(),
+            object,
+            why,
+            "an object of the bucket is wrong; it counts as missing"
+        );
+        Refusal::Missing
+    }
+
+    /// A pack is gone or wrong, and was wanted for this path.
+    pub fn refuse_pack(&self, pack: &PackName, hash_part: &str, why: &str) -> Refusal {
+        self.doubt(hash_part);
+        if let Err(error) = self.notes.forget_pack(pack) {
+            tracing::warn!("{error:#}");
+        }
+        self.refuse(&pack_object(pack), why)
+    }
+
+    /// Has a path written again that is here, or comes here.
+    fn doubt(&self, hash_part: &str) {
+        let mut doubted = self.doubted();
+        if doubted.len() < DOUBTED_MAX {
+            doubted.insert(hash_part.to_string());
+        }
+    }
+
+    /// The path is whole in the bucket, as far as this node knows.
+    pub fn keeps(&self, path: &StorePath) -> bool {
+        !self.doubted().contains(path.hash_part()) && self.notes.is_done(path).unwrap_or(false)
+    }
+
+    pub fn status(&self) -> ColdStatus {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let backlog = self.backlog();
+        let (ready, elsewhere) = backlog.counts();
+        let is_partial = backlog.is_partial();
+        drop(backlog);
+        let written = &self.written;
+        ColdStatus {
+            url: self.bucket.url().to_string(),
+            writes: self.writes,
+            backlog: ready + written.in_hand.load(Ordering::Relaxed),
+            backlog_is_partial: is_partial,
+            elsewhere,
+            kept_paths: self.notes.done_count().unwrap_or(0),
+            written_paths: load(&written.paths),
+            written_packs: load(&written.packs),
+            written_bytes: load(&written.bytes),
+            shared_chunks: load(&written.shared_chunks),
+            failed_writes: load(&written.failures),
+            last_error: written.last_error(),
+        }
+    }
+}
+
+impl Written {
+    fn failed(&self, why: &str) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_string());
+    }
+
+    fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Tells the backlog what becomes valid.
+struct Arrivals(Arc<Cold>);
+
+impl Watcher for Arrivals {
+    fn committed(&self, paths: &[PathInfo]) {
+        let mut backlog = self.0.backlog();
+        for info in paths {
+            backlog.add(info.path.clone());
+        }
+        drop(backlog);
+        self.0.news.notify_all();
+    }
+
+    fn may_delete(&self, paths: &[StorePath]) -> Vec<StorePath> {
+        paths.to_vec()
+    }
+
+    fn deleted(&self, _gone: &[StorePath], _stayed: &[StorePath]) {}
+
+    fn damage_changed(&self) {}
+}
+
+/// Follows what `store` has.
+fn follow(cold: &Arc<Cold>, store: &Store) {
+    store.watch(Arc::new(Arrivals(cold.clone())));
+}

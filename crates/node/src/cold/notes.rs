@@ -1,0 +1,254 @@
+//! What this node knows of the bucket, in `<data-dir>/cold.redb`: which paths need not be written, and in which packs chunks
+//! lie that it wrote.
+//!
+//! All of it saves work only. Without the file every path is asked for once, and chunks that the bucket has are written
+//! again where a path needs them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use shoal_wire::mesh::cold::PackName;
+use shoal_wire::nix::store_path::StorePath;
+
+/// Base names of paths for which nothing is to be done.
+const DONE: TableDefinition<'static, &str, ()> = TableDefinition::new("done");
+/// Packs by the number that chunks name them by.
+const PACKS: TableDefinition<'static, u64, &[u8; 32]> = TableDefinition::new("packs");
+const NUMBERS: TableDefinition<'static, &[u8; 32], u64> = TableDefinition::new("numbers");
+/// Of chunks the pack's number, and offset and length of the frame.
+const CHUNKS: TableDefinition<'static, &[u8; 32], (u64, u32, u32)> = TableDefinition::new("chunks");
+
+/// The number of the next pack, under its only key: numbers are given once.
+const NEXT: TableDefinition<'static, &str, u64> = TableDefinition::new("next");
+const NEXT_PACK: &str = "pack";
+
+/// Chunks that are remembered: a TiB of NARs, in somewhat more than a GiB. Beyond it all are forgotten, and sharing begins
+/// anew.
+const CHUNKS_MAX: u64 = 1 << 24;
+
+/// Where a chunk's frame lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    pub pack: PackName,
+    pub offset: u32,
+    pub frame_len: u32,
+}
+
+pub struct Notes {
+    path: PathBuf,
+    database: Database,
+    chunks_max: u64,
+}
+
+impl Notes {
+    /// What lies at `path`; one that cannot be read is begun anew.
+    pub fn open(path: &Path) -> Result<Notes> {
+        Self::open_with(path, CHUNKS_MAX)
+    }
+
+    fn open_with(path: &Path, chunks_max: u64) -> Result<Notes> {
+        let database = match Self::database(path) {
+            Ok(database) => database,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "what this node knows of its bucket cannot be read, and is found out anew");
+                std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+                Self::database(path).with_context(|| format!("cannot make {}", path.display()))?
+            }
+        };
+        Ok(Notes { path: path.to_path_buf(), database, chunks_max })
+    }
+
+    fn database(path: &Path) -> Result<Database> {
+        let database = Database::create(path)?;
+        let txn = database.begin_write()?;
+        txn.open_table(DONE)?;
+        txn.open_table(PACKS)?;
+        txn.open_table(NUMBERS)?;
+        txn.open_table(CHUNKS)?;
+        txn.open_table(NEXT)?;
+        txn.commit()?;
+        Ok(database)
+    }
+
+    fn what(&self) -> String {
+        format!("cannot use {}", self.path.display())
+    }
+
+    /// Those of `paths` for which something may be to be done.
+    pub fn undone(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>> {
+        let look = || -> Result<Vec<StorePath>> {
+            let txn = self.database.begin_read()?;
+            let table = txn.open_table(DONE)?;
+            let mut undone = Vec::new();
+            for path in paths {
+                if table.get(path.base_name())?.is_none() {
+                    undone.push(path);
+                }
+            }
+            Ok(undone)
+        };
+        look().with_context(|| self.what())
+    }
+
+    pub fn is_done(&self, path: &StorePath) -> Result<bool> {
+        self.undone(vec![path.clone()]).map(|undone| undone.is_empty())
+    }
+
+    /// How many are done.
+    pub fn done_count(&self) -> Result<u64> {
+        let count = || -> Result<u64> { Ok(self.database.begin_read()?.open_table(DONE)?.len()?) };
+        count().with_context(|| self.what())
+    }
+
+    /// The bucket has this path, or it cannot be written.
+    pub fn done(&self, path: &StorePath) -> Result<()> {
+        self.write(|txn| {
+            txn.open_table(DONE)?.insert(path.base_name(), ())?;
+            Ok(())
+        })
+    }
+
+    /// The bucket does not have this path as it should.
+    pub fn undo(&self, path: &StorePath) -> Result<()> {
+        self.write(|txn| {
+            txn.open_table(DONE)?.remove(path.base_name())?;
+            Ok(())
+        })
+    }
+
+    /// Where chunks lie, in the order of `hashes`.
+    pub fn locate<'a>(&self, hashes: impl Iterator<Item = &'a [u8; 32]>) -> Result<Vec<Option<Packed>>> {
+        let look = || -> Result<Vec<Option<Packed>>> {
+            let txn = self.database.begin_read()?;
+            let (chunks, packs) = (txn.open_table(CHUNKS)?, txn.open_table(PACKS)?);
+            let mut found = Vec::new();
+            for hash in hashes {
+                let Some((number, offset, frame_len)) = chunks.get(hash)?.map(|row| row.value()) else {
+                    found.push(None);
+                    continue;
+                };
+                let pack = packs.get(number)?.map(|row| *row.value());
+                found.push(pack.map(|pack| Packed { pack, offset, frame_len }));
+            }
+            Ok(found)
+        };
+        look().with_context(|| self.what())
+    }
+
+    /// A pack was written, with these chunks: hash, offset, length of the frame.
+    pub fn packed(&self, pack: &PackName, chunks: impl Iterator<Item = ([u8; 32], u32, u32)>) -> Result<()> {
+        self.write(|txn| {
+            if txn.open_table(CHUNKS)?.len()? >= self.chunks_max {
+                tracing::info!("more chunks lie in the bucket than are remembered; those known so far are forgotten");
+                txn.delete_table(CHUNKS)?;
+                txn.delete_table(PACKS)?;
+                txn.delete_table(NUMBERS)?;
+            }
+            let (mut table, mut packs, mut numbers) =
+                (txn.open_table(CHUNKS)?, txn.open_table(PACKS)?, txn.open_table(NUMBERS)?);
+            let mut next = txn.open_table(NEXT)?;
+            let number = next.get(NEXT_PACK)?.map_or(0, |number| number.value());
+            next.insert(NEXT_PACK, number + 1)?;
+            packs.insert(number, pack)?;
+            numbers.insert(pack, number)?;
+            for (hash, offset, frame_len) in chunks {
+                table.insert(&hash, (number, offset, frame_len))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A pack is not there as it should be: its chunks count as not in the bucket.
+    pub fn forget_pack(&self, pack: &PackName) -> Result<()> {
+        self.write(|txn| {
+            let number = txn.open_table(NUMBERS)?.remove(pack)?.map(|row| row.value());
+            if let Some(number) = number {
+                txn.open_table(PACKS)?.remove(number)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Keeps only notes of `paths`, in order: there is to be no more of them than of paths.
+    pub fn keep_only(&self, paths: &[StorePath]) -> Result<()> {
+        self.write(|txn| {
+            let mut table = txn.open_table(DONE)?;
+            table.retain(|name, ()| paths.binary_search_by(|path| path.base_name().cmp(name)).is_ok())?;
+            Ok(())
+        })
+    }
+
+    fn write(&self, change: impl FnOnce(&redb::WriteTransaction) -> Result<()>) -> Result<()> {
+        let write = || -> Result<()> {
+            let txn = self.database.begin_write()?;
+            change(&txn)?;
+            Ok(txn.commit()?)
+        };
+        write().with_context(|| self.what())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(digit: u8) -> StorePath {
+        StorePath::from_base_name(&format!("{}-x", digit.to_string().repeat(32))).unwrap()
+    }
+
+    #[test]
+    fn notes_are_kept_over_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cold.redb");
+        let notes = Notes::open(&file).unwrap();
+        notes.done(&path(1)).unwrap();
+        notes.packed(&[9; 32], [([1; 32], 0, 5), ([2; 32], 5, 6)].into_iter()).unwrap();
+        drop(notes);
+        let notes = Notes::open(&file).unwrap();
+        assert_eq!(notes.undone(vec![path(1), path(2)]).unwrap(), [path(2)]);
+        let second = Packed { pack: [9; 32], offset: 5, frame_len: 6 };
+        assert_eq!(notes.locate([&[2; 32], &[3; 32]].into_iter()).unwrap(), [Some(second), None]);
+    }
+
+    #[test]
+    fn what_was_found_damaged_counts_as_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::open(&dir.path().join("cold.redb")).unwrap();
+        notes.packed(&[8; 32], [([1; 32], 0, 5)].into_iter()).unwrap();
+        notes.packed(&[9; 32], [([2; 32], 0, 5)].into_iter()).unwrap();
+        notes.forget_pack(&[9; 32]).unwrap();
+        let located = notes.locate([&[1; 32], &[2; 32]].into_iter()).unwrap();
+        assert!(located[0].is_some() && located[1].is_none());
+        // The next has a number that none of the forgotten pack's chunks names.
+        notes.packed(&[7; 32], [([3; 32], 0, 5)].into_iter()).unwrap();
+        let located = notes.locate([&[3; 32], &[2; 32]].into_iter()).unwrap();
+        assert_eq!(
+            located.iter().map(|packed| packed.map(|packed| packed.pack)).collect::<Vec<_>>(),
+            [Some([7; 32]), None]
+        );
+    }
+
+    #[test]
+    fn there_are_no_more_notes_than_paths_and_no_more_chunks_than_the_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::open_with(&dir.path().join("cold.redb"), 2).unwrap();
+        for digit in 1..4 {
+            notes.done(&path(digit)).unwrap();
+            notes.packed(&[digit; 32], [([digit; 32], 0, 5)].into_iter()).unwrap();
+        }
+        notes.keep_only(&[path(2), path(3)]).unwrap();
+        assert_eq!(notes.done_count().unwrap(), 2);
+        let located = notes.locate([&[1; 32], &[3; 32]].into_iter()).unwrap();
+        assert!(located[0].is_none() && located[1].is_some());
+    }
+
+    #[test]
+    fn notes_that_cannot_be_read_are_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cold.redb");
+        std::fs::write(&file, "no database").unwrap();
+        assert!(!Notes::open(&file).unwrap().is_done(&path(1)).unwrap());
+    }
+}
