@@ -64,6 +64,8 @@ mod grid_memory;
 mod joining;
 #[path = "e2e/keeping.rs"]
 mod keeping;
+#[path = "e2e/kept_mount.rs"]
+mod kept_mount;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
 #[path = "e2e/mesh.rs"]

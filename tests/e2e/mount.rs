@@ -59,7 +59,7 @@ impl Drop for MountPoint {
 }
 
 /// A path with a program and a big file, copied to a node; and the big file's contents.
-fn put(machine: &Machine, node: &Node) -> (String, Vec<u8>) {
+pub fn put(machine: &Machine, node: &Node) -> (String, Vec<u8>) {
     let dir = machine.path("tool");
     fs::create_dir_all(dir.join("bin")).unwrap();
     fs::copy("/bin/echo", dir.join("bin/echo")).unwrap();
@@ -110,7 +110,7 @@ fn a_configured_mount_shows_what_comes_keeps_what_is_open_and_goes_with_the_node
     }
     let machine = Machine::new(&Nix::newest());
     let point = MountPoint::new();
-    let mut node = Node::start_with(&[&machine], &["--mount", point.dir.to_str().unwrap()]);
+    let mut node = Node::start_with(&[&machine], &["--mount", point.dir.to_str().unwrap(), "--mount-keep", "0s"]);
     assert!(point.is_mounted());
     let (path, contents) = put(&machine, &node);
     let listed = || fs::read_dir(&point.dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();

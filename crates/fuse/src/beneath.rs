@@ -22,6 +22,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub const TTL: Duration = Duration::from_secs(1);
 /// Nodes here have this bit, and no others have.
 const BENEATH: u64 = 1 << 63;
+/// More than a million entries are not looked up in a millisecond.
+const NUMBERS_A_MS_BITS: u32 = 20;
 /// Places in a listing of what is here have this bit, which those of store paths have not.
 const PLACE: u64 = 1 << 62;
 /// Entries that the kernel knows at a time; some 200 bytes each.
@@ -78,7 +80,18 @@ impl Beneath {
     /// Opens a directory before something is mounted there.
     pub fn open(dir: &Path) -> io::Result<Beneath> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Beneath { dir: openat(CWD, dir, flags, Mode::empty())?, nodes: Mutex::default() })
+        Ok(Beneath::at(openat(CWD, dir, flags, Mode::empty())?))
+    }
+
+    pub fn at(dir: OwnedFd) -> Beneath {
+        // The kernel may have numbers of an earlier server, which mean nothing any more: all here are greater.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let last = (since.as_millis() as u64) << NUMBERS_A_MS_BITS & !BENEATH;
+        Beneath { dir, nodes: Mutex::new(Nodes { last, ..Nodes::default() }) }
+    }
+
+    pub fn dir(&self) -> io::Result<OwnedFd> {
+        self.dir.try_clone()
     }
 
     fn nodes(&self) -> MutexGuard<'_, Nodes> {

@@ -9,7 +9,10 @@
 use crate::ahead;
 use crate::counts::{Stats, Upcalls, count};
 use crate::fetches::{Fetches, ReadFailed};
+use crate::late::Late;
+use crate::listing::Listing;
 use crate::loads::{Found, Loads};
+use crate::options::{LOOKUP_DEADLINE, READ_DEADLINE};
 use crate::overlay::Overlay;
 use crate::place::{Entry, Place, directory_attr, nothing};
 use crate::table::{Shown, Table};
@@ -23,9 +26,10 @@ use fuser::{
 use shoal_wire::nix::store_path::StorePath;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What never changes is kept by the kernel for so long: ten years, since it takes no word for ever.
@@ -45,11 +49,18 @@ pub struct Shared {
     pub views: Arc<Views>,
     /// What the directory had before, where that is shown.
     pub overlay: Option<Arc<Overlay>>,
+    /// Whoever asks for what the kernel has from an earlier server.
+    pub late: Arc<Late>,
+    /// Of a mount that somebody else served before: to ask what the kernel knows.
+    pub device: OnceLock<OwnedFd>,
+    /// Whether the kernel asks again what was not answered, when it is told to.
+    pub asks_again: AtomicBool,
     pub upcalls: Upcalls,
     /// Nobody answers the kernel any more.
     pub has_ended: AtomicBool,
 }
 
+#[derive(Clone)]
 pub struct FileSystem(pub Arc<Shared>);
 
 impl Shared {
@@ -179,6 +190,90 @@ fn enter(entry: &Entry, reply: ReplyEntry) {
     }
 }
 
+impl FileSystem {
+    /// Answers for a node that the kernel has from an earlier server, once its path is in memory; with `None` for other
+    /// nodes that are not, and where it does not come in time.
+    fn late(&self, node: u64, patience: Duration, answer: impl FnOnce(Option<&FileSystem>) + Send + 'static) {
+        let Some(name) = self.0.table.reserved(node & u64::from(u32::MAX)).filter(|_| node >> 32 == 0) else {
+            return answer(None);
+        };
+        let this = self.clone();
+        self.0.late.wait(name, patience, move |is_here| answer(Some(&this).filter(|_| is_here)));
+    }
+
+    fn look_up(&self, parent: u64, name: &OsStr, reply: ReplyEntry) {
+        if let Some(overlay) = self.0.overlay_of(parent) {
+            return overlay.look_up(parent, name, reply);
+        }
+        match self.0.place(parent) {
+            Some(Place::Root) => self.0.look_up_at_root(name, reply),
+            Some(Place::View(view)) if name == views::STORE => {
+                reply.entry(&FOREVER, &directory_attr(view.store()), Generation(0));
+            }
+            Some(Place::ViewStore(view)) => match view.path(name.as_bytes()) {
+                Some(shown) => enter(&Entry::top(shown.clone(), view.number()), reply),
+                None => reply.entry(&FOREVER, &nothing(), Generation(0)),
+            },
+            Some(Place::Entry(entry)) => match entry.shown.tree.child(entry.number, name.as_bytes()) {
+                Some(number) => enter(&entry.other(number), reply),
+                None => reply.entry(&FOREVER, &nothing(), Generation(0)),
+            },
+            Some(Place::View(_)) => reply.error(Errno::ENOENT),
+            Some(Place::Greeting) => reply.error(Errno::ENOTDIR),
+            None => {
+                let name = name.to_owned();
+                self.late(parent, LOOKUP_DEADLINE, move |found| match found {
+                    Some(this) => this.look_up(parent, &name, reply),
+                    None => reply.error(Errno::ESTALE),
+                });
+            }
+        }
+    }
+
+    fn tell_attr(&self, node: u64, reply: ReplyAttr) {
+        match self.0.place(node).and_then(|place| place.attr()) {
+            Some(attr) => reply.attr(&FOREVER, &attr),
+            None => self.late(node, LOOKUP_DEADLINE, move |found| match found {
+                Some(this) => this.tell_attr(node, reply),
+                None => reply.error(Errno::ESTALE),
+            }),
+        }
+    }
+
+    fn tell_target(&self, node: u64, reply: ReplyData) {
+        let Some((shown, number)) = self.0.table.by_node(node) else {
+            return self.late(node, LOOKUP_DEADLINE, move |found| match found {
+                Some(this) => this.tell_target(node, reply),
+                None => reply.error(Errno::ESTALE),
+            });
+        };
+        match shown.tree.target(number) {
+            Some(target) => reply.data(target),
+            None => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn read_at(&self, node: u64, offset: u64, size: u32, reply: ReplyData) {
+        match self.0.table.by_node(node) {
+            Some((shown, number)) => self.0.read(&shown, number, offset, size, reply),
+            None => self.late(node, READ_DEADLINE, move |found| match found {
+                Some(this) => this.read_at(node, offset, size, reply),
+                None => reply.error(Errno::ESTALE),
+            }),
+        }
+    }
+
+    fn list(&self, node: u64, offset: u64, listing: impl Listing) {
+        match self.0.table.reserved(node).is_some() && self.0.place(node).is_none() {
+            true => self.late(node, LOOKUP_DEADLINE, move |found| match found {
+                Some(this) => this.0.list(node, offset, listing),
+                None => listing.fail(),
+            }),
+            false => self.0.list(node, offset, listing),
+        }
+    }
+}
+
 impl Filesystem for FileSystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = [
@@ -195,6 +290,8 @@ impl Filesystem for FileSystem {
                 tracing::info!(?flag, "the kernel's file systems in user space lack something");
             }
         }
+        let asks_again = config.add_capabilities(InitFlags::FUSE_HAS_RESEND).is_ok();
+        self.0.asks_again.store(asks_again, Ordering::Release);
         // Both are within what the kernel and the library take.
         let _ = config.set_max_background(BACKGROUND_MAX);
         let _ = config.set_max_write(WRITE_LEN_MAX);
@@ -209,26 +306,7 @@ impl Filesystem for FileSystem {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         count(&self.0.upcalls.lookup);
-        if let Some(overlay) = self.0.overlay_of(parent.0) {
-            return overlay.look_up(parent.0, name, reply);
-        }
-        match self.0.place(parent.0) {
-            Some(Place::Root) => self.0.look_up_at_root(name, reply),
-            Some(Place::View(view)) if name == views::STORE => {
-                reply.entry(&FOREVER, &directory_attr(view.store()), Generation(0));
-            }
-            Some(Place::ViewStore(view)) => match view.path(name.as_bytes()) {
-                Some(shown) => enter(&Entry::top(shown.clone(), view.number()), reply),
-                None => reply.entry(&FOREVER, &nothing(), Generation(0)),
-            },
-            Some(Place::Entry(entry)) => match entry.shown.tree.child(entry.number, name.as_bytes()) {
-                Some(number) => enter(&entry.other(number), reply),
-                None => reply.entry(&FOREVER, &nothing(), Generation(0)),
-            },
-            Some(Place::View(_)) => reply.error(Errno::ENOENT),
-            Some(Place::Greeting) => reply.error(Errno::ENOTDIR),
-            None => reply.error(Errno::ESTALE),
-        }
+        self.look_up(parent.0, name, reply);
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
@@ -251,10 +329,7 @@ impl Filesystem for FileSystem {
         if let Some(overlay) = self.0.overlay.as_ref().filter(|_| node == INodeNo::ROOT) {
             return reply.attr(&FOREVER, &overlay.top());
         }
-        match self.0.place(node.0).and_then(|place| place.attr()) {
-            Some(attr) => reply.attr(&FOREVER, &attr),
-            None => reply.error(Errno::ESTALE),
-        }
+        self.tell_attr(node.0, reply);
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
@@ -262,11 +337,7 @@ impl Filesystem for FileSystem {
         if let Some(overlay) = self.0.overlay_of(node.0) {
             return overlay.tell_target(node.0, reply);
         }
-        let Some((shown, number)) = self.0.table.by_node(node.0) else { return reply.error(Errno::ESTALE) };
-        match shown.tree.target(number) {
-            Some(target) => reply.data(target),
-            None => reply.error(Errno::EINVAL),
-        }
+        self.tell_target(node.0, reply);
     }
 
     /// From the first such answer on the kernel opens files without asking.
@@ -295,20 +366,17 @@ impl Filesystem for FileSystem {
         if let Some(overlay) = self.0.overlay_of(node.0) {
             return overlay.read(node.0, offset, size, reply);
         }
-        match self.0.table.by_node(node.0) {
-            Some((shown, number)) => self.0.read(&shown, number, offset, size, reply),
-            None => reply.error(Errno::ESTALE),
-        }
+        self.read_at(node.0, offset, size, reply);
     }
 
     fn readdir(&self, _: &Request, node: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
         count(&self.0.upcalls.readdir);
-        self.0.list(node.0, offset, reply);
+        self.list(node.0, offset, reply);
     }
 
     fn readdirplus(&self, _: &Request, node: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         count(&self.0.upcalls.readdir);
-        self.0.list(node.0, offset, reply);
+        self.list(node.0, offset, reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -1,22 +1,26 @@
 //! A mount and its threads, from beginning to end.
 
 use crate::counts::{Stats, Upcalls};
+use crate::errands::Pause;
 use crate::fetches::Fetches;
 use crate::file_system::{FileSystem, Shared};
 use crate::loads::Loads;
+use crate::numbers::Numbers;
 use crate::options::Options;
 use crate::overlay::{self, Overlay};
 use crate::recovery;
 use crate::source::Source;
 use crate::table::{ROOT, Table};
 use crate::views::ViewPaths;
-use crate::{greeting, mountinfo, tree::Tree};
+use crate::{greeting, mountinfo, resumed, tree::Tree};
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use shoal_wire::mesh::manifest::Manifest;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -50,6 +54,60 @@ pub struct Mount {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// What is needed to go on with a mount. For as long as somebody holds it, the mount is there, and who asks it waits.
+pub struct Kept {
+    pub device: OwnedFd,
+    pub numbers: OwnedFd,
+    /// The directory that an overlay lies over.
+    pub beneath: Option<OwnedFd>,
+}
+
+type Started = (Arc<Overlay>, Pause, Vec<JoinHandle<()>>);
+
+/// All of a mount but the connection to the kernel.
+struct Parts {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    pause: Option<Pause>,
+}
+
+impl Parts {
+    fn start(
+        source: Arc<dyn Source>,
+        options: &Options,
+        table: Table,
+        overlay: Option<Started>,
+    ) -> Result<Parts, MountError> {
+        let (overlay, pause, on_disk) = match overlay {
+            Some((overlay, pause, threads)) => (Some(overlay), Some(pause), threads),
+            None => (None, None, Vec::new()),
+        };
+        let table = Arc::new(table);
+        let (fetches, mut threads) = Fetches::start(source.clone(), options).map_err(MountError::Thread)?;
+        let (loads, more) =
+            Loads::start(source, table.clone(), options.lookup_deadline, true).map_err(MountError::Thread)?;
+        threads.extend(more.into_iter().chain(on_disk));
+        let shared = Arc::new(Shared { overlay, ..Shared::new(table, loads, fetches) });
+        Ok(Parts { shared, threads, pause })
+    }
+
+    fn run(self, dir: &Path, session: io::Result<Session<FileSystem>>) -> Result<Mount, MountError> {
+        let Parts { shared, mut threads, pause } = self;
+        let session = match session.and_then(Session::spawn) {
+            Ok(session) => session,
+            Err(error) => {
+                shared.end();
+                return Err(MountError::Mount { dir: dir.to_owned(), error });
+            }
+        };
+        let handle = Handle { shared, notifier: session.notifier() };
+        if let (Some(overlay), Some(pause)) = (handle.shared.overlay.clone(), pause) {
+            threads.push(overlay::watch(overlay, handle.clone(), pause).map_err(MountError::Thread)?);
+        }
+        Ok(Mount { dir: dir.to_owned(), session: Some(session), handle, threads })
+    }
+}
+
 /// Tells a mount what became of paths. Cheap to clone. Its methods wait for the kernel, so they are never called from
 /// within a source.
 #[derive(Clone)]
@@ -61,42 +119,61 @@ pub struct Handle {
 impl Mount {
     /// Mounts at an existing directory, after what is left of an earlier mount there was taken away.
     pub fn start(dir: &Path, source: Arc<dyn Source>, options: &Options) -> Result<Mount, MountError> {
-        let fails = |error| MountError::Directory { dir: dir.to_owned(), error };
-        // Not by looking at it, which would ask a server that may be dead.
-        let dir = absolute(dir).map_err(fails)?;
-        recovery::clear(&dir).map_err(fails)?;
-        // The kernel takes a file too, and gives nothing but errors from then on.
-        if !dir.metadata().map_err(fails)?.is_dir() {
-            return Err(fails(io::ErrorKind::NotADirectory.into()));
-        }
-        // What is there is out of sight once something is mounted.
-        let beneath = if options.is_overlay { Some(Overlay::start(&dir).map_err(fails)?) } else { None };
-        let (overlay, pause, on_disk) = match beneath {
-            Some((overlay, pause, threads)) => (Some(overlay), Some(pause), threads),
-            None => (None, None, Vec::new()),
-        };
-        let table = Arc::<Table>::default();
-        let (fetches, mut threads) = Fetches::start(source.clone(), options).map_err(MountError::Thread)?;
-        let (loads, more) =
-            Loads::start(source, table.clone(), options.lookup_deadline, true).map_err(MountError::Thread)?;
-        threads.extend(more.into_iter().chain(on_disk));
-        let (views, upcalls, has_ended) = (Arc::default(), Upcalls::default(), false.into());
-        let shared = Arc::new(Shared { table, loads, fetches, views, overlay, upcalls, has_ended });
-        let session = Session::new(FileSystem(shared.clone()), &dir, &config(options)).and_then(Session::spawn);
-        match session {
-            Ok(session) => {
-                let handle = Handle { shared, notifier: session.notifier() };
-                greeting::greet(&dir);
-                if let (Some(overlay), Some(pause)) = (handle.shared.overlay.clone(), pause) {
-                    threads.push(overlay::watch(overlay, handle.clone(), pause).map_err(MountError::Thread)?);
-                }
-                Ok(Mount { dir, session: Some(session), handle, threads })
-            }
-            Err(error) => {
-                shared.end();
-                Err(MountError::Mount { dir, error })
-            }
-        }
+        let dir = cleared(dir)?;
+        let overlay = overlay_at(&dir, options)?;
+        let parts = Parts::start(source, options, Table::default(), overlay)?;
+        let session = Session::new(FileSystem(parts.shared.clone()), &dir, &config(options));
+        let mount = parts.run(&dir, session)?;
+        greeting::greet(&dir);
+        Ok(mount)
+    }
+
+    /// As [`Mount::start`], for a mount that others may go on with, and what they need for that. `None` where the kernel
+    /// does not ask again what was not answered.
+    pub fn start_to_keep(
+        dir: &Path,
+        source: Arc<dyn Source>,
+        options: &Options,
+    ) -> Result<(Mount, Option<Kept>), MountError> {
+        let dir = cleared(dir)?;
+        let fails = |error| MountError::Mount { dir: dir.clone(), error };
+        let overlay = overlay_at(&dir, options)?;
+        let beneath = overlay.as_ref().map(|(overlay, ..)| overlay.dir()).transpose().map_err(fails)?;
+        let numbers = Numbers::new().map_err(fails)?;
+        let shared = numbers.share().map_err(fails)?;
+        let parts = Parts::start(source, options, Table::keeping(numbers, Vec::new()), overlay)?;
+        let session = Session::new(FileSystem(parts.shared.clone()), &dir, &config(options));
+        let device = session.as_ref().ok().map(|session| session.as_fd().try_clone_to_owned()).transpose();
+        let mount = parts.run(&dir, session)?;
+        greeting::greet(&dir);
+        let can_be_kept = mount.handle.shared.asks_again.load(Ordering::Acquire);
+        let device = device.map_err(fails)?.filter(|_| can_be_kept);
+        Ok((mount, device.map(|device| Kept { device, numbers: shared, beneath })))
+    }
+
+    /// Goes on with a mount that another process served, and that is still there.
+    pub fn resume(dir: &Path, kept: Kept, source: Arc<dyn Source>, options: &Options) -> Result<Mount, MountError> {
+        let Kept { device, numbers, beneath } = kept;
+        let dir = absolute(dir).map_err(|error| MountError::Directory { dir: dir.to_owned(), error })?;
+        let fails = |error| MountError::Mount { dir: dir.clone(), error };
+        let (numbers, reserved) = Numbers::reopen(numbers).map_err(fails)?;
+        let overlay = beneath.map(Overlay::over).transpose().map_err(fails)?;
+        let mut parts = Parts::start(source, options, Table::keeping(numbers, reserved), overlay)?;
+        let Shared { late, loads, .. } = &*parts.shared;
+        parts.threads.push(late.start(loads.clone()).map_err(MountError::Thread)?);
+        let session = resumed::session(FileSystem(parts.shared.clone()), &device, config(options));
+        let mount = parts.run(&dir, session)?;
+        let device = mount.handle.shared.device.get_or_init(|| device);
+        resumed::ask_again(device.as_fd()).map_err(fails)?;
+        // What is listed may be other paths by now.
+        mount.handle.list_changed();
+        Ok(mount)
+    }
+
+    /// Leaves the mount to whoever goes on with it. This process serves it until it ends, which should be soon.
+    pub fn leave(mut self) {
+        // Dropped, it would unmount.
+        std::mem::forget(self.session.take());
     }
 
     pub fn handle(&self) -> &Handle {
@@ -163,7 +240,7 @@ impl Handle {
 
     /// Which of these paths somebody has open, or is in. The kernel is made to forget the others.
     pub fn in_use(&self, names: &[String]) -> Vec<String> {
-        let known = |name: &&String| self.shared.table.by_name(name).is_some_and(|shown| shown.is_known());
+        let known = |name: &&String| self.shared.is_known(name);
         let mut left: Vec<&String> = names.iter().filter(known).collect();
         left.iter().for_each(|name| self.forget(name));
         let deadline = Instant::now() + FORGET_PATIENCE;
@@ -212,13 +289,57 @@ impl Handle {
 }
 
 impl Shared {
+    pub(crate) fn new(table: Arc<Table>, loads: Arc<Loads>, fetches: Arc<Fetches>) -> Shared {
+        Shared {
+            table,
+            loads,
+            fetches,
+            views: Arc::default(),
+            overlay: None,
+            late: Arc::default(),
+            device: OnceLock::new(),
+            asks_again: false.into(),
+            upcalls: Upcalls::default(),
+            has_ended: false.into(),
+        }
+    }
+
+    /// Whether the kernel may have something of a path. What it was given by an earlier server nobody counted, so it is
+    /// asked.
+    fn is_known(&self, name: &str) -> bool {
+        match (self.table.restored(name), self.device.get()) {
+            (Some(mut nodes), Some(device)) => nodes.any(|node| resumed::is_known(device.as_fd(), node)),
+            _ => self.table.by_name(name).is_some_and(|shown| shown.is_known()),
+        }
+    }
+
     pub(crate) fn end(&self) {
+        self.late.end();
         self.loads.end();
         self.fetches.end();
         if let Some(overlay) = &self.overlay {
             overlay.end();
         }
     }
+}
+
+/// A directory to mount at, at which nothing of ours is mounted.
+fn cleared(dir: &Path) -> Result<PathBuf, MountError> {
+    let fails = |error| MountError::Directory { dir: dir.to_owned(), error };
+    // Not by looking at it, which would ask a server that may be dead.
+    let dir = absolute(dir).map_err(fails)?;
+    recovery::clear(&dir).map_err(fails)?;
+    // The kernel takes a file too, and gives nothing but errors from then on.
+    match dir.metadata().map_err(fails)?.is_dir() {
+        true => Ok(dir),
+        false => Err(fails(io::ErrorKind::NotADirectory.into())),
+    }
+}
+
+/// What the directory has, which is out of sight once something is mounted there.
+fn overlay_at(dir: &Path, options: &Options) -> Result<Option<Started>, MountError> {
+    let start = || Overlay::start(dir).map_err(|error| MountError::Directory { dir: dir.to_owned(), error });
+    options.is_overlay.then(start).transpose()
 }
 
 /// The directory as the kernel will list it: absolute, and its parents without symlinks.

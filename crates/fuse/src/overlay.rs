@@ -10,6 +10,7 @@ use fuser::{Errno, FileAttr, Generation, ReplyAttr, ReplyData, ReplyEntry};
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,10 +26,23 @@ pub struct Overlay {
 impl Overlay {
     /// Of a directory that nothing is mounted at yet.
     pub fn start(dir: &Path) -> io::Result<(Arc<Overlay>, Pause, Vec<JoinHandle<()>>)> {
-        let beneath = Beneath::open(dir)?;
+        Overlay::of(Beneath::open(dir)?)
+    }
+
+    /// Of one that was opened before.
+    pub fn over(dir: OwnedFd) -> io::Result<(Arc<Overlay>, Pause, Vec<JoinHandle<()>>)> {
+        Overlay::of(Beneath::at(dir))
+    }
+
+    fn of(beneath: Beneath) -> io::Result<(Arc<Overlay>, Pause, Vec<JoinHandle<()>>)> {
         let top = beneath.top()?;
         let (errands, pause, threads) = Errands::start()?;
         Ok((Arc::new(Overlay { beneath, errands, top }), pause, threads))
+    }
+
+    /// The directory beneath, for whoever goes on with this.
+    pub fn dir(&self) -> io::Result<OwnedFd> {
+        self.beneath.dir()
     }
 
     pub fn top(&self) -> FileAttr {

@@ -5,8 +5,10 @@
 //! - a path that is taken out stays readable for whoever has its nodes, until the kernel has forgotten them all;
 //! - nothing here waits.
 
+use crate::numbers::{Numbers, Reservations, Reserved};
 use crate::tree::Tree;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -28,6 +30,8 @@ pub struct Shown {
     pub tree: Tree,
     /// How often the kernel was given nodes of it that it has not forgotten.
     lookups: AtomicU64,
+    /// Whether the kernel was given its numbers by somebody else too: then nobody counted.
+    is_restored: bool,
     /// A bit for each chunk that was asked for ahead of its reader.
     hinted: Bits,
     /// And for each of which the kernel was given something.
@@ -49,6 +53,9 @@ struct Inner {
     /// Numbers given out so far, but for those that no path has.
     next: u64,
     entries: u64,
+    /// Where numbers are written down that are given out, and those that were before.
+    numbers: Option<Numbers>,
+    reserved: Reservations,
 }
 
 impl Shown {
@@ -64,7 +71,7 @@ impl Shown {
 
     /// Whether the kernel may have anything of it: then somebody may have it open.
     pub fn is_known(&self) -> bool {
-        self.lookups.load(Ordering::Acquire) > 0
+        self.is_restored || self.lookups.load(Ordering::Acquire) > 0
     }
 
     /// Notes that a chunk is asked for ahead; `false` if it was before.
@@ -100,6 +107,27 @@ impl Bits {
 }
 
 impl Table {
+    /// Writes down the numbers that it gives out. `reserved`: those that were given out before.
+    pub fn keeping(numbers: Numbers, reserved: Vec<Reserved>) -> Table {
+        let reserved = Reservations::new(reserved);
+        let next = reserved.end();
+        Table(RwLock::new(Inner { numbers: Some(numbers), reserved, next, ..Inner::default() }))
+    }
+
+    /// The name of a path that is not in memory and whose numbers the kernel was given before.
+    pub fn reserved(&self, node: u64) -> Option<Box<str>> {
+        self.read().reserved.name(node).map(Box::from)
+    }
+
+    /// The numbers of a path that the kernel may have from before.
+    pub fn restored(&self, name: &str) -> Option<Range<u64>> {
+        let inner = self.read();
+        let shown = inner.by_name.get(name).filter(|shown| shown.is_restored);
+        let here = shown.map(|shown| (shown.base, shown.tree.len()));
+        let (base, len) = here.or_else(|| inner.reserved.span(name))?;
+        Some(u64::from(base)..u64::from(base) + u64::from(len))
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,18 +155,31 @@ impl Table {
         if let Some(shown) = inner.by_name.get(name) {
             return Some(shown.clone());
         }
-        let (base, len) = (inner.next.max(GREETING + 1), u64::from(tree.len()));
-        if base + len > END || inner.entries + len > ENTRIES_MAX {
+        let len = u64::from(tree.len());
+        if inner.entries + len > ENTRIES_MAX {
             return None;
         }
+        let restored = inner.reserved.take(name, tree.len()).map(u64::from);
+        let base = match restored {
+            Some(base) => base,
+            None => inner.new_numbers(name, len)?,
+        };
         let (hinted, read) = (Bits::new(tree.chunk_count()), Bits::new(tree.chunk_count()));
         // Numbers end below 2^32.
-        let shown = Shown { name: name.into(), base: base as u32, tree, lookups: AtomicU64::new(0), hinted, read };
+        let shown = Shown {
+            name: name.into(),
+            base: base as u32,
+            tree,
+            lookups: AtomicU64::new(0),
+            is_restored: restored.is_some(),
+            hinted,
+            read,
+        };
         let shown = Arc::new(shown);
-        inner.next = base + len;
         inner.entries += len;
         inner.by_name.insert(name.into(), shown.clone());
-        inner.by_base.push(shown.clone());
+        let place = inner.by_base.partition_point(|other| other.base < shown.base);
+        inner.by_base.insert(place, shown.clone());
         Some(shown)
     }
 
@@ -152,7 +193,7 @@ impl Table {
 
     /// The kernel has forgotten a node that it was given `lookups` times.
     pub fn forgotten(&self, node: u64, lookups: u64) {
-        let Some((shown, _)) = self.by_node(node) else { return };
+        let Some((shown, _)) = self.by_node(node).filter(|(shown, _)| !shown.is_restored) else { return };
         let before = shown.lookups.fetch_sub(lookups, Ordering::AcqRel);
         if before == lookups {
             let mut inner = self.write();
@@ -225,6 +266,23 @@ impl Drop for Held {
 }
 
 impl Inner {
+    /// As many numbers as nobody had. `None` where there are no more, or they cannot be written down: numbers that the
+    /// next server does not know would mean something else to it.
+    fn new_numbers(&mut self, name: &str, len: u64) -> Option<u64> {
+        let base = self.next.max(GREETING + 1);
+        if base + len > END {
+            return None;
+        }
+        if let Some(numbers) = &mut self.numbers
+            && let Err(error) = numbers.note(base as u32, len as u32, name)
+        {
+            tracing::warn!(%error, "the numbers of a path's files cannot be written down");
+            return None;
+        }
+        self.next = base + len;
+        Some(base)
+    }
+
     fn is_found(&self, shown: &Arc<Shown>) -> bool {
         self.by_name.get(&shown.name).is_some_and(|found| Arc::ptr_eq(found, shown))
     }

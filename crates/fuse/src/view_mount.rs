@@ -4,7 +4,7 @@
 //! nothing is left in any directory when the process that serves it dies. Takes root's rights, and Linux 6.15 or later,
 //! which lets a part of such a mount be copied.
 
-use crate::counts::{Stats, Upcalls};
+use crate::counts::Stats;
 use crate::fetches::Fetches;
 use crate::file_system::{FileSystem, Shared};
 use crate::greeting;
@@ -14,7 +14,7 @@ use crate::options::Options;
 use crate::profile::{self, Profile};
 use crate::source::Source;
 use crate::table::{Held, Table};
-use crate::views::{ViewPaths, Views};
+use crate::views::ViewPaths;
 use fuser::{BackgroundSession, Session, SessionACL};
 use rustix::fs::{CWD, Mode, OFlags, fstat, minor, openat};
 use rustix::mount::{
@@ -68,9 +68,7 @@ impl ViewMount {
         let loads = Loads::start(source, table.clone(), options.lookup_deadline, false);
         let (loads, more) = loads.map_err(MountError::Thread)?;
         threads.extend(more);
-        let views = Arc::<Views>::default();
-        let (overlay, upcalls, has_ended) = (None, Upcalls::default(), false.into());
-        let shared = Arc::new(Shared { table, loads, fetches, views, overlay, upcalls, has_ended });
+        let shared = Arc::new(Shared::new(table, loads, fetches));
         match serve(&shared, options) {
             Ok((session, root)) => {
                 let handle = Handle { shared, notifier: session.notifier() };

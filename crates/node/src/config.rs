@@ -86,6 +86,9 @@ pub struct Config {
     pub mount: Option<PathBuf>,
     /// Whether what lies at `mount` goes on being shown.
     pub mount_overlay: bool,
+    /// How long the mount outlives the node.
+    #[serde(serialize_with = "duration_text")]
+    pub mount_keep: Duration,
     /// `name:base64`.
     pub trusted_public_key: Vec<String>,
     pub require_sigs: bool,
@@ -185,6 +188,7 @@ impl Config {
             inputs: InputsKind::Auto,
             mount: None,
             mount_overlay: false,
+            mount_keep: Duration::from_secs(60),
             trusted_public_key: Vec::new(),
             require_sigs: true,
             upstream: Vec::new(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -18,9 +19,12 @@ use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 
 use crate::inputs::InputViews;
+use keeper::Keeper;
 
+pub use keeper::{KEEPER_ARG, keeper_main};
 pub use source::NodeSource;
 
+mod keeper;
 mod source;
 
 /// A machine has one store, and a few for trying things out.
@@ -33,6 +37,8 @@ pub struct Mounts {
     /// Of builds, which are told what is deleted.
     views: Option<Arc<InputViews>>,
     mounted: Mutex<BTreeMap<PathBuf, Mount>>,
+    /// Of the mount that outlives this node, where there is one.
+    kept: Mutex<Option<(PathBuf, Keeper)>>,
     /// Whether there are any, or one is on its way: read by who must not wait for that.
     is_any: AtomicBool,
     news: Mutex<News>,
@@ -49,9 +55,9 @@ struct News {
 impl Mounts {
     /// None yet.
     pub fn new(store: Store, source: Arc<NodeSource>, views: Option<Arc<InputViews>>) -> Result<Arc<Mounts>> {
-        let (mounted, news, told) = (Mutex::default(), Mutex::default(), Condvar::new());
+        let (mounted, kept, news, told) = (Mutex::default(), Mutex::default(), Mutex::default(), Condvar::new());
         let is_any = AtomicBool::new(views.is_some());
-        let mounts = Arc::new(Mounts { store: store.clone(), source, views, mounted, is_any, news, told });
+        let mounts = Arc::new(Mounts { store: store.clone(), source, views, mounted, kept, is_any, news, told });
         store.watch(Arc::new(MountWatcher(Arc::downgrade(&mounts))));
         let teller = mounts.clone();
         thread::Builder::new().name("tell mounts".into()).spawn(move || teller.tell())?;
@@ -95,6 +101,50 @@ impl Mounts {
         Ok(())
     }
 
+    /// Mounts at a directory, or goes on with the mount there that an earlier life of this node left. It stays for
+    /// `patience` after this one, for the next.
+    pub fn mount_to_keep(&self, dir: &Path, is_overlay: bool, data_dir: &Path, patience: Duration) -> Result<()> {
+        let options = Options { is_overlay, ..Options::default() };
+        // Only root can hand a mount over: others have it by a helper.
+        let can_keep = !patience.is_zero() && rustix::process::geteuid().is_root();
+        let found = Keeper::find(data_dir).unwrap_or_else(|error| {
+            tracing::info!(error = format!("{error:#}"), "the mount of an earlier run is made anew");
+            None
+        });
+        if let Some((keeper, kept_at, kept)) =
+            found.filter(|(_, kept_at, kept)| can_keep && kept_at == dir && kept.beneath.is_some() == is_overlay)
+        {
+            self.is_any.store(true, Ordering::Release);
+            match Mount::resume(dir, kept, self.source.clone(), &options) {
+                Ok(mount) => {
+                    tracing::info!(dir = %dir.display(), "the mount of an earlier run goes on");
+                    self.mounted().insert(dir.to_owned(), mount);
+                    *self.kept() = Some((kept_at, keeper));
+                    return Ok(());
+                }
+                Err(error) => tracing::warn!(%error, "the mount of an earlier run does not go on"),
+            }
+        }
+        if !can_keep {
+            return self.mount(dir, is_overlay);
+        }
+        self.is_any.store(true, Ordering::Release);
+        let (mount, kept) = Mount::start_to_keep(dir, self.source.clone(), &options)?;
+        tracing::info!(dir = %dir.display(), is_overlay, "the store is mounted");
+        self.mounted().insert(dir.to_owned(), mount);
+        let keeper = kept.map(|kept| Keeper::start(data_dir, dir, &kept, patience)).transpose();
+        match keeper {
+            Ok(Some(keeper)) => *self.kept() = Some((dir.to_owned(), keeper)),
+            Ok(None) => tracing::info!("this kernel lets no mount outlive its node; that takes Linux 6.9"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "the mount ends with this node"),
+        }
+        Ok(())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<(PathBuf, Keeper)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether a mount is there and served.
     pub fn is_mounted(&self, dir: &Path) -> bool {
         self.mounted().get(dir).is_some_and(|mount| !mount.has_ended())
@@ -106,12 +156,19 @@ impl Mounts {
         mount.map_or(Ok(()), Mount::stop).with_context(|| format!("cannot unmount {}", dir.display()))
     }
 
-    /// Unmounts all; nothing is told to mounts any more.
+    /// Unmounts all but what is kept for the next run; nothing is told to mounts any more.
     pub fn stop(&self) {
         self.news().is_over = true;
         self.told.notify_all();
         if let Some(views) = &self.views {
             views.stop();
+        }
+        if let Some((dir, keeper)) = self.kept().take()
+            && let Some(mount) = self.mounted().remove(&dir).filter(|mount| !mount.has_ended())
+        {
+            mount.leave();
+            // Until this process ends, and the next one asks for the mount.
+            std::mem::forget(keeper);
         }
         let dirs: Vec<PathBuf> = self.mounted().keys().cloned().collect();
         for dir in dirs {

@@ -109,7 +109,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
     let state = node.state(ready.clone(), &doors, scrubber.clone(), members);
     let control = ControlSocket::open(&control::socket(&config.data_dir), state)?;
     if let Some(dir) = &config.mount {
-        node.mounts.mount(dir, config.mount_overlay)?;
+        node.mounts.mount_to_keep(dir, config.mount_overlay, &config.data_dir, config.mount_keep)?;
     }
     let ready_file = ReadyFile::write(&config.data_dir, &ready).context("cannot write ready.json")?;
     (start.on_ready)(&ready, imported)?;

@@ -234,6 +234,12 @@ pub const KEYS: &[Key] = &[
         "Go on showing what the directory of mount has, beside the paths of the mesh",
     ),
     key(
+        "mount-keep",
+        "1m",
+        Set::One("TIME", |c, v| parse_duration(v).map(|t| c.mount_keep = t)),
+        "How long the mount waits for a node that is gone to come back; 0s: it goes with the node",
+    ),
+    key(
         "trusted-public-key",
         "none",
         Set::Many("NAME:KEY", |c, v| public_keys(v).map(|v| c.trusted_public_key = v)),
