@@ -140,8 +140,6 @@ pub fn run(start: Start<'_>) -> Result<End> {
     });
     notify::notify(if end == End::Restart { "RELOADING=1" } else { "STOPPING=1" });
     scrubber.stop();
-    node.cold.iter().for_each(|cold| cold.stop());
-    drop(writer);
     drop(ready_file);
     doors.stop_accepting();
     // What runs at a restart goes on under its supervisors, and is taken up again.
@@ -150,6 +148,9 @@ pub fn run(start: Start<'_>) -> Result<End> {
     drop(control);
     node.mounts.stop();
     doors.close();
+    // What builds needed to their end may have been there.
+    node.cold.iter().for_each(|cold| cold.stop());
+    drop(writer);
     if let Some(mesh) = node.neighbours.mesh() {
         runtime.block_on(mesh.stop());
     }
