@@ -40,6 +40,8 @@ mod containers;
 mod copies;
 #[path = "e2e/crashes.rs"]
 mod crashes;
+#[path = "e2e/cutoff.rs"]
+mod cutoff;
 #[path = "e2e/demo.rs"]
 mod demo;
 #[path = "e2e/examples.rs"]

@@ -58,6 +58,14 @@ rec {
   silent = run "silent" "echo begun; $bb sleep 1000; echo > $out" { };
   chatty = run "chatty" "while :; do echo again and again; done" { };
   differs = run "differs" "$bb head -c 16 /dev/urandom > $out" { };
+  # Of one or the other way to the same contents, and what needs them.
+  ways = map (way:
+    let
+      ca = { __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; };
+      same = run "same" "echo way ${toString way}; echo contents > $out" ca;
+      above = run "above" "echo builds above; $bb cat ${same} > $out" ca;
+    in
+    run "top" "echo builds top; $bb cat ${above} > $out" { }) [ 1 2 ];
   # The same each time but for one of its files.
   uneven = run "uneven" "$bb mkdir -p $out/share; echo same > $out/share/same; $bb cat /proc/sys/kernel/random/uuid > $out/share/id" { };
   # Their paths are known only when they are built.

@@ -32,7 +32,7 @@ impl BuildService {
         derivation.outputs.keys().map(|output| Ok((output.clone(), self.realised(&hashes, output)?))).collect()
     }
 
-    fn realised(&self, hashes: &OutputHashes, output: &str) -> Result<Option<StorePath>> {
+    pub(super) fn realised(&self, hashes: &OutputHashes, output: &str) -> Result<Option<StorePath>> {
         let Some(drv_hash) = hashes.get(output) else { return Ok(None) };
         let id = DrvOutput { drv_hash: *drv_hash, output: output.to_string() };
         Ok(self.store.realisation(&id)?.map(|realisation| realisation.out_path))

@@ -227,7 +227,7 @@ impl Conduct<'_> {
 
     /// Whether the outputs are somewhere already.
     fn found(&self, resolved: &Resolved) -> Option<(Ended, End)> {
-        let found = self.service.found(self.grid, &self.work.task).and_then(|found| {
+        let found = self.service.found(self.grid, &self.work.task, resolved).and_then(|found| {
             let Some(found) = found else { return Ok(None) };
             if let Some(at) = found.at {
                 self.service.learn_whereabouts(found.outputs.values(), at);

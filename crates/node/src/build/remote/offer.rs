@@ -6,6 +6,8 @@ use shoal_grid::schedule::End;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::builds::{DERIVATION_LEN_MAX, NEAR_MAX, Offer, Outcome};
 use shoal_wire::nix::aterm;
+use shoal_wire::nix::derivation::{BasicDerivation, DerivationKind};
+use shoal_wire::nix::realisation::DrvOutput;
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::BuildMode;
 use shoal_wire::nix::worker::{BuildResult, BuildStatus};
@@ -71,8 +73,12 @@ impl BuildService {
     }
 
     /// The outputs of a job if all of them are known and valid, here or at other nodes.
-    pub(super) fn found(&self, grid: &Grid, task: &Task) -> anyhow::Result<Option<Elsewhere>> {
-        let Some(outputs) = self.known_paths(task)? else { return Ok(None) };
+    pub(super) fn found(&self, grid: &Grid, task: &Task, resolved: &Resolved) -> anyhow::Result<Option<Elsewhere>> {
+        let known = match self.known_paths(task)? {
+            None if task.mode == BuildMode::Normal => self.known_by_inputs(grid, &resolved.derivation)?,
+            known => known,
+        };
+        let Some(outputs) = known else { return Ok(None) };
         let mut found = Elsewhere { outputs, at: None, bytes: 0 };
         let mut elsewhere = Vec::new();
         for path in found.outputs.values() {
@@ -93,6 +99,35 @@ impl BuildService {
             found.at = Some(*holder);
         }
         Ok(Some(found))
+    }
+
+    /// What a derivation came out as that was another before its inputs were put in, or at another node: inputs that are
+    /// built anew and come out as before need not have what needs them built.
+    fn known_by_inputs(
+        &self,
+        grid: &Grid,
+        derivation: &BasicDerivation,
+    ) -> anyhow::Result<Option<BTreeMap<String, StorePath>>> {
+        if derivation.kind()? == DerivationKind::Impure {
+            return Ok(None);
+        }
+        let hashes = self.derivations.output_hashes_of_basic(derivation)?;
+        let mut known = BTreeMap::new();
+        for output in derivation.outputs.keys() {
+            let path = match derivation.output_path(&self.dir, output) {
+                Some(path) => Some(path),
+                None => match self.realised(&hashes, output)? {
+                    Some(path) => Some(path),
+                    None => hashes.get(output).and_then(|drv_hash| {
+                        let id = DrvOutput { drv_hash: *drv_hash, output: output.clone() };
+                        grid.neighbours.realisation(&id).map(|realisation| realisation.out_path)
+                    }),
+                },
+            };
+            let Some(path) = path else { return Ok(None) };
+            known.insert(output.clone(), path);
+        }
+        Ok(Some(known))
     }
 
     /// What is told of outputs that were found.
