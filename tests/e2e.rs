@@ -98,6 +98,8 @@ mod quorum;
 mod requests;
 #[path = "e2e/store.rs"]
 mod store;
+#[path = "e2e/stragglers.rs"]
+mod stragglers;
 #[path = "e2e/tls.rs"]
 mod tls;
 #[path = "e2e/trace.rs"]

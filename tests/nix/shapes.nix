@@ -58,6 +58,8 @@ rec {
   silent = run "silent" "echo begun; $bb sleep 1000; echo > $out" { };
   chatty = run "chatty" "while :; do echo again and again; done" { };
   differs = run "differs" "$bb head -c 16 /dev/urandom > $out" { };
+  # The second stands still where a build has one CPU.
+  tardy = map (i: run "tardy-${toString i}" "echo begun; [ ${toString i}$NIX_BUILD_CORES != 21 ] || $bb sleep 1000; echo done > $out" { }) [ 1 2 ];
   # Of one or the other way to the same contents, and what needs them.
   ways = map (way:
     let

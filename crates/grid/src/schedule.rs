@@ -4,7 +4,8 @@
 //! *Executors* are the nodes that jobs are placed on, this one among them.
 //!
 //! Invariants:
-//! - a job runs at most once at a time, unless its executor is gone, and only when all its dependencies have succeeded;
+//! - a job runs at most once at a time, unless its executor is gone or is late with it ([`seconds`]), and only when all
+//!   its dependencies have succeeded;
 //! - never are more jobs of this coordinator at an executor than it has slots, unless it has told of fewer since;
 //! - where a job runs, and why it waits, is [`placement`](crate::placement)'s to say;
 //! - requests of higher priority come first, then those with fewer jobs running: a small request is not behind a large one;
@@ -26,6 +27,7 @@ mod members;
 mod memory;
 mod queues;
 mod seats;
+mod seconds;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -41,6 +43,7 @@ use jobs::{Job, Jobs, Run, State};
 use queues::{Queues, Turn};
 use seats::Seats;
 pub use seats::{LOAD_BELIEVED_MS, REFUSAL_BELIEVED_MS, REFUSAL_MS_MIN};
+pub use seconds::{LATE_FACTOR, LATE_MS_MIN, SECONDS_MAX};
 
 /// Starts of one job before it is given up: several nodes that die under it are no accident.
 pub const TRIES_MAX: u32 = 5;
@@ -83,6 +86,8 @@ pub struct Node<K> {
     /// Keys of nodes of the same graph that must succeed first.
     pub deps: Vec<K>,
     pub estimate_ms: u64,
+    /// The estimate is from what others of its name took, and it may be run twice at once.
+    pub has_estimate: bool,
     pub requirement: Requirement,
     /// Estimated peak; 0 where nothing is known.
     pub memory_mib: u64,
@@ -93,6 +98,8 @@ pub struct Node<K> {
 pub enum Action<K, N = NodeId> {
     /// Have it built there. [`Schedule::ended`] must be called when it has ended, however it did.
     Start { key: K, at: N },
+    /// Have it built there too, while it runs elsewhere; else as [`Action::Start`].
+    Second { key: K, at: N },
     /// Nobody wants this job to run there any more. [`Schedule::ended`] must still be called when it has ended.
     Stop { key: K, at: N },
     /// Ready, and no present executor will ever run it; [`Schedule::placement`] says why. It waits for others to come, or
@@ -153,6 +160,8 @@ pub struct Schedule<K, N = NodeId> {
     requests: BTreeMap<RequestId, Request>,
     /// Jobs that died for want of memory; few.
     starved: BTreeSet<u32>,
+    /// Jobs that have a second copy.
+    seconds: BTreeSet<u32>,
     next_seq: u64,
     next_request: RequestId,
 }
@@ -175,6 +184,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             queues: Queues::default(),
             requests: BTreeMap::new(),
             starved: BTreeSet::new(),
+            seconds: BTreeSet::new(),
             next_seq: 0,
             next_request: 1,
         }
@@ -233,7 +243,8 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         if is_new {
             self.fill_class(class, now_ms);
         }
-        (self.jobs.add(Job::new(node.key, class, node.estimate_ms, longest_ms, node.memory_mib, self.next_seq)), true)
+        let job = Job::new(node.key, class, node.estimate_ms, longest_ms, node.memory_mib, self.next_seq);
+        (self.jobs.add(Job { has_estimate: node.has_estimate, ..job }), true)
     }
 
     /// Marks all that the goals wait for, directly or not, as wanted. A shared job may wait for jobs that this request's
@@ -266,13 +277,14 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     /// Tells that a started job has ended at `at`. What comes of an executor that was given up in the meantime counts
     /// when it is a success: the job ends, and where it was started again, elsewhere, it is stopped. Else it is ignored.
     /// Where it was started again at the same executor, the caller tells the two apart: it reports no bad end of the
-    /// earlier start, and withdraws the later one when the earlier succeeds.
+    /// earlier start, and withdraws the later one when the earlier succeeds. A second copy is told apart by where it was.
     pub fn ended(&mut self, key: &K, at: &N, end: End, now_ms: u64) -> Actions<K, N> {
         let mut actions = Vec::new();
         if let (Some(number), Some(seat)) = (self.jobs.find(key), self.seats.find(at)) {
             let run = self.jobs.get(number).and_then(Job::run);
             match end {
                 End::Success { output_bytes } => self.succeed(number, seat, output_bytes, now_ms, &mut actions),
+                _ if self.is_second(number, seat) => drop(self.leave_second(number, now_ms)),
                 end if run.is_some_and(|run| run.seat == seat) => {
                     self.ended_badly(number, seat, end, now_ms, &mut actions);
                 }
@@ -316,6 +328,9 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             self.seats.forgive(seat);
         }
         self.leave_seat(number, now_ms);
+        if end != End::Lost {
+            self.stop_second(number, now_ms, actions);
+        }
         if is_stopping {
             // That end says nothing about the derivation, which may be wanted again.
             if self.is_wanted(number) {
@@ -348,7 +363,9 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let losses = self.jobs.get(number).map_or(0, |job| job.losses);
         let until_ms = now_ms.saturating_add(RETRY_DELAY_MS << losses.min(TRIES_MAX));
         self.note(number, seat, Tried::Failed { until_ms }, until_ms);
-        self.try_again(number, actions);
+        if !self.promote_second(number) {
+            self.try_again(number, actions);
+        }
     }
 
     fn try_again(&mut self, number: u32, actions: &mut Actions<K, N>) {
@@ -438,6 +455,9 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
 
     /// The last step of each event: what can start does.
     fn settle(&mut self, mut actions: Actions<K, N>, now_ms: u64) -> Actions<K, N> {
+        for number in self.idle_seconds() {
+            self.stop_second(number, now_ms, &mut actions);
+        }
         for seat in self.seats.due(now_ms) {
             self.refresh(seat, now_ms);
         }

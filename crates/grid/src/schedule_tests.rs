@@ -3,6 +3,9 @@ use crate::can_run::Machine;
 use crate::placement::{Executor, FreeMemory, Placement, Reason, Verdict};
 use proptest::prelude::*;
 
+#[path = "schedule_seconds_tests.rs"]
+mod seconds;
+
 type Schedule = super::Schedule<u32, u8>;
 type Action = super::Action<u32, u8>;
 
@@ -31,7 +34,7 @@ fn lone(slots: u32) -> Schedule {
 
 fn node(key: u32, deps: &[u32]) -> Node<u32> {
     let requirement = Requirement { system: SYSTEM.into(), ..Requirement::default() };
-    Node { key, deps: deps.to_vec(), estimate_ms: 1, requirement, memory_mib: 0 }
+    Node { key, deps: deps.to_vec(), estimate_ms: 1, has_estimate: false, requirement, memory_mib: 0 }
 }
 
 fn terms(keep_going: bool) -> Terms {
@@ -341,6 +344,7 @@ impl Observer {
                     let ours = self.running.values().filter(|node| **node == at).count();
                     assert!(ours as u32 <= self.slots[&at], "{at} is full");
                 }
+                Action::Second { key, .. } => panic!("{key} is started twice, and nobody looked for what is late"),
                 Action::Stop { key, at } => assert_eq!(self.running.get(&key), Some(&at), "stopped while not running"),
                 Action::Nowhere { .. } => assert!(self.slots.values().all(|slots| *slots == 0), "any can run it"),
                 Action::Answer { request, key, .. } => {

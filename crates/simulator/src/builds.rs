@@ -98,6 +98,8 @@ pub struct Builds {
     pub traffic: Traffic,
     pub chances: Chances,
     pub delay_ms_max: u64,
+    /// Whether what is late is built a second time.
+    pub seconds_late: bool,
     /// Time between an offer and the end of what became of it in vain, by job.
     pub lost_ms: BTreeMap<u32, u64>,
     /// Time in which slots of executors that were down were not there.
@@ -108,6 +110,8 @@ pub struct Builds {
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     next_event: u64,
     offers: BTreeMap<u32, Offer>,
+    /// Of second copies.
+    seconds: BTreeMap<u32, Offer>,
     next_offer: OfferId,
     members: BTreeSet<MachineId>,
     heard_ms: Vec<u64>,
@@ -126,6 +130,7 @@ impl Builds {
             traffic: Traffic::default(),
             chances: Chances::default(),
             delay_ms_max: 5,
+            seconds_late: true,
             lost_ms: BTreeMap::new(),
             down_ms: 0,
             schedule: Schedule::new(),
@@ -134,6 +139,7 @@ impl Builds {
             events: BinaryHeap::new(),
             next_event: 0,
             offers: BTreeMap::new(),
+            seconds: BTreeMap::new(),
             next_offer: 1,
             members: (0..count as MachineId).collect(),
             heard_ms: vec![0; count],
@@ -166,6 +172,7 @@ impl Builds {
                 key,
                 deps: task.deps.clone(),
                 estimate_ms: task.estimate_ms,
+                has_estimate: true,
                 requirement: Requirement { system: task.system.clone(), ..Requirement::default() },
                 memory_mib: task.memory_mib,
             }
@@ -308,12 +315,22 @@ impl Builds {
                 Action::Start { key, at } => {
                     let slots = self.machines[at as usize].slots;
                     self.watch.start(&self.graph, key, at, slots, self.now_ms)?;
-                    let offer = Offer { at, id: self.next_offer, since_ms: self.now_ms };
-                    self.next_offer += 1;
+                    let offer = self.offer(key, at);
                     self.offers.insert(key, offer);
-                    self.to(at, Event::Offer { to: at, offer: offer.id, key });
+                }
+                Action::Second { key, at } => {
+                    self.watch.second(key, at, self.machines[at as usize].slots)?;
+                    let offer = self.offer(key, at);
+                    self.seconds.insert(key, offer);
                 }
                 Action::Stop { key, at } => {
+                    let second = self.seconds.get(&key).copied().filter(|second| second.at == at);
+                    if let Some(second) = second {
+                        self.seconds.remove(&key);
+                        self.watch.seconds.remove(&key);
+                        self.to(at, Event::Cancel { to: at, offer: second.id, key });
+                        continue;
+                    }
                     let offer = self.offers.get(&key).filter(|offer| offer.at == at);
                     let offer = offer.ok_or_else(|| format!("{key} is stopped at {at}, where it does not run"))?.id;
                     self.watch.stopped(key);
@@ -330,6 +347,21 @@ impl Builds {
         Ok(())
     }
 
+    fn offer(&mut self, key: u32, at: MachineId) -> Offer {
+        let offer = Offer { at, id: self.next_offer, since_ms: self.now_ms };
+        self.next_offer += 1;
+        self.to(at, Event::Offer { to: at, offer: offer.id, key });
+        offer
+    }
+
+    /// The first run of a job is lost: where there is a second, that is the run from now on.
+    fn promote(&mut self, key: u32) {
+        if let Some(second) = self.seconds.remove(&key) {
+            self.offers.insert(key, second);
+            self.watch.promoted(key);
+        }
+    }
+
     fn offered(&mut self, at: MachineId, offer: OfferId, key: u32) {
         let machine = &mut self.machines[at as usize];
         if !machine.is_up {
@@ -343,10 +375,11 @@ impl Builds {
             true => How::Full { until_ms: self.now_ms + FULL_MS },
             false if self.random.chance(self.chances.refused) => How::RefusedJob,
             false => {
-                machine.running.insert(key, Running { offer, since_ms: self.now_ms });
+                let until_ms = self.now_ms + self.graph.tasks[key as usize].duration_ms * machine.slowness;
+                machine.running.insert(key, Running { offer, until_ms });
                 self.traffic.begins(&self.graph, key, at);
-                let (life, ms) = (machine.life, self.now_ms + self.graph.tasks[key as usize].duration_ms);
-                return self.at(ms, Event::Built { at, life, key });
+                let life = machine.life;
+                return self.at(until_ms, Event::Built { at, life, key });
             }
         };
         self.from(at, Event::Ended { from: at, offer, key, how });
@@ -362,9 +395,8 @@ impl Builds {
 
     fn built(&mut self, at: MachineId, life: u64, key: u32) {
         let machine = &mut self.machines[at as usize];
-        let duration_ms = self.graph.tasks[key as usize].duration_ms;
         // One that was stopped and begun again is not done yet.
-        let is_done = |running: &Running| running.since_ms + duration_ms <= self.now_ms;
+        let is_done = |running: &Running| running.until_ms <= self.now_ms;
         if machine.life != life || !machine.running.get(&key).is_some_and(is_done) {
             return;
         }
@@ -383,8 +415,17 @@ impl Builds {
         // What an earlier offer brought to the same executor settles the later one, which is withdrawn.
         let is_late = |offer: &Offer| how == How::Success && offer.at == from;
         let open = self.offers.get(&key).copied().filter(|offer| offer.id == id || is_late(offer));
-        if open.is_none() && how != How::Success {
+        let second = self.seconds.get(&key).copied();
+        let second = second.filter(|second| second.id == id || (how == How::Success && second.at == from));
+        if open.is_none() && second.is_none() && how != How::Success {
             return Ok(());
+        }
+        if let Some(second) = second {
+            self.seconds.remove(&key);
+            self.watch.seconds.remove(&key);
+            if second.id != id {
+                self.to(from, Event::Cancel { to: from, offer: second.id, key });
+            }
         }
         if let Some(offer) = open.filter(|offer| offer.id != id) {
             self.to(from, Event::Cancel { to: from, offer: offer.id, key });
@@ -394,6 +435,9 @@ impl Builds {
             self.watch.running.remove(&key);
             if !matches!(how, How::Success | How::Failed) {
                 *self.lost_ms.entry(key).or_default() += self.now_ms - offer.since_ms;
+            }
+            if how == How::Lost {
+                self.promote(key);
             }
         }
         let text = || "the simulator says no".to_owned();
@@ -411,7 +455,9 @@ impl Builds {
                 self.traffic.built(key, from);
             }
             How::Failed => drop(self.watch.failed.insert(key)),
-            How::RefusedJob | How::Full { .. } => self.watch.refused(key),
+            // Second copies are no tries.
+            How::RefusedJob | How::Full { .. } if second.is_none() => self.watch.refused(key),
+            How::RefusedJob | How::Full { .. } => {}
             How::Stopped | How::Lost | How::OutOfMemory => {}
         }
         let actions = self.schedule.ended(&key, &from, end, self.now_ms);
@@ -424,11 +470,19 @@ impl Builds {
             return Ok(());
         }
         let lost: Vec<u32> = self.offers.iter().filter(|(_, offer)| offer.at == machine).map(|(key, _)| *key).collect();
+        self.seconds.retain(|key, second| {
+            let stays = second.at != machine;
+            if !stays {
+                self.watch.seconds.remove(key);
+            }
+            stays
+        });
         for key in lost {
             self.watch.running.remove(&key);
             if let Some(offer) = self.offers.remove(&key) {
                 *self.lost_ms.entry(key).or_default() += self.now_ms - offer.since_ms;
             }
+            self.promote(key);
         }
         let actions = self.schedule.set_executor(machine, None, self.now_ms);
         self.carry_out(actions)
@@ -459,6 +513,10 @@ impl Builds {
             if !self.members.contains(&machine) || !self.machines[machine as usize].is_up {
                 self.down_ms += LOOK_MS * u64::from(self.machines[machine as usize].slots);
             }
+        }
+        if self.seconds_late {
+            let actions = self.schedule.second_late(self.now_ms);
+            self.carry_out(actions)?;
         }
         self.at(self.now_ms + LOOK_MS, Event::Look);
         Ok(())

@@ -200,3 +200,31 @@ fn a_seed_is_one_run_of_builds() {
     };
     assert_eq!(run(), run());
 }
+
+/// One executor of eight takes twenty times as long for everything.
+#[test]
+fn a_slow_executor_holds_up_little_where_what_is_late_is_built_twice() {
+    for seed in seeds(10) {
+        let took_ms = |slowness: u64, seconds_late: bool| {
+            let mut random = Random::new(seed);
+            let shape = (0..200u64).map(|key| {
+                let deps: BTreeSet<u64> = (0..random.below(3).min(key)).map(|_| random.below(key)).collect();
+                (deps.into_iter().map(|dep| dep as u32).collect(), "x86_64-linux".to_owned())
+            });
+            let shape: Vec<_> = shape.collect();
+            let graph = Graph::drawn(shape, &mut Random::new(!seed));
+            let goals = all(&graph);
+            let mut builds = Builds::new(graph, machines(8, 2), seed).unwrap();
+            builds.machines[3].slowness = slowness;
+            builds.seconds_late = seconds_late;
+            builds.submit(&goals, KEEP_GOING).unwrap();
+            builds.run_to_end(30 * DAY_MS).unwrap();
+            assert_eq!(builds.watch.succeeded, goals, "SHOAL_SEED={seed}");
+            builds.watch.ended_ms
+        };
+        let (fast_ms, slow_ms, seconded_ms) = (took_ms(1, true), took_ms(20, false), took_ms(20, true));
+        println!("seed {seed}: {fast_ms} ms, with a slow executor {slow_ms}, with second copies {seconded_ms}");
+        assert!(seconded_ms <= slow_ms, "SHOAL_SEED={seed}: {seconded_ms} ms, without second copies {slow_ms}");
+        assert!(seconded_ms <= fast_ms * 4, "SHOAL_SEED={seed}: {seconded_ms} ms, without a slow executor {fast_ms}");
+    }
+}

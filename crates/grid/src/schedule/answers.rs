@@ -20,6 +20,10 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         if self.jobs.get(number).and_then(Job::run).is_some_and(|run| run.seat == seat) {
             self.leave_seat(number, now_ms);
         }
+        match self.is_second(number, seat) {
+            true => drop(self.leave_second(number, now_ms)),
+            false => self.stop_second(number, now_ms, actions),
+        }
         self.leave_queue(number);
         let Some(job) = self.jobs.get_mut(number) else { return };
         let (key, dependants) = (job.key.clone(), std::mem::take(&mut job.dependants));

@@ -123,7 +123,14 @@ mod tests {
     }
 
     fn node(key: u32, deps: &[u32], estimate_ms: u64, features: &[&str]) -> Node<u32> {
-        Node { key, deps: deps.to_vec(), estimate_ms, requirement: asked(features), memory_mib: u64::from(key) }
+        Node {
+            key,
+            deps: deps.to_vec(),
+            estimate_ms,
+            has_estimate: false,
+            requirement: asked(features),
+            memory_mib: u64::from(key),
+        }
     }
 
     /// On one executor without features.

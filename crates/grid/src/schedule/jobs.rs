@@ -41,6 +41,12 @@ pub(super) struct Job<K> {
     pub exceeded_mib: u64,
     /// What it is estimated to take.
     pub estimate_ms: u64,
+    /// By what others of its name took.
+    pub has_estimate: bool,
+    /// A second copy of it beside the run that counts.
+    pub second: Option<Run>,
+    /// It has one, or had.
+    pub had_second: bool,
     /// Milliseconds of the longest chain of work from this job's start to a goal.
     pub longest_ms: u64,
     pub seq: u64,
@@ -67,6 +73,9 @@ impl<K> Job<K> {
             memory_mib,
             exceeded_mib: 0,
             estimate_ms,
+            has_estimate: false,
+            second: None,
+            had_second: false,
             longest_ms,
             seq,
             waits_for: BTreeSet::new(),

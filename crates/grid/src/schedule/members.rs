@@ -58,6 +58,10 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             self.refresh(seat, now_ms);
             let known = self.seats.get(seat);
             for number in known.jobs.iter().copied().filter(|_| known.executor.is_none()).collect::<Vec<_>>() {
+                if self.is_second(number, seat) {
+                    self.leave_second(number, now_ms);
+                    continue;
+                }
                 let is_stopping = self.jobs.get(number).is_some_and(|job| matches!(job.state, State::Stopping(_)));
                 self.leave_seat(number, now_ms);
                 gone.push((number, seat, is_stopping));

@@ -25,6 +25,7 @@ mod conduct;
 pub(super) mod guests;
 mod members;
 mod offer;
+pub(super) mod seconds;
 mod serve;
 pub mod stand_in;
 mod translate;

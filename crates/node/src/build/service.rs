@@ -33,6 +33,7 @@ use super::history::History;
 use super::past::Past;
 use super::recent::Recent;
 use super::remote::guests::Guests;
+use super::remote::seconds::Second;
 use super::remote::stand_in::SeeTo;
 use super::remote::{self, Grid};
 use super::request::{BuildHandle, BuildOptions, BuildRequest, Goal, Wanted};
@@ -94,8 +95,10 @@ pub(super) enum Place {
 
 pub(super) struct Job {
     pub task: Arc<Task>,
-    options: BuildOptions,
+    pub options: BuildOptions,
     pub running: Option<Running>,
+    /// A second copy of it, beside the run that clients hear of.
+    pub second: Option<Second>,
     pub story: Story,
 }
 
@@ -114,6 +117,11 @@ pub(super) struct Running {
 impl Job {
     pub fn place(&self) -> Option<Place> {
         self.running.as_ref().map(|running| running.place)
+    }
+
+    fn kill_at(&self, at: NodeId) -> Option<&KillSwitch> {
+        let second = self.second.as_ref().filter(|second| second.at == at).map(|second| &*second.kill);
+        second.or_else(|| self.running.as_ref().map(|running| &*running.kill))
     }
 }
 
@@ -356,6 +364,7 @@ impl BuildService {
                     key: task.drv_path.clone(),
                     deps: task.waits_for.clone(),
                     estimate_ms: estimate.duration_ms,
+                    has_estimate: self.may_run_twice(task, &options, &estimate),
                     requirement: task.requirement.clone(),
                     memory_mib: estimate.memory_mib,
                 }
@@ -368,6 +377,7 @@ impl BuildService {
                 task: Arc::new(task),
                 options: options.clone(),
                 running: None,
+                second: None,
                 story: step.story.clone(),
             });
             step.story = job.story.clone();
@@ -398,10 +408,11 @@ impl BuildService {
         for action in actions {
             match action {
                 Action::Start { key, at } => self.start_job(state, key, at),
+                Action::Second { key, at } => self.start_second(state, &key, at),
                 Action::Nowhere { key } => self.refuse_job(state, &key),
-                Action::Stop { key, .. } => {
-                    if let Some(running) = state.jobs.get(&key).and_then(|job| job.running.as_ref()) {
-                        running.kill.kill();
+                Action::Stop { key, at } => {
+                    if let Some(kill) = state.jobs.get(&key).and_then(|job| job.kill_at(at)) {
+                        kill.kill();
                     }
                 }
                 Action::Answer { request, key, answer } => self.answer(state, request, key, answer, ended),
@@ -470,9 +481,12 @@ impl BuildService {
     pub(super) fn job_ended(self: &Arc<Self>, work: &Work, mut ended: Ended, end: End) {
         let Work { task, id, at, .. } = work;
         ended.cancelled |= end == End::Lost;
-        work.story.end(*id, how(work, &ended, &end), self.now_ms());
+        work.story.end(*id, How::of(&end, &ended.result, work.kill.is_killed()), self.now_ms());
         let mut state = self.lock();
         let key = &task.drv_path;
+        if self.is_settled_by_second(&mut state, work, &ended, &end) {
+            return;
+        }
         let is_starved = matches!(end, End::OutOfMemory { .. }) && state.schedule.is_tried_again(key, &end);
         ended.cancelled |= is_starved;
         let running = state.jobs.get_mut(key).and_then(|job| job.running.take_if(|running| running.id == *id));
@@ -555,20 +569,6 @@ impl BuildService {
             self.inputs.trees().forget(&report.paths);
         }
         Ok(report)
-    }
-}
-
-/// What is remembered of an end.
-fn how(work: &Work, ended: &Ended, end: &End) -> How {
-    let text = || String::from_utf8_lossy(&ended.result.error_msg).into_owned();
-    match end {
-        End::Success { .. } if ended.result.status == BuildStatus::AlreadyValid => How::Found,
-        End::Success { .. } => How::Built,
-        End::Refused { text, .. } => How::Refused(text.clone()),
-        _ if work.kill.is_killed() => How::Cancelled,
-        End::OutOfMemory { .. } => How::OutOfMemory(text()),
-        End::Lost => How::Lost(text()),
-        End::Failed => How::Failed(text()),
     }
 }
 

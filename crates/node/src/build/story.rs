@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_grid::placement::Verdict;
 use shoal_grid::ring::NodeId;
+use shoal_grid::schedule::End;
+use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
 use super::feed::JobId;
 
@@ -50,6 +52,22 @@ pub(super) enum How {
     Lost(String),
     Refused(String),
     Cancelled,
+}
+
+impl How {
+    /// What is remembered of an end.
+    pub fn of(end: &End, result: &BuildResult, was_killed: bool) -> How {
+        let text = || String::from_utf8_lossy(&result.error_msg).into_owned();
+        match end {
+            End::Success { .. } if result.status == BuildStatus::AlreadyValid => How::Found,
+            End::Success { .. } => How::Built,
+            End::Refused { text, .. } => How::Refused(text.clone()),
+            _ if was_killed => How::Cancelled,
+            End::OutOfMemory { .. } => How::OutOfMemory(text()),
+            End::Lost => How::Lost(text()),
+            End::Failed => How::Failed(text()),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -13,7 +13,8 @@ pub type OfferId = u64;
 #[derive(Clone, Debug)]
 pub struct Running {
     pub offer: OfferId,
-    pub since_ms: u64,
+    /// When it will be done.
+    pub until_ms: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub struct Builder {
     pub foreign: u32,
     /// What it says of its load instead of the truth.
     pub lie: Option<u32>,
+    /// How many times as long it takes for everything.
+    pub slowness: u64,
     /// Counts starts: what an earlier life began does not end.
     pub life: u64,
     pub running: BTreeMap<u32, Running>,
@@ -43,6 +46,7 @@ impl Builder {
             silent_until_ms: 0,
             foreign: 0,
             lie: None,
+            slowness: 1,
             life: 0,
             running: BTreeMap::new(),
         }

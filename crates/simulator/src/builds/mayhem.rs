@@ -62,6 +62,7 @@ fn step(builds: &mut Builds, random: &mut Random, tasks: u64) -> Result<(), Stri
         }
         6 => (0..builds.machines.len() as MachineId).for_each(|machine| builds.restart(machine)),
         7 => known.silent_until_ms = now_ms + random.below(30_000),
+        8 if random.chance(30) => known.slowness = [1, 10][random.below(2) as usize],
         8 => known.foreign = random.below(u64::from(known.slots) + 1) as u32,
         _ => known.lie = random.chance(70).then(|| random.below(10) as u32),
     }
@@ -73,6 +74,7 @@ fn heal(builds: &mut Builds) {
     builds.chances = Chances::default();
     for machine in 0..builds.machines.len() as MachineId {
         let known = &mut builds.machines[machine as usize];
+        known.slowness = 1;
         (known.foreign, known.lie) = (0, (machine == 0).then_some(u32::MAX));
         builds.restart(machine);
     }

@@ -12,6 +12,8 @@ pub struct Watch {
     pub failed: BTreeSet<u32>,
     /// Where each job runs, as far as the coordinator can know.
     pub running: BTreeMap<u32, MachineId>,
+    /// The same of second copies.
+    pub seconds: BTreeMap<u32, MachineId>,
     /// Starts that were not refused, of jobs that have not ended.
     tries: BTreeMap<u32, u32>,
     stopping: BTreeSet<u32>,
@@ -31,10 +33,7 @@ impl Watch {
         if let Some(dep) = needs {
             return Err(format!("{key} starts before {dep} has succeeded"));
         }
-        let there = self.running.values().filter(|node| **node == at).count();
-        if there > slots as usize {
-            return Err(format!("{there} jobs at {at}, which has {slots} slots"));
-        }
+        self.count(at, slots)?;
         self.stopping.remove(&key);
         let tries = self.tries.entry(key).or_default();
         *tries += 1;
@@ -42,6 +41,31 @@ impl Watch {
             return Err(format!("{key} is tried {tries} times"));
         }
         self.started_ms.insert(key, now_ms);
+        Ok(())
+    }
+
+    pub fn second(&mut self, key: u32, at: MachineId, slots: u32) -> Result<(), String> {
+        if self.running.get(&key).is_none_or(|first| *first == at) {
+            return Err(format!("a second copy of {key} starts at {at}, where the first is, or there is none"));
+        }
+        if let Some(other) = self.seconds.insert(key, at) {
+            return Err(format!("a third copy of {key} starts at {at}, beside one at {other}"));
+        }
+        self.count(at, slots)
+    }
+
+    /// The second copy is the one that counts from now on.
+    pub fn promoted(&mut self, key: u32) {
+        if let Some(at) = self.seconds.remove(&key) {
+            self.running.insert(key, at);
+        }
+    }
+
+    fn count(&self, at: MachineId, slots: u32) -> Result<(), String> {
+        let there = self.running.values().chain(self.seconds.values()).filter(|node| **node == at).count();
+        if there > slots as usize {
+            return Err(format!("{there} jobs at {at}, which has {slots} slots"));
+        }
         Ok(())
     }
 

@@ -286,7 +286,8 @@ impl Conduct<'_> {
         }
     }
 
-    fn hear_offer(&self, offer: Offer) -> Heard {
+    /// Offers it to a node, which may be this one, and hears it to its end.
+    pub(super) fn hear_offer(&self, offer: Offer) -> Heard {
         match self.at == HERE {
             true => self.hear_own(offer),
             false => self.hear(self.at, &BuildAsk::Build(Box::new(offer))),

@@ -169,6 +169,8 @@ impl BuildService {
             let actions = state.schedule.tick(self.now_ms());
             self.carry_out(&mut state, actions, None);
         }
+        let actions = state.schedule.second_late(self.now_ms());
+        self.carry_out(&mut state, actions, None);
     }
 
     fn renew_claims(&self) {
@@ -232,9 +234,11 @@ impl BuildService {
         }
     }
 
-    /// Whether a run of a job is the one that counts.
+    /// Whether a run of a job is one that counts, or its second copy.
     pub(super) fn is_current(&self, key: &StorePath, id: crate::build::feed::JobId) -> bool {
         let state = self.lock();
-        state.jobs.get(key).and_then(|job| job.running.as_ref()).is_some_and(|running| running.id == id)
+        let Some(job) = state.jobs.get(key) else { return false };
+        let running = job.running.as_ref().map(|running| running.id);
+        running == Some(id) || job.second.as_ref().is_some_and(|second| second.id == id)
     }
 }
