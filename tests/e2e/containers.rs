@@ -61,7 +61,7 @@ fn good_while_nodes_come_and_go(privilege: Privilege) {
     assert!(built.iter().all(|count| *count > 0), "one built nothing: {built:?}");
     let rows = expected::rows(&set.expected(), "good");
     let (copy, store) = pods.reach(&machine, "nix", 4);
-    let key = pods.shoal(0, "key show").ok();
+    let key = pods.shoal(4, "key show").ok();
     let copy = copy.args(["copy", "--from", &store, "--option", "trusted-public-keys", key.text()]);
     copy.args(rows.iter().map(|row| &row.path)).patience(SET_PATIENCE).ok();
     expected::compare(&rows, &expected::of_machine(&machine, &rows), &[]);

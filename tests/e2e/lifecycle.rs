@@ -1,7 +1,7 @@
 //! How a node starts, says that it is ready, reloads and stops.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
@@ -183,4 +183,8 @@ fn a_socket_for_no_door_is_an_error_that_says_what_to_do() {
     let serve = serve_lent(&place, sockets, &["--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
     let finished = serve.env("LISTEN_FDNAMES", "shoal.socket").patience(PATIENCE).fails();
     assert!(finished.stderr.contains("FileDescriptorName"), "{finished}");
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let serve = serve_lent(&place, vec![udp.into()], &["--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    let finished = serve.env("LISTEN_FDNAMES", "http").patience(PATIENCE).fails();
+    assert!(finished.stderr.contains("--http3"), "{finished}");
 }

@@ -22,6 +22,17 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(300);
 /// Of the image: whom it runs as, where it is not root.
 const USER: u32 = 65532;
 
+/// As the chart writes it.
+const CONFIG: &str = r#"ssh = "[::]:2222"
+http = "[::]:8080"
+mesh = "[::]:7433"
+mesh-secret-file = "/run/secrets/mesh-secret"
+authorized-keys = "/etc/shoal/authorized_keys"
+peer-dns = ["shoal-mesh"]
+max-jobs = 1
+keep-failed = true
+"#;
+
 /// How much a pod may do: the chart's value of that name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privilege {
@@ -98,9 +109,15 @@ impl Pods {
             .arg("--data-dir")
             .arg(place.join("none"))
             .ok();
-        fs::write(place.join("authorized_keys"), machine.public_key()).unwrap_or_else(|error| panic!("keys: {error}"));
-        for path in [&secret, &place.join("authorized_keys")] {
-            chown(path, Some(USER), Some(USER)).unwrap_or_else(|error| panic!("chown: {error}"));
+        chown(&secret, Some(USER), Some(USER)).unwrap_or_else(|error| panic!("chown: {error}"));
+        let no_build = privilege == Privilege::Cache;
+        let files = [
+            ("etc/authorized_keys", machine.public_key()),
+            ("etc/config.toml", format!("{CONFIG}no-build = {no_build}\n")),
+        ];
+        fs::create_dir(place.join("etc")).unwrap_or_else(|error| panic!("etc: {error}"));
+        for (name, text) in files {
+            fs::write(place.join(name), text).unwrap_or_else(|error| panic!("{name}: {error}"));
         }
         let network = format!("shoal-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         podman().args(["network", "create", &network]).ok();
@@ -135,15 +152,8 @@ impl Pods {
         let run = run.args(["--tmpfs", "/tmp:mode=1777,exec", "--tmpfs", "/run/shoal:mode=1777"]);
         let run = run.args(["-v", &mount(data, "/var/lib/shoal")]);
         let run = run.args(["-v", &(mount(self.place.join("mesh-secret"), "/run/secrets/mesh-secret") + ":ro")]);
-        let run = run.args(["-v", &(mount(self.place.join("authorized_keys"), "/etc/shoal/authorized_keys") + ":ro")]);
-        let serve = "serve --mesh-secret-file /run/secrets/mesh-secret --authorized-keys /etc/shoal/authorized_keys \
-             --peer-dns shoal-mesh --ssh [::]:2222 --http [::]:8080 --mesh [::]:7433 --max-jobs 1 --keep-failed";
-        let no_build = (self.privilege == Privilege::Cache).then_some("--no-build");
-        run.args(self.privilege.flags())
-            .arg(image().expect("it was there"))
-            .args(serve.split_whitespace())
-            .args(no_build)
-            .ok();
+        let run = run.args(["-v", &(mount(self.place.join("etc"), "/etc/shoal") + ":ro")]);
+        run.args(self.privilege.flags()).args([image().expect("it was there"), "serve".into()]).ok();
         self.addresses.push(None);
         let format = format!("{{{{(index .NetworkSettings.Networks \"{}\").IPAddress}}}}", self.network);
         let address = podman().args(["inspect", "-f", &format, &self.name(ordinal)]).ok().text().to_owned();

@@ -80,7 +80,8 @@ pub struct GcReport {
     pub deleted: u64,
     /// Bytes that were copied to other segments for that.
     pub copied: u64,
-    /// Of paths that were named to be deleted, those that a watcher of the store kept: nobody else has them, or they are open.
+    /// Of paths that were named to be deleted, those that stayed: a watcher of the store kept them, since nobody else has them
+    /// or they are open, or something began to use them.
     pub kept: Vec<StorePath>,
 }
 
@@ -161,10 +162,10 @@ impl Store {
             }
             let batch: Vec<StorePath> = batch.iter().map(|&path| graph.path(path).clone()).collect();
             let allowed = self.allowed_to_delete(batch.clone());
-            if request.action == GcAction::DeleteSpecific {
-                report.kept.extend(batch.into_iter().filter(|path| !allowed.contains(path)));
-            }
             let gone = paths::delete(self, &allowed, &mut users)?;
+            if request.action == GcAction::DeleteSpecific {
+                report.kept.extend(batch.into_iter().filter(|path| !gone.paths.contains(path)));
+            }
             self.tell_deleted(&allowed, &gone.paths);
             let unused = counts.release(&gone.manifests);
             report.freed += chunks::sweep(self, &unused)?;

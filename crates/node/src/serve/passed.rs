@@ -48,6 +48,11 @@ impl Passed {
             let name = names.next().unwrap_or_default();
             passed.put(copy, name, config).with_context(|| format!("socket {fd} ('{name}') of the service manager"))?;
         }
+        let has_http3 = passed.http.is_some() && config.http_certificate.is_some();
+        ensure!(
+            passed.http_udp.is_none() || has_http3,
+            "HTTP/3 takes a socket of TCP beside that of UDP, and a certificate"
+        );
         Ok(passed)
     }
 
@@ -70,6 +75,7 @@ impl Passed {
             SocketType::STREAM if !is_listening(&socket) => bail!("it is not one that takes connections"),
             SocketType::STREAM if for_ssh => fill(&mut self.ssh, socket.into()),
             SocketType::STREAM if for_http => fill(&mut self.http, socket.into()),
+            SocketType::DGRAM if for_http && !config.http3 => bail!("it is for HTTP/3, which is off: --http3"),
             SocketType::DGRAM if for_http => fill(&mut self.http_udp, socket.into()),
             _ => bail!("no door is at {address}: {NAMES}"),
         }
