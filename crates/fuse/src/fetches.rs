@@ -80,6 +80,8 @@ struct State {
     ahead: VecDeque<Hash>,
     near: VecDeque<(Arc<Shown>, Range<usize>)>,
     near_chunks: usize,
+    /// Of the memory for chunks, what those have taken who wait for what they expect.
+    expected_bytes: usize,
     /// When what failed is asked for again; the number tells apart what is due at one time.
     retries: BTreeMap<(Instant, u64), Hash>,
     next_retry: u64,
@@ -177,6 +179,7 @@ impl Fetches {
             next_retry: 0,
             failed: HashMap::new(),
             reads: VecDeque::new(),
+            expected_bytes: 0,
             is_over: false,
         };
         let fetches = Arc::new(Fetches {

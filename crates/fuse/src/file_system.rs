@@ -149,10 +149,11 @@ impl Shared {
             return reply.error(Errno::ENOENT);
         };
         if let Some(shown) = self.table.by_name(name) {
-            return enter(&Entry::top(shown, 0), reply);
+            return enter(&Entry::top(shown, 0), reply, self.path_ttl());
         }
-        let tell = |found| match found {
-            Found::Path(shown) => enter(&Entry::top(shown, 0), reply),
+        let ttl = self.path_ttl();
+        let tell = move |found| match found {
+            Found::Path(shown) => enter(&Entry::top(shown, 0), reply, ttl),
             Found::Nothing => reply.error(Errno::ENOENT),
             Found::Failed => reply.error(Errno::EIO),
         };
@@ -179,12 +180,12 @@ impl Shared {
     }
 }
 
-fn enter(entry: &Entry, reply: ReplyEntry) {
+fn enter(entry: &Entry, reply: ReplyEntry, ttl: &Duration) {
     match entry.attr() {
         Some(attr) => {
             // Before the kernel knows it, so that it is never forgotten before.
             entry.shown.looked_up();
-            reply.entry(&FOREVER, &attr, Generation(0));
+            reply.entry(ttl, &attr, Generation(0));
         }
         None => reply.error(Errno::EIO),
     }
@@ -211,11 +212,11 @@ impl FileSystem {
                 reply.entry(&FOREVER, &directory_attr(view.store()), Generation(0));
             }
             Some(Place::ViewStore(view)) => match view.path(name.as_bytes()) {
-                Some(shown) => enter(&Entry::top(shown.clone(), view.number()), reply),
+                Some(shown) => enter(&Entry::top(shown.clone(), view.number()), reply, &FOREVER),
                 None => reply.entry(&FOREVER, &nothing(), Generation(0)),
             },
             Some(Place::Entry(entry)) => match entry.shown.tree.child(entry.number, name.as_bytes()) {
-                Some(number) => enter(&entry.other(number), reply),
+                Some(number) => enter(&entry.other(number), reply, &FOREVER),
                 None => reply.entry(&FOREVER, &nothing(), Generation(0)),
             },
             Some(Place::View(_)) => reply.error(Errno::ENOENT),

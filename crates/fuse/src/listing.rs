@@ -1,11 +1,12 @@
 //! Directories, listed.
 
+use crate::beneath::TTL;
 use crate::file_system::{FOREVER, NAME_LEN_MAX, Shared};
 use crate::place::{Entry, Place, directory_attr};
 use crate::table::{ROOT, Shown};
 use crate::tree::Kind;
 use crate::views::{ViewPaths, within};
-use fuser::{Errno, FileAttr, Generation, ReplyDirectory, ReplyDirectoryPlus};
+use fuser::{Errno, FileAttr, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ const AFTER_DOTS: u64 = 2;
 pub trait Listing: Send + 'static {
     /// Whether it is full, and this was not added. `ttl`: how long the kernel may keep it.
     fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr, ttl: &Duration) -> bool;
+    /// As `entry`, without that the kernel takes it as looked up.
+    fn name(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool;
     /// Whether the kernel takes entries as looked up.
     fn looks_up(&self) -> bool;
     fn end(self);
@@ -27,6 +30,10 @@ pub trait Listing: Send + 'static {
 
 impl Listing for ReplyDirectory {
     fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr, _: &Duration) -> bool {
+        self.add(attr.ino, after, attr.kind, OsStr::from_bytes(name))
+    }
+
+    fn name(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool {
         self.add(attr.ino, after, attr.kind, OsStr::from_bytes(name))
     }
 
@@ -46,6 +53,12 @@ impl Listing for ReplyDirectory {
 impl Listing for ReplyDirectoryPlus {
     fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr, ttl: &Duration) -> bool {
         self.add(attr.ino, after, OsStr::from_bytes(name), ttl, attr, Generation(0))
+    }
+
+    fn name(&mut self, after: u64, name: &[u8], attr: &FileAttr) -> bool {
+        // The kernel looks at no attributes of node 0.
+        let unknown = FileAttr { ino: INodeNo(0), ..*attr };
+        self.add(attr.ino, after, OsStr::from_bytes(name), &Duration::ZERO, &unknown, Generation(0))
     }
 
     fn looks_up(&self) -> bool {
@@ -69,12 +82,18 @@ pub fn dots(listing: &mut impl Listing, offset: u64, own: u64, parent: u64) -> b
 }
 
 /// Adds an entry of a path. Whether there is room for more.
-fn add(listing: &mut impl Listing, after: u64, name: &[u8], shown: &Shown, attr: &FileAttr) -> bool {
+fn add(
+    listing: &mut impl Listing,
+    (after, ttl): (u64, &Duration),
+    name: &[u8],
+    shown: &Shown,
+    attr: &FileAttr,
+) -> bool {
     if name.len() > NAME_LEN_MAX {
         // Nobody could open it.
         return true;
     }
-    if listing.entry(after, name, attr, &FOREVER) {
+    if listing.entry(after, name, attr, ttl) {
         return false;
     }
     if listing.looks_up() {
@@ -113,12 +132,17 @@ impl Shared {
         }
     }
 
+    /// How long the kernel may take the name of a path for that path: in an overlay the directory may have it soon.
+    pub fn path_ttl(&self) -> &'static Duration {
+        if self.overlay.is_some() { &TTL } else { &FOREVER }
+    }
+
     fn list_root(self: &Arc<Self>, offset: u64, mut listing: impl Listing) {
         match &self.overlay {
             Some(overlay) => {
                 let shared = self.clone();
-                overlay.list_first(offset, listing, move |names, listing| {
-                    shared.list_paths(offset, listing, |name| names.contains(name))
+                overlay.list_first(offset, listing, move |beneath, listing| {
+                    shared.list_paths(offset, listing, |name| beneath.has(name))
                 });
             }
             None => {
@@ -136,7 +160,7 @@ impl Shared {
             self.table.list(offset.max(AFTER_DOTS), |shown| {
                 let Some(attr) = Entry::top(shown.clone(), 0).attr() else { return true };
                 let is_added = is_hidden(shown.name.as_bytes())
-                    || add(listing, shown.node(0) + 1, shown.name.as_bytes(), shown, &attr);
+                    || add(listing, (shown.node(0) + 1, self.path_ttl()), shown.name.as_bytes(), shown, &attr);
                 has_room = is_added;
                 is_added
             });
@@ -149,7 +173,7 @@ fn list_view(view: &ViewPaths, offset: u64, mut listing: impl Listing) {
     if dots(&mut listing, offset, view.store(), view.top()) {
         for (place, shown) in view.paths().iter().enumerate().skip(listed_before(offset)) {
             let Some(attr) = Entry::top(shown.clone(), view.number()).attr() else { continue };
-            if !add(&mut listing, AFTER_DOTS + place as u64 + 1, shown.name.as_bytes(), shown, &attr) {
+            if !add(&mut listing, (AFTER_DOTS + place as u64 + 1, &FOREVER), shown.name.as_bytes(), shown, &attr) {
                 break;
             }
         }
@@ -168,7 +192,7 @@ fn list_directory(entry: &Entry, offset: u64, mut listing: impl Listing) {
     if dots(&mut listing, offset, own, parent) {
         for (place, child) in children.enumerate().skip(listed_before(offset)) {
             let Some(attr) = entry.other(child).attr() else { continue };
-            if !add(&mut listing, AFTER_DOTS + place as u64 + 1, shown.tree.name(child), shown, &attr) {
+            if !add(&mut listing, (AFTER_DOTS + place as u64 + 1, &FOREVER), shown.tree.name(child), shown, &attr) {
                 break;
             }
         }

@@ -42,6 +42,12 @@ pub enum MountError {
     Directory { dir: PathBuf, error: io::Error },
     #[error("cannot mount at {dir}: {error}")]
     Mount { dir: PathBuf, error: io::Error },
+    /// Who serves it reads his own program through it, and is not started again once he was killed.
+    #[error(
+        "an overlay at {dir} would have this program in it, which could not be started again if it were killed: copy it to \
+         somewhere else and start it from there, or mount at another directory"
+    )]
+    OwnProgram { dir: PathBuf },
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
 }
@@ -279,8 +285,12 @@ impl Handle {
 
     fn forget(&self, name: &str) {
         self.forget_views(|view| view.path(name.as_bytes()).is_some());
+        self.forget_name(OsStr::new(name));
+    }
+
+    pub(crate) fn forget_name(&self, name: &OsStr) {
         // The kernel may not know it, or the mount may be gone: then there is nothing to forget.
-        let _ = self.notifier.inval_entry(INodeNo(ROOT), OsStr::new(name));
+        let _ = self.notifier.inval_entry(INodeNo(ROOT), name);
     }
 
     pub(crate) fn list_changed(&self) {
@@ -338,8 +348,16 @@ fn cleared(dir: &Path) -> Result<PathBuf, MountError> {
 
 /// What the directory has, which is out of sight once something is mounted there.
 fn overlay_at(dir: &Path, options: &Options) -> Result<Option<Started>, MountError> {
-    let start = || Overlay::start(dir).map_err(|error| MountError::Directory { dir: dir.to_owned(), error });
-    options.is_overlay.then(start).transpose()
+    if !options.is_overlay {
+        return Ok(None);
+    }
+    // The last part of it may be a symlink.
+    let own = dir.canonicalize().map_err(|error| MountError::Directory { dir: dir.to_owned(), error })?;
+    if std::env::current_exe().is_ok_and(|program| program.starts_with(own)) {
+        return Err(MountError::OwnProgram { dir: dir.to_owned() });
+    }
+    let started = Overlay::start(dir).map_err(|error| MountError::Directory { dir: dir.to_owned(), error });
+    started.map(Some)
 }
 
 /// The directory as the kernel will list it: absolute, and its parents without symlinks.

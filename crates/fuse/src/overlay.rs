@@ -1,13 +1,12 @@
 //! A mount that shows what its directory has besides store paths: the directory's own names first.
 
-use crate::beneath::{Beneath, Listed, TTL, is_beneath, is_place};
+use crate::beneath::{Beneath, List, TTL, is_beneath, is_place};
 use crate::errands::{Errands, Pause};
 use crate::file_system::Shared;
 use crate::listing::{Listing, dots};
 use crate::mount::Handle;
 use crate::table::ROOT;
 use fuser::{Errno, FileAttr, Generation, ReplyAttr, ReplyData, ReplyEntry};
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -97,7 +96,7 @@ impl Overlay {
     /// A directory beneath.
     pub fn list(self: &Arc<Self>, node: u64, offset: u64, mut listing: impl Listing) {
         let overlay = self.clone();
-        self.errands.run(move || match overlay.beneath.list(node) {
+        self.errands.run(move || match overlay.beneath.list(node, !is_place(offset)) {
             Ok(listed) => {
                 // Who leaves it by `..` does so in the kernel, which knows where that is.
                 if dots(&mut listing, offset, node, node) {
@@ -109,18 +108,17 @@ impl Overlay {
         });
     }
 
-    /// The root: `paths` adds store paths but those of the names that it is given.
+    /// The root: `paths` adds store paths but those that the list has which it is given.
     pub fn list_first<L: Listing>(
         self: &Arc<Self>,
         offset: u64,
         mut listing: L,
-        paths: impl FnOnce(&HashSet<&[u8]>, &mut L) -> bool + Send + 'static,
+        paths: impl FnOnce(&List, &mut L) -> bool + Send + 'static,
     ) {
         let overlay = self.clone();
-        self.errands.run(move || match overlay.beneath.list(ROOT) {
+        self.errands.run(move || match overlay.beneath.list(ROOT, offset == 0) {
             Ok(listed) => {
-                let names = listed.iter().map(|listed| &*listed.name).collect();
-                if is_place(offset) || paths(&names, &mut listing) {
+                if is_place(offset) || paths(&listed, &mut listing) {
                     overlay.add(ROOT, offset, &listed, &mut listing);
                 }
                 listing.end();
@@ -130,18 +128,26 @@ impl Overlay {
     }
 
     /// Adds those that come after `offset`, until there is no more room.
-    fn add(&self, directory: u64, offset: u64, listed: &[Listed], listing: &mut impl Listing) {
-        for one in listed.iter().filter(|one| !is_place(offset) || one.place > offset) {
-            let attr = match listing.looks_up() {
-                true => self.beneath.look_up(directory, &one.name),
-                false => Ok(one.attr()),
-            };
-            // It may be gone by now.
-            let Ok(attr) = attr else { continue };
-            if listing.entry(one.place, &one.name, &attr, &TTL) {
-                if listing.looks_up() {
-                    self.beneath.forgotten(attr.ino.0, 1);
+    fn add(&self, directory: u64, offset: u64, list: &List, listing: &mut impl Listing) {
+        let left = if is_place(offset) { list.after(offset) } else { list.after(0) };
+        if left.is_empty() {
+            self.beneath.is_told(directory);
+        }
+        for one in left {
+            let is_full = match listing.looks_up().then(|| self.beneath.look_up(directory, &one.name)) {
+                Some(Ok(attr)) => {
+                    let is_full = listing.entry(one.place, &one.name, &attr, &TTL);
+                    if is_full {
+                        self.beneath.forgotten(attr.ino.0, 1);
+                    }
+                    is_full
                 }
+                Some(Err(Errno::ENOENT | Errno::ESTALE)) => continue,
+                // It is there. Who looks it up is told what is wrong with it.
+                Some(Err(_)) => listing.name(one.place, &one.name, &one.attr()),
+                None => listing.entry(one.place, &one.name, &one.attr(), &TTL),
+            };
+            if is_full {
                 return;
             }
         }
@@ -171,7 +177,7 @@ fn tell(bytes: Result<Vec<u8>, Errno>, reply: ReplyData) {
 }
 
 /// Tells the kernel when its list of the root is old: it keeps lists until it is told, and nothing else tells what others
-/// do beneath. Names are looked up whether it was told or not.
+/// do beneath. Names are looked up whether it was told or not. Has it forget names where it knows too many.
 pub fn watch(overlay: Arc<Overlay>, handle: Handle, pause: Pause) -> io::Result<JoinHandle<()>> {
     let watch = move || {
         let mut before = None;
@@ -181,6 +187,9 @@ pub fn watch(overlay: Arc<Overlay>, handle: Handle, pause: Pause) -> io::Result<
                 handle.list_changed();
             }
             before = now;
+            for name in overlay.beneath.too_many() {
+                handle.forget_name(OsStr::from_bytes(&name));
+            }
         }
     };
     thread::Builder::new().name("beneath".into()).spawn(watch)

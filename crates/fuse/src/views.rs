@@ -173,7 +173,8 @@ impl Views {
         self.read().used.get(&number).cloned()
     }
 
-    /// Bytes of a file are read: in whichever view, they are noted in all that show it.
+    /// Bytes of a file are read: in whichever view, they are noted in all that show it, as a file has one number in all.
+    /// So what one build reads is also remembered of those that run beside it and have that path as an input.
     pub fn note_read(&self, shown: &Shown, number: u32, bytes: &Range<u64>) {
         for view in self.read().used.values() {
             if let Some(place) = view.place(shown.name.as_bytes()).filter(|at| view.paths[*at].base == shown.base) {

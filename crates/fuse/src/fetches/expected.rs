@@ -2,12 +2,13 @@
 
 use super::Fetches;
 use crate::profile::Wanted;
+use shoal_wire::mesh::manifest::ChunkRef;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Of the chunks in memory, so much may be what is expected: the rest is for what is read besides.
+/// Of the chunks in memory, so much may be what is expected, by all together: the rest is for what is read besides.
 const MEMORY_SHARE: (usize, usize) = (3, 4);
 /// How often it is looked whether all is there.
 const LOOK: Duration = Duration::from_millis(5);
@@ -17,16 +18,13 @@ impl Fetches {
     /// there, or does not come, or `patience` is over.
     pub fn expect(&self, wanted: &[Wanted], patience: Duration) {
         let deadline = Instant::now() + patience;
-        let mut room = self.options.cache_bytes_max / MEMORY_SHARE.1 * MEMORY_SHARE.0;
+        let room_for_all = self.options.cache_bytes_max / MEMORY_SHARE.1 * MEMORY_SHARE.0;
+        let mut taken = 0;
         let mut coming = Vec::new();
         for Wanted { of, chunks } in wanted {
             let refs: Vec<_> = chunks.iter().filter_map(|number| of.tree.chunk(*number)).collect();
-            let fits = refs.iter().take_while(|chunk| {
-                let left = room.checked_sub(chunk.len as usize);
-                room = left.unwrap_or(0);
-                left.is_some()
-            });
-            let fits = fits.count();
+            let fits = fitting(&refs, &mut self.state().expected_bytes, room_for_all);
+            taken += refs[..fits].iter().map(|chunk| chunk.len as usize).sum::<usize>();
             self.counts.expected_chunks.fetch_add(refs.len() as u64, Ordering::Relaxed);
             self.bring_in(of, refs[..fits].iter().copied());
             coming.extend(refs[..fits].iter().map(|chunk| chunk.hash));
@@ -39,7 +37,22 @@ impl Fetches {
         while Instant::now() < deadline && is_coming() {
             thread::sleep(LOOK);
         }
+        let mut state = self.state();
+        state.expected_bytes = state.expected_bytes.saturating_sub(taken);
     }
+}
+
+/// How many of these there is room for, which is taken.
+fn fitting(chunks: &[ChunkRef], taken: &mut usize, room: usize) -> usize {
+    let fits = |chunk: &&ChunkRef| {
+        let with_it = taken.saturating_add(chunk.len as usize);
+        let fits = with_it <= room;
+        if fits {
+            *taken = with_it;
+        }
+        fits
+    };
+    chunks.iter().take_while(fits).count()
 }
 
 /// Numbers as ranges.
@@ -59,6 +72,16 @@ fn runs(numbers: &[usize]) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_expects_something_later_has_the_room_that_is_left() {
+        let chunks = [[1; 30], [2; 30], [3; 30]].map(|bytes| ChunkRef::of(&bytes));
+        let mut taken = 0;
+        assert_eq!(fitting(&chunks[..2], &mut taken, 100), 2);
+        assert_eq!(fitting(&chunks, &mut taken, 100), 1, "another takes what is left");
+        assert_eq!((fitting(&chunks, &mut taken, 100), taken), (0, 90));
+        assert_eq!(fitting(&chunks, &mut 0, usize::MAX), 3);
+    }
 
     #[test]
     fn numbers_side_by_side_are_one_run() {

@@ -3,12 +3,12 @@
 use crate::fake::{Fake, name_of};
 use crate::lab::{Place, cannot_mount, eventually, run};
 use crate::paths::{executable, file, noise};
-use shoal_fuse::{Mount, Options};
+use shoal_fuse::{Mount, MountError, Options};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -118,4 +118,50 @@ fn a_long_list_has_everything_once() {
     // With attributes, as a tool that looks at each.
     let found = run(Command::new("find").arg(covered.at("")).args(["-type", "f", "-size", "-2"]));
     assert_eq!(String::from_utf8_lossy(&found.stdout).lines().count(), 2 * MANY);
+}
+
+#[test]
+fn a_path_that_comes_beneath_later_goes_before_that_of_the_mesh() {
+    if cannot_mount() {
+        return;
+    }
+    let fake = Fake::default();
+    fake.add_listed("both", &[("data", file(b"the mesh's"))]);
+    let covered = Covered::new(fake, |_| {});
+    let data = format!("{}/data", name_of("both"));
+    assert_eq!(fs::read(covered.at(&data)).unwrap(), b"the mesh's");
+    assert_eq!(covered.names(""), [name_of("both")]);
+    fs::create_dir(covered.beneath(&name_of("both"))).unwrap();
+    fs::write(covered.beneath(&data), "the directory's").unwrap();
+    let is_own = || (fs::read(covered.at(&data)).ok()? == b"the directory's").then_some(());
+    assert_eq!(eventually(is_own), Some(()));
+}
+
+#[test]
+fn who_optimises_a_store_or_deletes_from_it_disturbs_no_reader() {
+    if cannot_mount() {
+        return;
+    }
+    let covered = Covered::new(Fake::default(), |dir| {
+        ["big", "twin"].iter().for_each(|name| fs::write(dir.join(name), noise(6, 3 << 20)).unwrap());
+    });
+    let file = fs::File::open(covered.at("big")).unwrap();
+    let mut begin = vec![0; 4096];
+    file.read_exact_at(&mut begin, 0).unwrap();
+    fs::rename(covered.beneath("twin"), covered.beneath("big")).unwrap();
+    let mut middle = vec![0; 4096];
+    file.read_exact_at(&mut middle, 1 << 20).unwrap();
+    fs::remove_file(covered.beneath("big")).unwrap();
+    let mut end = vec![0; 4096];
+    file.read_exact_at(&mut end, (3 << 20) - 4096).unwrap();
+    let whole = noise(6, 3 << 20);
+    assert!(begin == whole[..4096] && middle == whole[1 << 20..][..4096] && end == whole[(3 << 20) - 4096..]);
+}
+
+#[test]
+fn no_overlay_has_the_program_that_serves_it() {
+    let program = std::env::current_exe().unwrap();
+    let options = Options { is_overlay: true, ..Options::default() };
+    let refused = Mount::start(program.parent().unwrap(), Arc::new(Fake::default()), &options);
+    assert!(matches!(refused, Err(MountError::OwnProgram { .. })));
 }
