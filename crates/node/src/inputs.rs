@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 use shoal_fuse::{Deliver, Handle, Options, Source, SourceError, View, ViewError, ViewMount};
+use shoal_sandbox::End;
 use shoal_wire::mesh::manifest::{ChunkRef, Manifest};
 use shoal_wire::nix::nar::NarLimits;
 use shoal_wire::nix::nar::index::IndexBuilder;
@@ -167,14 +168,16 @@ impl Inputs {
         }
     }
 
-    /// Remembers what a build of this name read.
-    pub fn learn(&self, drv_name: &str, given: &Given) {
+    /// Remembers what a build of this name read, if it came to its end: one that failed or was cancelled has not read all
+    /// that the next one will, and what is remembered is better.
+    pub fn learn(&self, drv_name: &str, given: &Given, end: &End) {
+        if !has_read_all(end) {
+            return;
+        }
         let (Some(profiles), Some(view)) = (&self.profiles, given.view()) else { return };
         let before = profiles.load(drv_name);
         let profile = view.profile(&before);
-        if profile != before
-            && let Err(error) = profiles.save(drv_name, &profile)
-        {
+        if let Err(error) = profiles.renew(drv_name, &before, &profile) {
             tracing::debug!(drv_name, %error, "what a build read is not remembered");
         }
     }
@@ -203,6 +206,10 @@ impl Inputs {
             "fetched_bytes": read.fetched_bytes,
         })
     }
+}
+
+fn has_read_all(end: &End) -> bool {
+    *end == End::Exited(0)
 }
 
 impl Given {
@@ -302,5 +309,19 @@ pub fn try_out(data_dir: &Path) -> Result<u64, String> {
     match tried {
         Ok(_) if view.has_failed() => Err("what was read in a view did not come".into()),
         tried => tried,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_that_broke_off_say_nothing_of_the_next() {
+        assert!(has_read_all(&End::Exited(0)));
+        for end in [End::Exited(1), End::Signaled(9), End::TimedOut, End::Silent, End::LogLimit, End::Killed, End::Lost]
+        {
+            assert!(!has_read_all(&end), "{end:?}");
+        }
     }
 }

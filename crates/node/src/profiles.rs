@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ const EXTENSION: &str = "json";
 
 pub struct Profiles {
     dir: PathBuf,
+    /// Two builds of one name may be saved at a time.
+    saved: AtomicU64,
 }
 
 /// A file that was read, as it is written.
@@ -32,7 +35,7 @@ struct Entry {
 
 impl Profiles {
     pub fn open(data_dir: &Path) -> Profiles {
-        Profiles { dir: data_dir.join("profiles") }
+        Profiles { dir: data_dir.join("profiles"), saved: AtomicU64::new(0) }
     }
 
     fn file(&self, name: &str) -> Option<PathBuf> {
@@ -56,7 +59,19 @@ impl Profiles {
         Profile { files: entries.into_iter().flatten().take(FILES_MAX).map(file_read).collect() }
     }
 
-    pub fn save(&self, name: &str, profile: &Profile) -> io::Result<()> {
+    /// Saves what is new. What is as it was `before` is only noted to be used.
+    pub fn renew(&self, name: &str, before: &Profile, profile: &Profile) -> io::Result<()> {
+        match self.file(name).filter(|_| profile == before) {
+            // None is as good as one that says nothing.
+            Some(file) => match fs::File::options().write(true).open(file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                opened => opened?.set_modified(SystemTime::now()),
+            },
+            None => self.save(name, profile),
+        }
+    }
+
+    fn save(&self, name: &str, profile: &Profile) -> io::Result<()> {
         let Some(file) = self.file(name) else { return Ok(()) };
         let entry = |read: &FileRead| Entry {
             path: read.path.clone(),
@@ -68,7 +83,8 @@ impl Profiles {
             return Ok(());
         }
         fs::create_dir_all(&self.dir)?;
-        let temporary = file.with_extension(format!("new.{}", std::process::id()));
+        let temporary =
+            file.with_extension(format!("new.{}.{}", std::process::id(), self.saved.fetch_add(1, Ordering::Relaxed)));
         fs::write(&temporary, bytes)?;
         fs::rename(&temporary, &file)?;
         self.shrink()
@@ -78,15 +94,26 @@ impl Profiles {
     fn shrink(&self) -> io::Result<()> {
         let mut files: Vec<(SystemTime, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            files.push((entry.metadata()?.modified()?, entry.path()));
+            // What another thread has renamed meanwhile is passed over, as is what cannot be looked at.
+            let Ok(entry) = entry else { continue };
+            if let Ok(meta) = entry.metadata()
+                && meta.is_file()
+                && let Ok(modified) = meta.modified()
+            {
+                files.push((modified, entry.path()));
+            }
         }
         files.sort_unstable();
         let too_many = files.len().saturating_sub(NAMES_MAX);
+        // The others go although one does not; who saved is told of the first.
+        let mut first = Ok(());
         for (_, file) in &files[..too_many] {
-            fs::remove_file(file)?;
+            let removed = fs::remove_file(file);
+            if first.is_ok() && removed.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+                first = removed;
+            }
         }
-        Ok(())
+        first
     }
 }
 
@@ -113,6 +140,30 @@ mod tests {
         (0..NAMES_MAX).for_each(|n| profiles.save(&format!("n{n}"), &profile("x")).unwrap());
         assert_eq!(profiles.load("hello"), Profile::default());
         assert_eq!(fs::read_dir(dir.path().join("profiles")).unwrap().count(), NAMES_MAX);
+    }
+
+    #[test]
+    fn what_is_built_often_stays_though_nothing_new_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::open(dir.path());
+        let often = profile("bin/gcc");
+        profiles.renew("often", &Profile::default(), &often).unwrap();
+        assert_eq!(profiles.load("often"), often);
+        let file = fs::File::options().write(true).open(dir.path().join("profiles/often.json")).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        profiles.renew("often", &often, &often).unwrap();
+        assert!(file.metadata().unwrap().modified().unwrap() > SystemTime::UNIX_EPOCH);
+        assert!(profiles.renew("never", &Profile::default(), &Profile::default()).is_ok());
+    }
+
+    #[test]
+    fn a_directory_among_them_keeps_none_from_going() {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::open(dir.path());
+        fs::create_dir_all(dir.path().join("profiles/odd/one")).unwrap();
+        (0..NAMES_MAX + 2).for_each(|n| fs::write(dir.path().join(format!("profiles/n{n}.json")), "[]").unwrap());
+        profiles.save("hello", &profile("x")).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("profiles")).unwrap().count(), NAMES_MAX + 1);
     }
 
     #[test]

@@ -218,7 +218,7 @@ impl Job<'_> {
             // However it ended: a builder may make something of an error that it is given.
             Ok(outcome) if given.has_failed() && outcome.end != End::Killed => Err(Failure::inputs_failed()),
             Ok(outcome) => {
-                self.service.inputs.learn(self.drv_name(), &given);
+                self.service.inputs.learn(self.drv_name(), &given, &outcome.end);
                 self.used = used(&outcome, self.service.memory_limit_mib());
                 self.conclude(&prepared, &scratch, &outcome, &last_lines)
             }
