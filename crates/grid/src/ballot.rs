@@ -6,7 +6,8 @@
 //! - never are more asked than votes are missing;
 //! - it is agreed when as many as needed have voted, all for the same; two votes that differ end it, whatever others say;
 //! - it is given up when fewer can vote than are needed, or when nodes were lost [`LOSSES_MAX`] times: several that die
-//!   under a derivation are no accident.
+//!   under a derivation are no accident. Who could vote and is silent counts for [`SILENT_MS`] more: most that are silent
+//!   for some seconds are not dead.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,10 @@ pub const LOSSES_MAX: u32 = 5;
 
 /// How long a voter that was lost is not asked again.
 pub const LOST_MS: u64 = 2_000;
+
+/// How long a node that could vote is waited for when it cannot be asked: longer than others leave it alone for not having
+/// answered, and than members need to agree that it is dead.
+pub const SILENT_MS: u64 = 20_000;
 
 /// What a node that was asked says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +63,8 @@ pub struct Ballot<N, V> {
     /// Not asked again before this time.
     away: BTreeMap<N, u64>,
     unable: BTreeSet<N>,
+    /// When each was last known to be able.
+    seen: BTreeMap<N, u64>,
     losses: u32,
 }
 
@@ -70,6 +77,7 @@ impl<N: Clone + Ord, V: PartialEq> Ballot<N, V> {
             asked: BTreeSet::new(),
             away: BTreeMap::new(),
             unable: BTreeSet::new(),
+            seen: BTreeMap::new(),
             losses: 0,
         }
     }
@@ -77,6 +85,11 @@ impl<N: Clone + Ord, V: PartialEq> Ballot<N, V> {
     /// In the order in which they came.
     pub fn votes(&self) -> &[(N, V)] {
         &self.votes
+    }
+
+    /// Nodes that could vote as soon as they are heard of again.
+    pub fn expect(&mut self, nodes: &[N], now_ms: u64) {
+        self.seen.extend(nodes.iter().map(|node| (node.clone(), now_ms)));
     }
 
     /// Says what is next. `able`: who could build it, at once or later, the best first.
@@ -93,9 +106,15 @@ impl<N: Clone + Ord, V: PartialEq> Ballot<N, V> {
         if self.votes.len() + self.asked.len() >= self.needed {
             return Step::Wait { until_ms: None };
         }
+        self.expect(able, now_ms);
         let is_engaged = |node: &N| self.asked.contains(node) || self.votes.iter().any(|(voter, _)| voter == node);
         let left: Vec<&N> = able.iter().filter(|node| !is_engaged(node) && !self.unable.contains(node)).collect();
-        let most = self.votes.len() + self.asked.len() + left.len();
+        let back_by = |(node, seen_ms): (&N, &u64)| {
+            let is_silent = !is_engaged(node) && !self.unable.contains(node) && !able.contains(node);
+            Some(seen_ms.saturating_add(SILENT_MS)).filter(|back_ms| is_silent && now_ms < *back_ms)
+        };
+        let silent: Vec<u64> = self.seen.iter().filter_map(back_by).collect();
+        let most = self.votes.len() + self.asked.len() + left.len() + silent.len();
         if most < self.needed {
             return Step::TooFew { able: most };
         }
@@ -107,7 +126,10 @@ impl<N: Clone + Ord, V: PartialEq> Ballot<N, V> {
                 self.asked.insert(node.clone());
                 Step::Ask(node)
             }
-            None => Step::Wait { until_ms: left.iter().filter_map(|node| self.away.get(node)).min().copied() },
+            None => {
+                let away = left.iter().filter_map(|node| self.away.get(node));
+                Step::Wait { until_ms: away.chain(&silent).min().copied() }
+            }
         }
     }
 

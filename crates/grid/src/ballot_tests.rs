@@ -62,6 +62,26 @@ fn where_fewer_can_vote_than_are_needed_nobody_waits() {
 }
 
 #[test]
+fn who_is_silent_is_waited_for_and_not_for_ever() {
+    let mut ballot = Ballot::<u32, u8>::new(2);
+    assert_eq!(asked(&mut ballot, &[1, 2], 0), [1, 2]);
+    ballot.hear(&2, Word::Lost, 100);
+    assert_eq!(ballot.step(&[1, 2], 200), Step::Wait { until_ms: Some(100 + LOST_MS) });
+    assert_eq!(ballot.step(&[1], 5_000), Step::Wait { until_ms: Some(200 + SILENT_MS) });
+    assert_eq!(ballot.step(&[1, 2], 6_000), Step::Ask(2));
+    ballot.hear(&2, Word::Lost, 6_000);
+    assert_eq!(ballot.step(&[1], 6_000 + SILENT_MS), Step::TooFew { able: 1 });
+    // One that is silent when it begins, and one that never takes it.
+    let mut ballot = Ballot::<u32, u8>::new(2);
+    ballot.expect(&[2], 0);
+    assert_eq!(asked(&mut ballot, &[1], 0), [1]);
+    assert_eq!(ballot.step(&[1], 0), Step::Wait { until_ms: Some(SILENT_MS) });
+    assert_eq!(ballot.step(&[1, 2], 10), Step::Ask(2));
+    ballot.hear(&2, Word::Refused { until_ms: None }, 20);
+    assert_eq!(ballot.step(&[1], 30), Step::TooFew { able: 1 });
+}
+
+#[test]
 fn nodes_that_die_under_it_again_and_again_end_it() {
     let mut ballot = Ballot::<u32, u8>::new(1);
     for loss in 0..LOSSES_MAX {

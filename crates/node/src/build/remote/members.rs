@@ -90,7 +90,9 @@ fn executor(peer: &Peer, is_quiet: bool) -> Executor {
 /// Whether it may be asked for builds.
 pub(super) fn builds(peer: &&Peer) -> bool {
     let record = &peer.record;
-    peer.is_live() && record.term.roles.contain(Roles::BUILD) && record.protocols.builds.newest >= VERSION
+    let spoken = record.protocols.builds;
+    let speaks = spoken.oldest <= VERSION && VERSION <= spoken.newest;
+    peer.is_live() && record.term.roles.contain(Roles::BUILD) && speaks
 }
 
 impl State {
