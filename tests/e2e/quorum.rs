@@ -131,12 +131,20 @@ fn a_quorum_needs_its_nodes() {
     shapes::build_command(&machine, &mesh[0], Remote::SshNg, "", &["floating"]).args(ca).ok();
     assert_eq!(counts(&mesh).iter().sum::<usize>(), start + 1);
     assert!(is_valid_anywhere(&mesh, "-floating"));
+    // So it is checked once, whatever must agree on others.
+    let named = shapes::args(&machine, "", &["floating"]);
+    let drv = machine.remote("nix-instantiate", &mesh[0], Remote::SshNg).args(ca).args(named).ok().text().to_string();
+    mesh[0].shoal("build --check --quorum 4").arg(&drv).ok();
+    // What was never agreed on is not made valid by one node.
+    let failed = shapes::build_command(&machine, &node, Remote::SshNg, "", &["hello"]).arg("--repair").fails();
+    assert!(failed.stderr.contains("2 nodes must agree on them"), "{failed}");
 }
 
 #[test]
 fn a_voter_that_dies_is_replaced() {
     let machine = Machine::new(&Nix::newest());
     let mut mesh = Mesh::start_with(4, &[&machine], &["--build-quorum", "2"]);
+    let start = counts(&mesh);
     let client = shapes::build_command(&machine, &mesh[0], Remote::SshNg, "", &["brief"]).start();
     let voters = |mesh: &Mesh| -> Vec<usize> {
         (0..mesh.nodes.len()).filter(|node| mesh[*node].runs() && !mesh[*node].builders().is_empty()).collect()
@@ -146,4 +154,7 @@ fn a_voter_that_dies_is_replaced() {
     mesh[killed].kill();
     let finished = client.finish(START_PATIENCE);
     assert!(finished.status.success(), "{finished}");
+    let live = (0..mesh.nodes.len()).filter(|node| *node != killed);
+    let built = live.filter(|node| has_built(&mesh[*node]) > start[*node]).count();
+    assert_eq!(built, 2, "{finished}");
 }

@@ -63,6 +63,8 @@ pub struct Ballot<N, V> {
     /// Not asked again before this time.
     away: BTreeMap<N, u64>,
     unable: BTreeSet<N>,
+    /// Were lost at least once.
+    lost: BTreeSet<N>,
     /// When each was last known to be able.
     seen: BTreeMap<N, u64>,
     losses: u32,
@@ -77,6 +79,7 @@ impl<N: Clone + Ord, V: PartialEq> Ballot<N, V> {
             asked: BTreeSet::new(),
             away: BTreeMap::new(),
             unable: BTreeSet::new(),
+            lost: BTreeSet::new(),
             seen: BTreeMap::new(),
             losses: 0,
         }
@@ -90,6 +93,11 @@ impl<N: Clone + Ord, V: PartialEq> Ballot<N, V> {
     /// Nodes that could vote as soon as they are heard of again.
     pub fn expect(&mut self, nodes: &[N], now_ms: u64) {
         self.seen.extend(nodes.iter().map(|node| (node.clone(), now_ms)));
+    }
+
+    /// Whether it neither said that it never takes it, nor was lost.
+    pub fn has_hope(&self, node: &N) -> bool {
+        !self.unable.contains(node) && !self.lost.contains(node)
     }
 
     /// Says what is next. `able`: who could build it, at once or later, the best first.
@@ -142,6 +150,7 @@ impl<N: Clone + Ord, V: PartialEq> Ballot<N, V> {
             Word::Built(vote) => self.votes.push((node.clone(), vote)),
             Word::Lost => {
                 self.losses += 1;
+                self.lost.insert(node.clone());
                 self.away.insert(node.clone(), now_ms.saturating_add(LOST_MS));
             }
             Word::Refused { until_ms: Some(until_ms) } => drop(self.away.insert(node.clone(), until_ms)),

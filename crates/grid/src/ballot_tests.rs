@@ -77,7 +77,9 @@ fn who_is_silent_is_waited_for_and_not_for_ever() {
     assert_eq!(asked(&mut ballot, &[1], 0), [1]);
     assert_eq!(ballot.step(&[1], 0), Step::Wait { until_ms: Some(SILENT_MS) });
     assert_eq!(ballot.step(&[1, 2], 10), Step::Ask(2));
+    assert!(ballot.has_hope(&2));
     ballot.hear(&2, Word::Refused { until_ms: None }, 20);
+    assert!(!ballot.has_hope(&2));
     assert_eq!(ballot.step(&[1], 30), Step::TooFew { able: 1 });
 }
 

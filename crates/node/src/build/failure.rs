@@ -144,11 +144,20 @@ impl Texts<'_> {
     }
 
     /// So many nodes must agree on it, and not as many can build it.
-    pub fn too_few_votes(&self, needed: usize, able: usize) -> Failure {
+    /// `said`: why nodes that were asked do not build it, a line each.
+    pub fn too_few_votes(&self, needed: usize, able: usize, said: &[String]) -> Failure {
         let reason = format!("{needed} nodes must agree on it, and {able} can build it");
         let mut message = self.cannot_build(&reason);
+        said.iter().for_each(|line| message += &format!("\n  {line}"));
         message +=
             "\nAdd nodes to the mesh, or lower 'build-quorum'; 'shoal peers' lists them, with what they can build.";
+        Failure::new(BuildStatus::PermanentFailure, message)
+    }
+
+    /// What was never agreed on cannot be repaired: it would be made valid by one node.
+    pub fn unrepairable(&self, needed: usize) -> Failure {
+        let reason = format!("not all of its outputs are valid, and {needed} nodes must agree on them");
+        let message = self.cannot_build(&reason) + "\nBuild it without repairing it first.";
         Failure::new(BuildStatus::PermanentFailure, message)
     }
 

@@ -30,13 +30,9 @@ pub struct Overview {
     pub waiting: usize,
     pub max_jobs: usize,
     pub draining: bool,
-}
-
-impl Overview {
     /// Builders that run here, for whomever.
-    pub fn running_here(&self) -> usize {
-        self.running.iter().filter(|running| running.at.is_none()).count()
-    }
+    #[serde(skip)]
+    pub running_here: usize,
 }
 
 impl BuildService {
@@ -62,6 +58,7 @@ impl BuildService {
             waiting: state.schedule.waiting(),
             max_jobs: self.config.max_jobs,
             draining: state.draining,
+            running_here: state.busy_here(),
         }
     }
 

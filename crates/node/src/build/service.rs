@@ -380,6 +380,10 @@ impl BuildService {
                 second: None,
                 story: step.story.clone(),
             });
+            // Whoever wants most votes for it gets them, unless it runs already.
+            if job.running.is_none() {
+                job.options.quorum = job.options.quorum.max(options.quorum);
+            }
             step.story = job.story.clone();
         }
         let priority = if options.is_detached { Priority::Detached } else { Priority::Interactive };

@@ -42,7 +42,7 @@ fn look(builds: &BuildService, data_dir: &Path) -> (Load, Demand) {
     let overview = builds.overview();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let load = Load {
-        running: count(overview.running_here()),
+        running: count(overview.running_here),
         queued: count(overview.waiting),
         free_memory_mib: builds.free_memory_mib(),
         free_store_mib: disk_mib(data_dir).1,

@@ -14,13 +14,14 @@ use shoal_grid::ballot::{Ballot, Step, Word};
 use shoal_grid::ring::NodeId;
 use shoal_grid::schedule::End;
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::builds::{BuildAsk, NEAR_MAX, Offer, Outcome, Reason};
+use shoal_wire::mesh::builds::{BuildAsk, BuiltOutput, DERIVATION_LEN_MAX, NEAR_MAX, Offer, Outcome, Reason};
 use shoal_wire::nix::derivation::{BasicDerivation, DerivationKind};
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::BuildMode;
 use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
 use super::conduct::{Conduct, Heard, is_full};
+use super::guests::By;
 use super::serve;
 use crate::build::execute::{Ended, KillSwitch};
 use crate::build::failure::{Failure, Texts};
@@ -39,8 +40,9 @@ const PUBLISH_TRIES: u32 = 3;
 /// A voter asks, reads and waits.
 const STACK_BYTES: usize = 1 << 20;
 
-/// NAR hashes of all outputs: what a vote is for.
-type Vote = BTreeMap<String, [u8; 32]>;
+/// What a vote is for: the variant of each output, and the hash of its NAR. What is published is made of the path, so the
+/// hash alone would leave open what that has.
+type Vote = BTreeMap<String, (StorePath, [u8; 32])>;
 
 /// What a word is to the ballot, and the run that it is of, if that is a vote.
 type Spoken = (Word<Vote>, Option<Run>);
@@ -54,6 +56,9 @@ enum Polled {
     Ended(Box<(Ended, End)>),
 }
 
+/// Who could vote, the best first.
+type Order<'a> = dyn Fn(&Ballot<NodeId, Vote>) -> Vec<NodeId> + 'a;
+
 /// What one voter came to, and whether clients were told that its builder runs.
 struct Told {
     node: NodeId,
@@ -62,6 +67,7 @@ struct Told {
 }
 
 /// One voter's build.
+#[derive(Clone)]
 struct Run {
     node: NodeId,
     outcome: Outcome,
@@ -91,10 +97,30 @@ impl BuildService {
         };
         let is_voted_on = matches!(kind, Ok(DerivationKind::InputAddressed | DerivationKind::Deferred));
         let needed = self.quorum(&work.options) as usize;
-        // Who has the claim asks others before.
-        let is_alone = self.grid().is_none_or(|grid| grid.neighbours.is_alone());
-        (needed > 1 && is_voted_on && is_alone && work.task.mode == BuildMode::Normal)
-            .then(|| Texts { dir: &self.dir, drv_path: &work.task.drv_path }.too_few_votes(needed, 1))
+        if needed == 1 || !is_voted_on {
+            return None;
+        }
+        let texts = Texts { dir: &self.dir, drv_path: &work.task.drv_path };
+        match work.task.mode {
+            BuildMode::Check => None,
+            // What was agreed on is repaired by whoever has it damaged, and nothing else is.
+            BuildMode::Repair => match self.is_registered(&work.task) {
+                Ok(true) => None,
+                Ok(false) => Some(texts.unrepairable(needed)),
+                Err(error) => Some(Failure::infrastructure(&error)),
+            },
+            // Others may have come since it was placed, and they are asked when it is placed again.
+            BuildMode::Normal if self.grid().is_some_and(|grid| !grid.neighbours.is_alone()) => {
+                Some(Failure::new(BuildStatus::TransientFailure, texts.too_few_votes(needed, 1, &[]).message))
+            }
+            BuildMode::Normal => Some(texts.too_few_votes(needed, 1, &[])),
+        }
+    }
+
+    /// Whether all outputs of a derivation are valid, here or at other nodes.
+    fn is_registered(&self, task: &Task) -> anyhow::Result<bool> {
+        let registered = self.registered(task)?;
+        Ok(self.paths_of(&task.what)?.is_some_and(|paths| paths.keys().eq(registered.keys())))
     }
 
     fn versions(&self, run: &Run) -> Versions {
@@ -114,14 +140,16 @@ impl Conduct<'_> {
             return (Ended::unbuilt(service, failure), End::Failed);
         }
         let holders = self.holders();
-        let order = || {
+        // What is valid is one vote, and one more is needed in any case.
+        let needed = service.voters_needed(&work.options, &resolved.derivation).saturating_sub(1).max(1);
+        let order = |ballot: &Ballot<NodeId, Vote>| {
             let able = service.lock().schedule.able(&work.task.drv_path, service.now_ms());
             let (holding, others): (Vec<NodeId>, Vec<NodeId>) =
                 able.into_iter().partition(|node| holders.contains(node));
-            [others, holding].concat()
+            // Those that are full for a moment are waited for: a holder may have built it, and tells less.
+            let hopeful = others.iter().filter(|node| ballot.has_hope(node)).count();
+            if hopeful >= needed { others } else { [others, holding].concat() }
         };
-        // What is valid is one vote.
-        let needed = (service.quorum(&work.options) as usize).saturating_sub(1).max(1);
         let (polled, runs) = self.poll(resolved, needed, &order);
         if let Polled::Ended(ended) = polled {
             return *ended;
@@ -137,7 +165,7 @@ impl Conduct<'_> {
     /// Has as many nodes build it as must agree; where they do, one of them publishes it.
     pub(super) fn agree(&self, resolved: &Resolved, needed: usize) -> (Ended, End) {
         let (service, work) = (self.service, self.work);
-        let order = || {
+        let order = |_: &Ballot<NodeId, Vote>| {
             let mut able = service.lock().schedule.able(&work.task.drv_path, service.now_ms());
             // It was placed there with a view to its inputs, and dependants follow it.
             able.sort_by_key(|node| *node != self.at);
@@ -153,13 +181,16 @@ impl Conduct<'_> {
                 self.comes_to(Stage::Store);
                 self.publish(resolved, &runs)
             }
-            Polled::Differ => {
-                let versions: Vec<Versions> = runs.iter().map(|run| service.versions(run)).collect();
-                let failure = service.differing(work, &versions);
-                let odd = || Failure::new(BuildStatus::NotDeterministic, "nodes built different outputs");
-                self.settled(verdict::failed(failure.unwrap_or_else(odd)), &runs, End::Failed)
-            }
+            Polled::Differ => self.differ(&runs),
         }
+    }
+
+    /// Runs came to different outputs.
+    fn differ(&self, runs: &[Run]) -> (Ended, End) {
+        let versions: Vec<Versions> = runs.iter().map(|run| self.service.versions(run)).collect();
+        let failure = self.service.differing(self.work, &versions);
+        let odd = || Failure::new(BuildStatus::NotDeterministic, "nodes have different paths for the same outputs");
+        self.settled(verdict::failed(failure.unwrap_or_else(odd)), runs, End::Failed)
     }
 
     /// Nodes that have outputs already, and may have built them.
@@ -188,18 +219,19 @@ impl Conduct<'_> {
     }
 
     /// Has nodes build it until the vote is over. `order`: who could, the best first.
-    fn poll(&self, resolved: &Resolved, needed: usize, order: &dyn Fn() -> Vec<NodeId>) -> (Polled, Vec<Run>) {
-        let mut runs = Vec::new();
+    fn poll(&self, resolved: &Resolved, needed: usize, order: &Order<'_>) -> (Polled, Vec<Run>) {
+        let (mut runs, mut refusals) = (Vec::new(), BTreeMap::new());
         let (tell, told) = mpsc::channel();
         let mut voters: BTreeMap<NodeId, Arc<KillSwitch>> = BTreeMap::new();
         let mut ballot: Ballot<NodeId, Vote> = Ballot::new(needed);
+        ballot.expect(&self.service.silent(self.grid, &self.work.task), self.service.now_ms());
         let mut lead = None;
         let polled = thread::scope(|scope| {
             let polled = loop {
                 if self.is_over() {
                     break Polled::Ended(Box::new(self.over()));
                 }
-                match ballot.step(&order(), self.service.now_ms()) {
+                match ballot.step(&order(&ballot), self.service.now_ms()) {
                     Step::Ask(node) => {
                         let kill = Arc::new(KillSwitch::default());
                         let is_mute = lead.is_some_and(|lead| lead != node);
@@ -216,6 +248,9 @@ impl Conduct<'_> {
                         voters.remove(&told.node);
                         self.announced.set(self.announced.get() || told.announced);
                         let node = told.node;
+                        if let Heard::Refused(_, text, _) = &told.heard {
+                            refusals.insert(node, text.clone());
+                        }
                         match self.word(resolved, told) {
                             Ok((word, run)) => {
                                 // Whoever is asked next is heard instead.
@@ -228,11 +263,8 @@ impl Conduct<'_> {
                     }
                     Step::Agreed => break Polled::Agreed,
                     Step::Differ => break Polled::Differ,
-                    Step::TooFew { able } => break Polled::Ended(Box::new(self.too_few(needed, able))),
-                    Step::GivenUp { losses } => {
-                        let why = format!("{losses} nodes were lost while they built it");
-                        break Polled::Ended(Box::new(self.lost(&why)));
-                    }
+                    Step::TooFew { able } => break Polled::Ended(Box::new(self.too_few(needed, able, &refusals))),
+                    Step::GivenUp { losses } => break Polled::Ended(Box::new(self.given_up(losses))),
                 }
             };
             voters.values().for_each(|kill| kill.kill());
@@ -241,9 +273,22 @@ impl Conduct<'_> {
         (polled, runs)
     }
 
-    fn too_few(&self, needed: usize, able: usize) -> (Ended, End) {
+    fn too_few(&self, needed: usize, able: usize, refusals: &BTreeMap<NodeId, String>) -> (Ended, End) {
         let texts = Texts { dir: self.service.store_dir(), drv_path: &self.work.task.drv_path };
-        let mut ended = Ended::unbuilt(self.service, texts.too_few_votes(needed, able));
+        let said = refusals.iter().map(|(node, text)| format!("{}: {text}", self.service.node_name(node, "this node")));
+        let said: Vec<String> = said.collect();
+        self.voted_down(texts.too_few_votes(needed, able, &said))
+    }
+
+    /// A derivation that takes one node after the other with it is not tried on yet more.
+    fn given_up(&self, losses: u32) -> (Ended, End) {
+        let drv = self.service.store_dir().print(&self.work.task.drv_path);
+        let text = format!("the build of '{drv}' was given up: nodes were lost {losses} times while they built it");
+        self.voted_down(Failure::new(BuildStatus::TransientFailure, text))
+    }
+
+    fn voted_down(&self, failure: Failure) -> (Ended, End) {
+        let mut ended = Ended::unbuilt(self.service, failure);
         ended.announced = self.announced.get();
         (ended, End::Failed)
     }
@@ -276,7 +321,7 @@ impl Conduct<'_> {
         if !self.is_mute {
             self.comes_to(Stage::Offer);
         }
-        match self.service.offer(self.grid, &self.work.task, resolved, &self.work.options) {
+        match self.service.offer(self.grid, &self.work.task, resolved, &self.work.options, self.at) {
             Ok(Some(offer)) => self.hear_offer(offer),
             Ok(None) => {
                 let text = "the derivation is too long to be sent to another node".to_owned();
@@ -296,7 +341,7 @@ impl Conduct<'_> {
 
     /// Has this node run it as a guest of its own.
     fn hear_own(&self, offer: Offer) -> Heard {
-        let mut interest = match serve::take(self.service, self.grid, offer) {
+        let mut interest = match serve::take(self.service, self.grid, offer, By::Own) {
             Ok(interest) => interest,
             Err((reason, text)) => return Heard::Refused(reason, text, serve::retry_after_ms(reason)),
         };
@@ -344,7 +389,9 @@ impl Conduct<'_> {
         match BuildStatus::from_number(outcome.status.into()) {
             Some(status) if status.is_success() => {
                 let is_whole = outcome.outputs.keys().eq(resolved.derivation.outputs.keys());
-                let vote = outcome.outputs.iter().map(|(name, output)| (name.clone(), output.nar_hash)).collect();
+                let vote =
+                    outcome.outputs.iter().map(|(name, output)| (name.clone(), (output.path.clone(), output.nar_hash)));
+                let vote: Vote = vote.collect();
                 let run = Run { node, outcome };
                 Ok(if is_whole { (Word::Built(vote), Some(run)) } else { (Word::Refused { until_ms: None }, None) })
             }
@@ -359,9 +406,9 @@ impl Conduct<'_> {
         let Some(first) = runs.first() else { return self.lost("nobody built it") };
         let agreed = first.outcome.outputs.iter().map(|(name, output)| (name.clone(), output.path.clone())).collect();
         let task = Arc::new(Task { agreed, ..Task::clone(&self.work.task) });
-        let offer = match self.service.offer(self.grid, &task, resolved, &self.work.options) {
+        let offer = match self.service.offer(self.grid, &task, resolved, &self.work.options, HERE) {
             Ok(Some(offer)) => offer,
-            Ok(None) => return self.lost("the derivation is too long to be sent to another node"),
+            Ok(None) => return self.lost("the derivation is too long"),
             Err(error) => return self.lost(&format!("{error:#}")),
         };
         let me = self.grid.me();
@@ -372,6 +419,9 @@ impl Conduct<'_> {
             if self.is_over() {
                 return self.over();
             }
+            if node != HERE && offer.derivation.len() > DERIVATION_LEN_MAX {
+                continue;
+            }
             let Work { id, options, kill, story, .. } = self.work;
             let (task, options) = (task.clone(), options.clone());
             let work = Work { task, id: *id, options, kill: kill.clone(), at: node, story: story.clone() };
@@ -381,6 +431,11 @@ impl Conduct<'_> {
             match publisher.hear_offer(offer.clone()) {
                 Heard::Outcome(outcome) if outcome.status != BuildStatus::TransientFailure as u8 => {
                     let from = if node == HERE { me } else { node };
+                    // It may have had other outputs already, or had them built without votes meanwhile.
+                    if !is_as_agreed(&first.outcome, &outcome) {
+                        let made = Run { node, outcome: *outcome };
+                        return self.differ(&[runs, &[made]].concat());
+                    }
                     let (ended, end) = self.concluded(resolved, &outcome, from);
                     let (settled, end) = self.settled(ended.result.clone(), runs, end);
                     return (Ended { result: settled.result, ..ended }, end);
@@ -392,3 +447,16 @@ impl Conduct<'_> {
         self.lost("none of the nodes that agreed on it made it valid")
     }
 }
+
+/// Whether what was made valid is what was voted for. A failure made nothing valid.
+fn is_as_agreed(agreed: &Outcome, made: &Outcome) -> bool {
+    let is_success = BuildStatus::from_number(made.status.into()).is_some_and(|status| status.is_success());
+    let is_same = |(name, output): (&String, &BuiltOutput)| {
+        agreed.outputs.get(name).is_some_and(|agreed| agreed.nar_hash == output.nar_hash)
+    };
+    !is_success || made.outputs.iter().all(is_same)
+}
+
+#[cfg(test)]
+#[path = "ballot_tests.rs"]
+mod tests;

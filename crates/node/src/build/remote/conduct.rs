@@ -263,7 +263,7 @@ impl Conduct<'_> {
             (ended, End::Refused { text, full_until_ms })
         };
         self.comes_to(Stage::Offer);
-        let offer = self.service.offer(self.grid, &self.work.task, resolved, &self.work.options);
+        let offer = self.service.offer(self.grid, &self.work.task, resolved, &self.work.options, self.at);
         match offer {
             Ok(Some(offer)) => match self.hear(self.at, &BuildAsk::Build(Box::new(offer))) {
                 Heard::Outcome(outcome) => self.concluded(resolved, &outcome, self.at),

@@ -57,6 +57,11 @@ impl Guests {
         self.runs.values().map(|guest| (&guest.drv_path, guest.since))
     }
 
+    /// Those that the mesh knows by a claim: a voter or a check is its asker's alone.
+    pub fn claimable(&self) -> impl Iterator<Item = &StorePath> {
+        self.runs.values().filter(|guest| guest.mode == BuildMode::Normal).map(|guest| &guest.drv_path)
+    }
+
     /// What they are taken to need together.
     pub fn memory_mib(&self) -> u64 {
         self.runs.values().fold(0, |sum, guest| sum.saturating_add(guest.memory_mib))
@@ -139,6 +144,14 @@ impl Drop for GuestHandle {
     }
 }
 
+/// Who offers a build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    Peer,
+    /// This node, which votes on a job of its own: what it has begun it ends, also while it drains.
+    Own,
+}
+
 /// What came of an offer.
 pub(super) enum Admission {
     /// It runs here already.
@@ -154,8 +167,8 @@ pub(super) enum Admission {
 }
 
 impl BuildService {
-    /// Takes a build that another node offers, or says why not.
-    pub(super) fn admit(self: &Arc<Self>, task: &Task, memory_mib: u64) -> Admission {
+    /// Takes a build that is offered, or says why not.
+    pub(super) fn admit(self: &Arc<Self>, task: &Task, memory_mib: u64, by: By) -> Admission {
         let (drv_path, mode) = (&task.drv_path, task.mode);
         let mut state = self.lock();
         if let Some(id) = state.guests.find(drv_path, mode) {
@@ -168,7 +181,7 @@ impl BuildService {
             drop(state);
             return Admission::Joined(self.join_own(task));
         }
-        if state.draining {
+        if state.draining && by == By::Peer {
             return Admission::Refused(Reason::Draining, "this node is stopping and takes no new builds".into());
         }
         let slots = self.config.max_jobs;
@@ -274,9 +287,15 @@ impl BuildService {
             asker.feed.settle(guest.drv_path.clone(), ended.result.clone());
         }
         self.slots_changed(&mut state);
+        // The claim is a job's of this node while it has one, and none of a voter's or a check's.
+        let own = state.jobs.get(&guest.drv_path).and_then(|job| job.running.as_ref());
+        let is_claimed = own.is_some_and(|running| running.claimed);
         drop(state);
         // Only who has it gives it back.
-        if let Some(grid) = self.grid() {
+        if let Some(grid) = self.grid()
+            && guest.mode == BuildMode::Normal
+            && !is_claimed
+        {
             grid.neighbours.unclaim_build(&guest.drv_path);
         }
         self.ended.notify_all();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shoal_grid::can_run::Machine;
+use shoal_grid::can_run::{Machine, can_run};
 use shoal_grid::catalogue::claims::CLAIM_MS;
 use shoal_grid::membership::member::Standing;
 use shoal_grid::placement::{Executor, FreeMemory, Placement, describe};
@@ -131,6 +131,17 @@ impl BuildService {
         self.carry_out(&mut state, actions, None);
     }
 
+    /// Nodes that could build something as soon as they are heard of again.
+    pub(super) fn silent(&self, grid: &Grid, task: &Task) -> Vec<NodeKey> {
+        let Some(mesh) = grid.neighbours.mesh() else { return Vec::new() };
+        let roster = mesh.roster();
+        let me = mesh.me();
+        let others = roster.peers.iter().filter(builds).filter(|peer| peer.record.node != me);
+        let silent = others.filter(|peer| peer.record.presence == Presence::Active && self.is_quiet(&peer.record.node));
+        let fit = silent.filter(|peer| can_run(&executor(peer, false).machine, &task.requirement).is_ok());
+        fit.map(|peer| peer.record.node).collect()
+    }
+
     fn is_quiet(&self, node: &NodeKey) -> bool {
         self.grid().is_some_and(|grid| grid.neighbours.is_quiet(node))
     }
@@ -179,8 +190,8 @@ impl BuildService {
         let Some(grid) = self.grid() else { return };
         let state = self.lock();
         let claimed = state.jobs.iter().filter(|(_, job)| job.running.as_ref().is_some_and(|running| running.claimed));
-        // Guests are claimed by who asked for them, and by nobody where that node is lost.
-        let guests = state.guests.running().map(|(drv_path, _)| drv_path);
+        // Guests are claimed by who asked for them, and by nobody where that node is lost. Who votes or checks has no claim.
+        let guests = state.guests.claimable();
         let claimed: Vec<StorePath> = claimed.map(|(key, _)| key).chain(guests).cloned().collect();
         drop(state);
         claimed.iter().for_each(|drv_path| grid.neighbours.renew_build_claim(drv_path));

@@ -19,7 +19,7 @@ use crate::build::graph::Task;
 use crate::build::memory::Used;
 use crate::build::prepare::Resolved;
 use crate::build::request::BuildOptions;
-use crate::build::service::BuildService;
+use crate::build::service::{BuildService, HERE};
 
 /// Where outputs of a job are found that was not built.
 pub(super) struct Elsewhere {
@@ -30,16 +30,17 @@ pub(super) struct Elsewhere {
 }
 
 impl BuildService {
-    /// `None` where the derivation is too long to be sent.
+    /// `None` where the derivation is too long to be sent to `at`; nothing is sent to this node itself.
     pub(super) fn offer(
         &self,
         grid: &Grid,
         task: &Task,
         resolved: &Resolved,
         options: &BuildOptions,
+        at: NodeKey,
     ) -> anyhow::Result<Option<Offer>> {
         let derivation = aterm::print(&self.dir, &resolved.derivation.clone().into_derivation());
-        if derivation.len() > DERIVATION_LEN_MAX {
+        if at != HERE && derivation.len() > DERIVATION_LEN_MAX {
             return Ok(None);
         }
         Ok(Some(Offer {

@@ -131,7 +131,7 @@ fn conduct(service: &Arc<BuildService>, grid: &Grid, work: &Work) -> (Ended, End
     };
     let (announced, follows) = (Cell::new(false), Cell::new(false));
     let conduct = Conduct { service, grid, work, at: work.at, announced, follows, is_mute: true };
-    let offer = match service.offer(grid, &work.task, &resolved, &work.options) {
+    let offer = match service.offer(grid, &work.task, &resolved, &work.options, work.at) {
         Ok(Some(offer)) => offer,
         Ok(None) => return unsuccessful(service, "the derivation is too long to be sent to another node"),
         Err(error) => return unsuccessful(service, &format!("{error:#}")),

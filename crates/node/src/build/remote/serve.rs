@@ -14,7 +14,7 @@ use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
-use super::guests::{Admission, Interest};
+use super::guests::{Admission, By, Interest};
 use super::translate::{self, Batch};
 use super::{Grid, bring, stand_in};
 use crate::build::execute::{self, Ended};
@@ -73,7 +73,7 @@ fn serve(service: &Arc<BuildService>, peer: NodeKey, ask: BuildAsk, answer: &Ans
         BuildAsk::Build(offer) => {
             // Nobody but the asker knows what else it is compared with.
             lingers = offer.mode != Mode::Check;
-            (offer.drv_path.clone(), offer.keep, take(service, grid, *offer))
+            (offer.drv_path.clone(), offer.keep, take(service, grid, *offer, By::Peer))
         }
     };
     let interest = match taken {
@@ -104,7 +104,12 @@ pub(super) fn retry_after_ms(reason: Reason) -> u32 {
 }
 
 /// Takes an offer, and begins with it where it does not run here already.
-pub(super) fn take(service: &Arc<BuildService>, grid: &Grid, offer: Offer) -> Result<Interest, (Reason, String)> {
+pub(super) fn take(
+    service: &Arc<BuildService>,
+    grid: &Grid,
+    offer: Offer,
+    by: By,
+) -> Result<Interest, (Reason, String)> {
     let unusable = |error: &dyn std::fmt::Display| (Reason::Unusable, format!("it cannot be read: {error}"));
     let derivation = aterm::parse(service.store_dir(), &offer.derivation, &offer.name).map_err(|e| unusable(&e))?;
     if !derivation.input_drvs.is_empty() {
@@ -113,7 +118,7 @@ pub(super) fn take(service: &Arc<BuildService>, grid: &Grid, offer: Offer) -> Re
     let mode = translate::build_mode(offer.mode);
     let task = Task { agreed: offer.agreed, ..Task::given(offer.drv_path, derivation.to_basic(), mode) };
     service.can_take(&task)?;
-    match service.admit(&task, offer.memory_mib) {
+    match service.admit(&task, offer.memory_mib, by) {
         Admission::Refused(reason, text) => Err((reason, text)),
         Admission::Joined(interest) => Ok(interest),
         Admission::Admitted { interest, id, kill, story } => {
