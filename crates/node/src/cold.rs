@@ -24,7 +24,7 @@ use crate::upstream::Refusal;
 pub use bucket::{Bucket, Options, Pending, read_authorities};
 pub use location::{Credentials, Location};
 use notes::Notes;
-pub use survey::{Finding, Report};
+pub use survey::{Finding, Findings, Report};
 pub use writer::{Means, Writer};
 
 mod bucket;
@@ -90,8 +90,11 @@ pub struct ColdStatus {
 impl Cold {
     /// `data_dir`: where what is known of the bucket is kept.
     pub fn open(options: &Options, data_dir: &Path, writes: bool, runtime: Handle) -> Result<Arc<Cold>> {
-        let bucket = Bucket::open(options, runtime)?;
-        let notes = Notes::open(&data_dir.join("cold.redb"))?;
+        Cold::on(Bucket::open(options, runtime)?, data_dir, writes)
+    }
+
+    fn on(bucket: Bucket, data_dir: &Path, writes: bool) -> Result<Arc<Cold>> {
+        let notes = Notes::open(&data_dir.join("cold.redb"), bucket.identity())?;
         let (news, doubted, written) = Default::default();
         let backlog = Mutex::new(Backlog::new(BACKLOG_MAX));
         Ok(Arc::new(Cold { bucket, notes, backlog, news, doubted, written, writes, since: Instant::now() }))
@@ -125,10 +128,13 @@ impl Cold {
             true => Ok(record),
             false => Err(format!("it is the record of '{}'", record.path)),
         });
-        right.map_err(|why| {
-            self.doubt(hash_part);
-            self.refuse(&object, &why)
-        })
+        right.map_err(|why| self.refuse_record(hash_part, &why))
+    }
+
+    /// The record of the path with this hash part is wrong.
+    pub fn refuse_record(&self, hash_part: &str, why: &str) -> Refusal {
+        self.doubt(hash_part);
+        self.refuse(&record_object(hash_part), why)
     }
 
     /// An object is not what it should be; it counts as missing.
@@ -161,7 +167,7 @@ impl Cold {
 
     /// The path is whole in the bucket, as far as this node knows.
     pub fn keeps(&self, path: &StorePath) -> bool {
-        !self.doubted().contains(path.hash_part()) && self.notes.is_done(path).unwrap_or(false)
+        !self.doubted().contains(path.hash_part()) && self.notes.is_kept(path).unwrap_or(false)
     }
 
     pub fn status(&self) -> ColdStatus {
@@ -218,10 +224,18 @@ impl Watcher for Arrivals {
 
     fn deleted(&self, _gone: &[StorePath], _stayed: &[StorePath]) {}
 
-    fn damage_changed(&self) {}
+    /// What was healed may be written now.
+    fn damage_changed(&self) {
+        self.0.backlog().look_again();
+        self.0.news.notify_all();
+    }
 }
 
 /// Follows what `store` has.
 fn follow(cold: &Arc<Cold>, store: &Store) {
     store.watch(Arc::new(Arrivals(cold.clone())));
 }
+
+#[cfg(test)]
+#[path = "cold_tests.rs"]
+mod tests;

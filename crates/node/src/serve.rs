@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use shoal_grid::can_run::Machine;
 use shoal_mesh::handle::Mesh;
 use shoal_store::Store;
+use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::signature::{PublicKey, TrustedKeys};
 use shoal_wire::nix::store_path::StoreDir;
 use tokio::net::{TcpListener, UnixListener};
@@ -241,7 +242,9 @@ impl Node {
         let Some(cold) = self.cold.clone().filter(|_| !config.cold_read_only) else { return Ok(None) };
         let (store, dir, neighbours) = (self.store.clone(), self.dir.clone(), self.neighbours.clone());
         let keys = keys::signing_keys(config)?;
-        Writer::start(Means { cold, store, dir, neighbours, keys, rate: config.cold_upload_rate }).map(Some)
+        let (upstreams, rate) = (self.upstreams.clone(), config.cold_upload_rate);
+        let believes = Box::new(move |info: &PathInfo| upstreams.believes(info));
+        Writer::start(Means { cold, store, dir, neighbours, keys, believes, rate }).map(Some)
     }
 
     fn state(&self, ready: Ready, doors: &Doors, scrubber: Arc<Scrubber>, mesh: MeshControl) -> NodeState {

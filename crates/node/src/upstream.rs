@@ -26,7 +26,7 @@ pub use cache::{LOG_LEN_MAX, Location};
 pub use closure::Closure;
 pub use engine::Fetch;
 pub use flight::Flight;
-pub use offer::{Held, Offer, Source};
+pub use offer::{CacheFile, Held, Offer, Source};
 pub use stream::NarStream;
 pub use web::{Authorities, Patience, Refusal, agent};
 
@@ -49,10 +49,10 @@ mod engine;
 mod flight;
 mod heal;
 mod offer;
-mod origin;
+pub(crate) mod origin;
 mod pool;
 mod question;
-mod source;
+pub(crate) mod source;
 mod stream;
 mod web;
 

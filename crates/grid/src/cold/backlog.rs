@@ -76,7 +76,7 @@ impl<P: Ord + Clone> Backlog<P> {
             self.known.remove(&path);
             return Next::Path(path);
         }
-        match self.must_look {
+        match self.may_look() {
             true => Next::Look,
             false => Next::Wait { until_ms: self.later.first_key_value().map(|((until_ms, _), ())| *until_ms) },
         }
@@ -92,7 +92,12 @@ impl<P: Ord + Clone> Backlog<P> {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.ready.is_empty() && !self.must_look
+        self.ready.is_empty() && !self.may_look()
+    }
+
+    /// A look that finds no room would have to be followed by the next.
+    fn may_look(&self) -> bool {
+        self.must_look && self.known.len() < self.max
     }
 
     /// Paths to be written, and those left to others for now.
@@ -135,6 +140,18 @@ mod tests {
         assert!(backlog.is_partial());
         assert_eq!([backlog.next(0), backlog.next(0)], [Next::Path(1), Next::Path(2)]);
         assert_eq!(backlog.next(0), Next::Look);
+    }
+
+    #[test]
+    fn nothing_is_looked_for_while_all_room_is_taken_by_what_others_write() {
+        let mut backlog = looked(2);
+        backlog.postpone(1, 100);
+        backlog.postpone(2, 200);
+        assert!(!backlog.add(3));
+        assert!(backlog.is_partial() && backlog.is_idle());
+        assert_eq!(backlog.next(0), Next::Wait { until_ms: Some(100) });
+        assert_eq!(backlog.next(100), Next::Path(1));
+        assert_eq!(backlog.next(100), Next::Look);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::{Exit, Failure, Global, Outcome, ReadArgs, output};
-use crate::cold::Report;
+use crate::cold::{Findings, Report};
 use crate::config::ConfigFlags;
 use crate::config::units::size_text;
 use crate::control::{Request, client};
@@ -103,16 +103,20 @@ impl Verify {
         if self.read.json {
             output::json(&report)?;
         } else {
-            for finding in &report.damaged {
-                println!("damaged: {}: {}", finding.object, finding.why);
-            }
+            name("damaged", &report.damaged);
+            name("not checked", &report.not_checked);
             let (bytes, rewritten) = (size_text(report.bytes), report.rewritten);
             println!("{} paths and {} packs ({bytes}), {rewritten} paths written again", report.paths, report.packs);
         }
-        match report.damaged.len() {
-            0 => Ok(()),
-            damaged => Err(Failure::new(Exit::Failed, format!("{damaged} objects of the bucket are damaged")).into()),
-        }
+        let why = match (report.damaged.count, report.not_checked.count) {
+            (0, 0) => return Ok(()),
+            (0, failed) => format!("{failed} objects of the bucket could not be checked; try again later"),
+            (damaged, 0) => format!("{damaged} objects of the bucket are damaged"),
+            (damaged, failed) => {
+                format!("{damaged} objects of the bucket are damaged, and {failed} could not be checked")
+            }
+        };
+        Err(Failure::new(Exit::Failed, why).into())
     }
 }
 
@@ -122,15 +126,23 @@ impl Restore {
         if self.read.json {
             output::json(&report)?;
         } else {
-            for finding in &report.not_restored {
-                println!("not restored: {}: {}", finding.object, finding.why);
-            }
+            name("not restored", &report.not_restored);
             println!("{} of {} paths were brought here", report.restored, report.paths);
         }
-        match report.not_restored.len() {
+        match report.not_restored.count {
             0 => Ok(()),
             left => Err(Failure::new(Exit::Failed, format!("{left} paths could not be brought here")).into()),
         }
+    }
+}
+
+fn name(what: &str, findings: &Findings) {
+    for finding in &findings.first {
+        println!("{what}: {}: {}", finding.object, finding.why);
+    }
+    let more = findings.count.saturating_sub(findings.first.len() as u64);
+    if more > 0 {
+        println!("{what}: and {more} more");
     }
 }
 

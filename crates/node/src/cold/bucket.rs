@@ -14,8 +14,8 @@ use futures_util::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, Error, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload,
-    RetryConfig,
+    BackoffConfig, Certificate, ClientOptions, Error, GetOptions, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutPayload, RetryConfig,
 };
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -66,6 +66,7 @@ pub struct Bucket {
     store: Arc<dyn ObjectStore>,
     prefix: String,
     url: String,
+    identity: String,
     runtime: Handle,
     is_stopping: AtomicBool,
 }
@@ -74,6 +75,15 @@ pub struct Bucket {
 pub struct Pending<T> {
     told: Receiver<Result<T, Refusal>>,
     task: AbortHandle,
+}
+
+/// A part of a listing.
+#[derive(Default)]
+pub struct Page {
+    /// Names of those that lie in the directory itself, in order, and their lengths.
+    pub objects: Vec<(String, u64)>,
+    /// Where the next page begins; `None`: there is none.
+    pub last: Option<Path>,
 }
 
 impl<T> Drop for Pending<T> {
@@ -87,16 +97,24 @@ impl Bucket {
     pub fn open(options: &Options, runtime: Handle) -> Result<Bucket> {
         let location = &options.location;
         let store = client(options).with_context(|| format!("cannot use the bucket {}", location.url()))?;
-        Ok(Bucket::on(Arc::new(store), location, runtime))
+        let named = options.environment.iter().filter(|(name, _)| name.to_ascii_uppercase().contains("ENDPOINT"));
+        let endpoints: Vec<&str> = options.endpoint.iter().chain(named.map(|(_, value)| value)).map(|s| &**s).collect();
+        Ok(Bucket::on(Arc::new(store), location, &endpoints.join(" "), runtime))
     }
 
-    fn on(store: Arc<dyn ObjectStore>, location: &Location, runtime: Handle) -> Bucket {
+    pub(super) fn on(store: Arc<dyn ObjectStore>, location: &Location, endpoint: &str, runtime: Handle) -> Bucket {
         let (prefix, url) = (location.prefix.clone(), location.url());
-        Bucket { store, prefix, url, runtime, is_stopping: AtomicBool::new(false) }
+        let identity = format!("{endpoint} {url}");
+        Bucket { store, prefix, url, identity, runtime, is_stopping: AtomicBool::new(false) }
     }
 
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Differs where other objects are meant.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// From now on nothing is waited for.
@@ -126,15 +144,7 @@ impl Bucket {
             if got.meta.size > len_max as u64 {
                 return Err(too_long());
             }
-            let mut whole = Vec::with_capacity(got.meta.size as usize);
-            let mut pieces = got.into_stream();
-            while let Some(piece) = pieces.next().await {
-                whole.extend_from_slice(&piece.map_err(refusal)?);
-                if whole.len() > len_max {
-                    return Err(too_long());
-                }
-            }
-            Ok(whole.into())
+            collect(got, len_max).await?.ok_or_else(too_long)
         })
         .wait(self)
     }
@@ -156,8 +166,10 @@ impl Bucket {
             if got.range != range {
                 return Err(Refusal::Missing);
             }
-            let bytes = got.bytes().await.map_err(refusal)?;
-            if bytes.len() as u64 == len { Ok(bytes) } else { Err(Refusal::Missing) }
+            match collect(got, len as usize).await? {
+                Some(bytes) if bytes.len() as u64 == len => Ok(bytes),
+                _ => Err(Refusal::Missing),
+            }
         })
     }
 
@@ -174,22 +186,34 @@ impl Bucket {
         self.begin(PUT_PATIENCE, put).wait(self)
     }
 
-    /// Names behind `dir/` and lengths of the objects that follow `after`, up to [`PAGE_MAX`] in order.
-    pub fn list(&self, dir: &str, after: Option<&str>) -> Result<Vec<(String, u64)>, Refusal> {
+    /// The objects in `dir` that follow `after`, a page of them.
+    pub fn list(&self, dir: &str, after: Option<Path>) -> Result<Page, Refusal> {
         let (store, dir) = (self.store.clone(), self.path(dir));
-        let after = after.map(|name| Path::from(format!("{dir}/{name}")));
         let list = async move {
             let mut listed = match &after {
                 Some(after) => store.list_with_offset(Some(&dir), after),
                 None => store.list(Some(&dir)),
             }
             .take(PAGE_MAX);
-            let mut page = Vec::new();
+            let (mut page, mut is_empty) = (Page::default(), true);
             while let Some(meta) = listed.next().await {
                 let ObjectMeta { location, size, .. } = meta.map_err(refusal)?;
-                page.extend(location.filename().map(|name| (name.to_string(), size)));
+                is_empty = false;
+                if after.as_ref().is_some_and(|after| location <= *after) {
+                    continue;
+                }
+                if let Some(mut parts) = location.prefix_match(&dir)
+                    && let (Some(name), None) = (parts.next(), parts.next())
+                {
+                    page.objects.push((name.as_ref().to_string(), size));
+                }
+                page.last = page.last.max(Some(location));
             }
-            page.sort();
+            // Without an end to it otherwise.
+            if !is_empty && page.last.is_none() {
+                return Err(Refusal::Failed("the server lists the same objects again and again".into()));
+            }
+            page.objects.sort();
             Ok(page)
         };
         self.begin(GET_PATIENCE, list).wait(self)
@@ -220,6 +244,20 @@ impl<T> Pending<T> {
             }
         }
     }
+}
+
+/// What comes, whatever the server said that it is; `None`: more than `len_max` bytes.
+async fn collect(got: GetResult, len_max: usize) -> Result<Option<Bytes>, Refusal> {
+    let mut whole = Vec::with_capacity(len_max.min((got.range.end - got.range.start) as usize));
+    let mut pieces = got.into_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(refusal)?;
+        if piece.len() > len_max - whole.len() {
+            return Ok(None);
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(Some(whole.into()))
 }
 
 fn late(patience: Duration) -> Refusal {

@@ -11,8 +11,13 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Tab
 use shoal_wire::mesh::cold::PackName;
 use shoal_wire::nix::store_path::StorePath;
 
-/// Base names of paths for which nothing is to be done.
+/// Base names of paths that the bucket has.
 const DONE: TableDefinition<'static, &str, ()> = TableDefinition::new("done");
+/// Base names of paths that no record can describe.
+const UNFIT: TableDefinition<'static, &str, ()> = TableDefinition::new("unfit");
+/// The bucket that all of it is about, under its only key.
+const BUCKET: TableDefinition<'static, &str, &str> = TableDefinition::new("bucket");
+const BUCKET_NAME: &str = "name";
 /// Packs by the number that chunks name them by.
 const PACKS: TableDefinition<'static, u64, &[u8; 32]> = TableDefinition::new("packs");
 const NUMBERS: TableDefinition<'static, &[u8; 32], u64> = TableDefinition::new("numbers");
@@ -42,12 +47,12 @@ pub struct Notes {
 }
 
 impl Notes {
-    /// What lies at `path`; one that cannot be read is begun anew.
-    pub fn open(path: &Path) -> Result<Notes> {
-        Self::open_with(path, CHUNKS_MAX)
+    /// What lies at `path`, of this bucket; one that cannot be read is begun anew.
+    pub fn open(path: &Path, bucket: &str) -> Result<Notes> {
+        Self::open_with(path, bucket, CHUNKS_MAX)
     }
 
-    fn open_with(path: &Path, chunks_max: u64) -> Result<Notes> {
+    fn open_with(path: &Path, bucket: &str, chunks_max: u64) -> Result<Notes> {
         let database = match Self::database(path) {
             Ok(database) => database,
             Err(error) => {
@@ -57,19 +62,46 @@ impl Notes {
                 Self::database(path).with_context(|| format!("cannot make {}", path.display()))?
             }
         };
-        Ok(Notes { path: path.to_path_buf(), database, chunks_max })
+        let notes = Notes { path: path.to_path_buf(), database, chunks_max };
+        notes.belong_to(bucket)?;
+        Ok(notes)
     }
 
     fn database(path: &Path) -> Result<Database> {
         let database = Database::create(path)?;
         let txn = database.begin_write()?;
         txn.open_table(DONE)?;
+        txn.open_table(UNFIT)?;
+        txn.open_table(BUCKET)?;
         txn.open_table(PACKS)?;
         txn.open_table(NUMBERS)?;
         txn.open_table(CHUNKS)?;
         txn.open_table(NEXT)?;
         txn.commit()?;
         Ok(database)
+    }
+
+    /// What is known of another bucket says nothing of this one.
+    fn belong_to(&self, bucket: &str) -> Result<()> {
+        self.write(|txn| {
+            let mut names = txn.open_table(BUCKET)?;
+            if names.get(BUCKET_NAME)?.is_some_and(|name| name.value() == bucket) {
+                return Ok(());
+            }
+            names.insert(BUCKET_NAME, bucket)?;
+            txn.delete_table(DONE)?;
+            txn.delete_table(UNFIT)?;
+            txn.delete_table(PACKS)?;
+            txn.delete_table(NUMBERS)?;
+            txn.delete_table(CHUNKS)?;
+            // As they are looked for.
+            txn.open_table(DONE)?;
+            txn.open_table(UNFIT)?;
+            txn.open_table(PACKS)?;
+            txn.open_table(NUMBERS)?;
+            txn.open_table(CHUNKS)?;
+            Ok(())
+        })
     }
 
     fn what(&self) -> String {
@@ -80,10 +112,10 @@ impl Notes {
     pub fn undone(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>> {
         let look = || -> Result<Vec<StorePath>> {
             let txn = self.database.begin_read()?;
-            let table = txn.open_table(DONE)?;
+            let (done, unfit) = (txn.open_table(DONE)?, txn.open_table(UNFIT)?);
             let mut undone = Vec::new();
             for path in paths {
-                if table.get(path.base_name())?.is_none() {
+                if done.get(path.base_name())?.is_none() && unfit.get(path.base_name())?.is_none() {
                     undone.push(path);
                 }
             }
@@ -96,13 +128,28 @@ impl Notes {
         self.undone(vec![path.clone()]).map(|undone| undone.is_empty())
     }
 
-    /// How many are done.
+    /// Whether the bucket has it.
+    pub fn is_kept(&self, path: &StorePath) -> Result<bool> {
+        let look =
+            || -> Result<bool> { Ok(self.database.begin_read()?.open_table(DONE)?.get(path.base_name())?.is_some()) };
+        look().with_context(|| self.what())
+    }
+
+    /// How many the bucket has.
     pub fn done_count(&self) -> Result<u64> {
         let count = || -> Result<u64> { Ok(self.database.begin_read()?.open_table(DONE)?.len()?) };
         count().with_context(|| self.what())
     }
 
-    /// The bucket has this path, or it cannot be written.
+    /// No record can describe this path.
+    pub fn unfit(&self, path: &StorePath) -> Result<()> {
+        self.write(|txn| {
+            txn.open_table(UNFIT)?.insert(path.base_name(), ())?;
+            Ok(())
+        })
+    }
+
+    /// The bucket has this path.
     pub fn done(&self, path: &StorePath) -> Result<()> {
         self.write(|txn| {
             txn.open_table(DONE)?.insert(path.base_name(), ())?;
@@ -174,8 +221,10 @@ impl Notes {
     /// Keeps only notes of `paths`, in order: there is to be no more of them than of paths.
     pub fn keep_only(&self, paths: &[StorePath]) -> Result<()> {
         self.write(|txn| {
-            let mut table = txn.open_table(DONE)?;
-            table.retain(|name, ()| paths.binary_search_by(|path| path.base_name().cmp(name)).is_ok())?;
+            for table in [DONE, UNFIT] {
+                let mut table = txn.open_table(table)?;
+                table.retain(|name, ()| paths.binary_search_by(|path| path.base_name().cmp(name)).is_ok())?;
+            }
             Ok(())
         })
     }
@@ -202,11 +251,11 @@ mod tests {
     fn notes_are_kept_over_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("cold.redb");
-        let notes = Notes::open(&file).unwrap();
+        let notes = Notes::open(&file, "b").unwrap();
         notes.done(&path(1)).unwrap();
         notes.packed(&[9; 32], [([1; 32], 0, 5), ([2; 32], 5, 6)].into_iter()).unwrap();
         drop(notes);
-        let notes = Notes::open(&file).unwrap();
+        let notes = Notes::open(&file, "b").unwrap();
         assert_eq!(notes.undone(vec![path(1), path(2)]).unwrap(), [path(2)]);
         let second = Packed { pack: [9; 32], offset: 5, frame_len: 6 };
         assert_eq!(notes.locate([&[2; 32], &[3; 32]].into_iter()).unwrap(), [Some(second), None]);
@@ -215,7 +264,7 @@ mod tests {
     #[test]
     fn what_was_found_damaged_counts_as_not_there() {
         let dir = tempfile::tempdir().unwrap();
-        let notes = Notes::open(&dir.path().join("cold.redb")).unwrap();
+        let notes = Notes::open(&dir.path().join("cold.redb"), "b").unwrap();
         notes.packed(&[8; 32], [([1; 32], 0, 5)].into_iter()).unwrap();
         notes.packed(&[9; 32], [([2; 32], 0, 5)].into_iter()).unwrap();
         notes.forget_pack(&[9; 32]).unwrap();
@@ -233,7 +282,7 @@ mod tests {
     #[test]
     fn there_are_no_more_notes_than_paths_and_no_more_chunks_than_the_bound() {
         let dir = tempfile::tempdir().unwrap();
-        let notes = Notes::open_with(&dir.path().join("cold.redb"), 2).unwrap();
+        let notes = Notes::open_with(&dir.path().join("cold.redb"), "b", 2).unwrap();
         for digit in 1..4 {
             notes.done(&path(digit)).unwrap();
             notes.packed(&[digit; 32], [([digit; 32], 0, 5)].into_iter()).unwrap();
@@ -245,10 +294,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_one_bucket_says_nothing_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cold.redb");
+        let notes = Notes::open(&file, "b").unwrap();
+        notes.done(&path(1)).unwrap();
+        notes.unfit(&path(2)).unwrap();
+        notes.packed(&[9; 32], [([1; 32], 0, 5)].into_iter()).unwrap();
+        drop(notes);
+        let notes = Notes::open(&file, "c").unwrap();
+        assert_eq!(notes.undone(vec![path(1), path(2)]).unwrap(), [path(1), path(2)]);
+        assert_eq!(notes.locate([&[1; 32]].into_iter()).unwrap(), [None]);
+    }
+
+    #[test]
+    fn what_no_record_can_describe_is_left_alone_and_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::open(&dir.path().join("cold.redb"), "b").unwrap();
+        notes.unfit(&path(1)).unwrap();
+        assert!(notes.is_done(&path(1)).unwrap());
+        assert!(!notes.is_kept(&path(1)).unwrap());
+        assert_eq!(notes.done_count().unwrap(), 0);
+    }
+
+    #[test]
     fn notes_that_cannot_be_read_are_begun_anew() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("cold.redb");
         std::fs::write(&file, "no database").unwrap();
-        assert!(!Notes::open(&file).unwrap().is_done(&path(1)).unwrap());
+        assert!(!Notes::open(&file, "b").unwrap().is_done(&path(1)).unwrap());
     }
 }

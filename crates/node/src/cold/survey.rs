@@ -15,6 +15,8 @@ use crate::upstream::{BUILD_BUDGET, Refusal, Upstreams};
 
 /// Paths that are brought back together.
 const TOGETHER_MAX: usize = 256;
+/// Findings that are named; the rest is counted. An answer of some 100 KiB.
+const FINDINGS_MAX: usize = 1000;
 
 /// An object, and what is wrong with it.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -30,12 +32,66 @@ pub struct Report {
     pub packs: u64,
     /// Bytes of packs.
     pub bytes: u64,
-    pub damaged: Vec<Finding>,
+    pub damaged: Findings,
+    /// What the bucket did not give now; it may be right.
+    pub not_checked: Findings,
     /// Damaged paths that are here and are written again.
     pub rewritten: u64,
     /// Paths that were brought back.
     pub restored: u64,
-    pub not_restored: Vec<Finding>,
+    pub not_restored: Findings,
+}
+
+/// How many, and the first of them: a bucket that lost all has as many as paths.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Findings {
+    pub count: u64,
+    pub first: Vec<Finding>,
+}
+
+impl Findings {
+    fn push(&mut self, object: String, why: String) {
+        self.count += 1;
+        if self.first.len() < FINDINGS_MAX {
+            self.first.push(Finding { object, why });
+        }
+    }
+}
+
+/// What keeps an object from being right.
+enum Fault {
+    Damaged(String),
+    /// It cannot be said: the bucket failed.
+    Unknown(String),
+}
+
+impl From<&str> for Fault {
+    fn from(why: &str) -> Fault {
+        Fault::Damaged(why.into())
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Fault {
+        match refusal {
+            Refusal::Missing => Fault::Damaged(text(Refusal::Missing)),
+            Refusal::Failed(why) => Fault::Unknown(why),
+        }
+    }
+}
+
+impl Report {
+    /// Whether it is damaged.
+    fn note(&mut self, object: String, fault: Fault) -> bool {
+        match fault {
+            Fault::Damaged(why) => self.damaged.push(object, why),
+            Fault::Unknown(why) => {
+                self.not_checked.push(object, why);
+                return false;
+            }
+        }
+        true
+    }
 }
 
 /// Told how far it is; whether to go on.
@@ -52,20 +108,28 @@ impl Cold {
         go_on: GoOn<'_>,
     ) -> Result<Report> {
         let mut report = Report::default();
-        let mut packs: HashMap<PackName, u64> = HashMap::new();
+        let mut packs = HashMap::new();
         self.each("packs", &mut |name, len| {
             report.packs += 1;
             report.bytes += len;
-            match self.check_pack(name, len, quick) {
-                Ok(pack) => drop(packs.insert(pack, len)),
-                Err(why) => report.damaged.push(Finding { object: format!("packs/{name}"), why }),
+            let mut pack = PackName::default();
+            let fault = match decode_hex_into(name.as_bytes(), &mut pack) {
+                Ok(()) => self.check_pack(&pack, len, quick).err(),
+                Err(_) => Some("it has the name of no pack".into()),
+            };
+            if let Some(fault) = fault {
+                let is_damaged = report.note(format!("packs/{name}"), fault);
+                packs.insert(pack, if is_damaged { 0 } else { len });
+            } else {
+                packs.insert(pack, len);
             }
             go_on(&report)
         })?;
-        self.each("paths", &mut |hash_part, _| {
+        self.each("paths", &mut |hash_part, len| {
             report.paths += 1;
-            if let Err(why) = self.check_record(hash_part, &packs, believes) {
-                report.damaged.push(Finding { object: record_object(hash_part), why });
+            if let Err(fault) = self.check_record(hash_part, len, &mut packs, believes)
+                && report.note(record_object(hash_part), fault)
+            {
                 report.rewritten += u64::from(self.write_again(store, hash_part));
             }
             go_on(&report)
@@ -74,44 +138,57 @@ impl Cold {
     }
 
     /// Error: what is wrong with a pack.
-    fn check_pack(&self, name: &str, len: u64, quick: bool) -> Result<PackName, String> {
-        let mut pack = PackName::default();
-        decode_hex_into(name.as_bytes(), &mut pack).map_err(|_| "it has the name of no pack")?;
-        let forget = |why: String| {
-            if let Err(error) = self.notes.forget_pack(&pack) {
-                tracing::warn!("{error:#}");
+    fn check_pack(&self, pack: &PackName, len: u64, quick: bool) -> Result<(), Fault> {
+        let check = || -> Result<(), Fault> {
+            if len > PACK_LEN_MAX as u64 {
+                return Err(Fault::Damaged(format!("it has {len} bytes, more than any pack")));
             }
-            why
+            if quick || *blake3::hash(&self.bucket.get(&pack_object(pack), PACK_LEN_MAX)?).as_bytes() == *pack {
+                return Ok(());
+            }
+            Err("it has other bytes than its name says".into())
         };
-        if len > PACK_LEN_MAX as u64 {
-            return Err(forget(format!("it has {len} bytes, more than any pack")));
-        }
-        if quick {
-            return Ok(pack);
-        }
-        let bytes = self.bucket.get(&pack_object(&pack), PACK_LEN_MAX).map_err(|refusal| forget(text(refusal)))?;
-        match *blake3::hash(&bytes).as_bytes() == pack {
-            true => Ok(pack),
-            false => Err(forget("it has other bytes than its name says".into())),
+        check().inspect_err(|fault| {
+            if matches!(fault, Fault::Damaged(_)) {
+                self.forget(pack);
+            }
+        })
+    }
+
+    fn forget(&self, pack: &PackName) {
+        if let Err(error) = self.notes.forget_pack(pack) {
+            tracing::warn!("{error:#}");
         }
     }
 
-    /// Error: what is wrong with a record, or with what it names.
+    /// Error: what is wrong with a record, or with what it names. `packs`: lengths of those that were found, 0 of damaged
+    /// ones. What was written since they were listed is asked for.
     fn check_record(
         &self,
         hash_part: &str,
-        packs: &HashMap<PackName, u64>,
+        len: u64,
+        packs: &mut HashMap<PackName, u64>,
         believes: &dyn Fn(&PathInfo) -> Result<(), String>,
-    ) -> Result<(), String> {
-        let record = self.record(hash_part).map_err(text)?;
-        believes(&record.info())?;
+    ) -> Result<(), Fault> {
+        if len > ColdRecord::OBJECT_LEN_MAX as u64 {
+            return Err(Fault::Damaged(format!("it has {len} bytes, more than any record")));
+        }
+        let record = self.record(hash_part)?;
+        believes(&record.info()).map_err(Fault::Damaged)?;
         for packed in &record.chunks {
             let Some(pack) = record.packs.get(packed.pack as usize) else { continue };
-            if packs.get(pack).is_none_or(|len| packed.end() > *len) {
-                if let Err(error) = self.notes.forget_pack(pack) {
-                    tracing::warn!("{error:#}");
-                }
-                return Err(format!("it takes '{}', which is missing or damaged", pack_object(pack)));
+            let len = match packs.get(pack) {
+                Some(len) => *len,
+                None => match self.bucket.size(&pack_object(pack)) {
+                    Ok(len) => len,
+                    Err(Refusal::Missing) => 0,
+                    Err(failed) => return Err(failed.into()),
+                },
+            };
+            packs.insert(*pack, len);
+            if packed.end() > len {
+                self.forget(pack);
+                return Err(Fault::Damaged(format!("it takes '{}', which is missing or damaged", pack_object(pack))));
             }
         }
         Ok(())
@@ -139,15 +216,13 @@ impl Cold {
                 Ok(Some(_)) => return go_on(&report),
                 Ok(None) => {}
                 Err(error) => {
-                    report.not_restored.push(Finding { object: record_object(hash_part), why: error.to_string() });
+                    report.not_restored.push(record_object(hash_part), error.to_string());
                     return go_on(&report);
                 }
             }
             match self.record(hash_part) {
                 Ok(ColdRecord { path, .. }) => drop(wanted.insert(path)),
-                Err(refusal) => {
-                    report.not_restored.push(Finding { object: record_object(hash_part), why: text(refusal) })
-                }
+                Err(refusal) => report.not_restored.push(record_object(hash_part), text(refusal)),
             }
             if wanted.len() >= TOGETHER_MAX {
                 bring(store, upstreams, std::mem::take(&mut wanted), &mut report);
@@ -160,20 +235,20 @@ impl Cold {
 
     /// Calls `see` with the name and length of every object in `dir`, for as long as it says to go on.
     fn each(&self, dir: &str, see: &mut dyn FnMut(&str, u64) -> bool) -> Result<()> {
-        let mut after: Option<String> = None;
+        let mut after = None;
         loop {
-            let page = self.bucket.list(dir, after.as_deref()).map_err(|refusal| {
+            let page = self.bucket.list(dir, after).map_err(|refusal| {
                 anyhow::anyhow!("cannot list '{dir}' of the bucket {}: {}", self.bucket.url(), text(refusal))
             })?;
-            for (name, len) in &page {
+            for (name, len) in &page.objects {
                 if !see(name, *len) || self.bucket.is_stopping() {
                     return Ok(());
                 }
             }
-            match page.into_iter().next_back() {
-                Some((last, _)) => after = Some(last),
-                None => return Ok(()),
+            if page.last.is_none() {
+                return Ok(());
             }
+            after = page.last;
         }
     }
 }
@@ -195,7 +270,7 @@ fn bring(store: &Store, upstreams: &Upstreams, wanted: BTreeSet<StorePath>, repo
     for path in wanted {
         match store.is_valid(&path) {
             Ok(true) => report.restored += 1,
-            _ => report.not_restored.push(Finding { object: record_object(path.hash_part()), why: why.clone() }),
+            _ => report.not_restored.push(record_object(path.hash_part()), why.clone()),
         }
     }
 }

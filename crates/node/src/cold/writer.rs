@@ -17,7 +17,7 @@ use shoal_store::{Place, Run, Store, StoredFrames};
 use shoal_wire::mesh::cold::{CHUNKS_MAX, ColdRecord, PACK_LEN_MAX, PackName, PackedChunk, pack_object, record_object};
 use shoal_wire::mesh::manifest::ChunkRef;
 use shoal_wire::nix::path_info::PathInfo;
-use shoal_wire::nix::signature::SecretKey;
+use shoal_wire::nix::signature::{SecretKey, TrustedKeys};
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
 use super::{Cold, follow};
@@ -25,8 +25,8 @@ use crate::neighbours::Neighbours;
 use crate::session::admission::SIGNATURES_MAX;
 use crate::upstream::Refusal;
 
-/// When it is looked whether another node wrote what it said it would.
-const ELSEWHERE_MS: u64 = 600_000;
+/// When it is looked whether another node wrote what it said it would, or whether what could not be read can be.
+const LATER_MS: u64 = 600_000;
 /// Bytes of a segment that are read at once.
 const RUN_BYTES: u64 = 1 << 20;
 /// Paths of which it is asked at once whether they were written.
@@ -36,6 +36,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How soon a pause ends when the node stops.
 const POLL: Duration = Duration::from_millis(50);
 
+pub type Believes = Box<dyn Fn(&PathInfo) -> Result<(), String> + Send>;
+
 /// What writing takes.
 pub struct Means {
     pub cold: Arc<Cold>,
@@ -44,6 +46,8 @@ pub struct Means {
     pub neighbours: Neighbours,
     /// Sign what is written, so that other nodes believe it.
     pub keys: Vec<SecretKey>,
+    /// Whether what is said of a path is believed. Error: why not, for people.
+    pub believes: Believes,
     /// Bytes a second.
     pub rate: Option<u64>,
 }
@@ -90,6 +94,7 @@ struct Placed {
 struct Waiting {
     info: PathInfo,
     chunks: Vec<Placed>,
+    is_doubted: bool,
 }
 
 /// The pack that is being filled.
@@ -109,12 +114,15 @@ struct Work {
 }
 
 /// Why a path is not written now.
+#[derive(Clone)]
 enum Skipped {
-    /// It is not there any more, or cannot be read, or its record is outside of the limits: for people.
+    /// Its record would be outside of the limits: for people.
     Unfit(String),
+    /// It cannot be read, or no note of it can be taken: for people. It may be healed by and by, or the disk be made room on.
+    NotNow(String),
     /// The bucket took something not, however often it was tried. What waits for it comes up again.
     Refused,
-    /// The node stops, or its notes cannot be used.
+    /// The node stops: what is in hand comes up when it starts again.
     Stopped,
 }
 
@@ -195,21 +203,31 @@ impl Work {
                 return self.pause_after(&why);
             }
         }
-        match self.pack(path) {
-            Ok(()) => {}
-            Err(Skipped::Unfit(why)) => {
+        if let Err(skipped) = self.pack(path, is_doubted) {
+            self.skip(path, is_doubted, skipped);
+        }
+    }
+
+    /// Whatever kept a path from being written, it comes up again, unless it never can be.
+    fn skip(&self, path: &StorePath, is_doubted: bool, skipped: Skipped) {
+        let cold = &self.means.cold;
+        self.means.neighbours.unclaim_cold(path);
+        if is_doubted {
+            cold.doubt(path.hash_part());
+        }
+        match skipped {
+            Skipped::Unfit(why) => {
                 tracing::warn!(path = path.base_name(), why, "a path is not written to the bucket");
-                if let Err(error) = cold.notes.done(path) {
+                if let Err(error) = cold.notes.unfit(path) {
                     tracing::warn!("{error:#}");
                 }
             }
-            Err(Skipped::Refused) => {
-                if is_doubted {
-                    cold.doubt(path.hash_part());
-                }
-                cold.backlog().add(path.clone());
+            Skipped::NotNow(why) => {
+                tracing::warn!(path = path.base_name(), why, "a path is not written to the bucket now");
+                cold.backlog().postpone(path.clone(), cold.now_ms() + LATER_MS);
             }
-            Err(Skipped::Stopped) => {}
+            Skipped::Refused => _ = cold.backlog().add(path.clone()),
+            Skipped::Stopped => {}
         }
     }
 
@@ -224,13 +242,13 @@ impl Work {
             return Ok(false);
         }
         if !neighbours.claim_cold(path) {
-            cold.backlog().postpone(path.clone(), cold.now_ms() + ELSEWHERE_MS);
+            cold.backlog().postpone(path.clone(), cold.now_ms() + LATER_MS);
             return Ok(false);
         }
-        let found = if is_doubted { Err(Refusal::Missing) } else { cold.bucket.size(&record_object(path.hash_part())) };
+        let found = if is_doubted { Err(Refusal::Missing) } else { self.find(path) };
         match found {
             Err(Refusal::Missing) => Ok(true),
-            Ok(_) => {
+            Ok(()) => {
                 neighbours.unclaim_cold(path);
                 cold.notes.done(path).map_err(|error| text(&error))?;
                 Ok(false)
@@ -242,12 +260,29 @@ impl Work {
         }
     }
 
+    /// Missing: what others believe of the path is not there. Anybody may have put something there that has its name.
+    fn find(&self, path: &StorePath) -> Result<(), Refusal> {
+        let Means { cold, store, dir, keys, believes, .. } = &self.means;
+        let found = cold.record(path.hash_part());
+        if matches!(found, Err(Refusal::Missing)) {
+            // It is written right now.
+            cold.doubted().remove(path.hash_part());
+        }
+        let record = found?.info();
+        let info = store.path_info(path).map_err(|error| Refusal::Failed(error.to_string()))?;
+        let is_same = info.is_some_and(|info| info.path == record.path && info.nar_hash == record.nar_hash);
+        let mut own = TrustedKeys::default();
+        keys.iter().for_each(|key| own.insert(key.public()));
+        let is_believed = || record.is_signed(dir, &own) || believes(&record).is_ok();
+        if is_same && is_believed() { Ok(()) } else { Err(Refusal::Missing) }
+    }
+
     /// Puts a path's new chunks into the open pack, and has its record wait for it.
-    fn pack(&mut self, path: &StorePath) -> Result<(), Skipped> {
-        let unfit = |error: &dyn std::fmt::Display| Skipped::Unfit(error.to_string());
+    fn pack(&mut self, path: &StorePath, is_doubted: bool) -> Result<(), Skipped> {
+        let not_now = |error: shoal_store::Error| Skipped::NotNow(error.to_string());
         let store = self.means.store.clone();
-        let Some(mut info) = store.path_info(path).map_err(|error| unfit(&error))? else { return Ok(()) };
-        let Some(frames) = store.stored_frames(path, 0..info.nar_size).map_err(|error| unfit(&error))? else {
+        let Some(mut info) = store.path_info(path).map_err(not_now)? else { return Ok(()) };
+        let Some(frames) = store.stored_frames(path, 0..info.nar_size).map_err(not_now)? else {
             return Ok(());
         };
         if frames.frames().len() > CHUNKS_MAX {
@@ -259,7 +294,7 @@ impl Work {
         for run in frames.runs(RUN_BYTES) {
             self.pack_run(&frames, &run, &parts[run.frames.clone()], &mut bytes, &mut chunks)?;
         }
-        let waiting = Waiting { info, chunks };
+        let waiting = Waiting { info, chunks, is_doubted };
         if waiting.chunks.iter().all(|placed| placed.pack.is_some()) {
             return self.write_record(&waiting);
         }
@@ -278,7 +313,7 @@ impl Work {
         chunks: &mut Vec<Placed>,
     ) -> Result<(), Skipped> {
         let cold = self.means.cold.clone();
-        let known = cold.notes.locate(parts.iter().map(|(chunk, _)| &chunk.hash)).map_err(stopped)?;
+        let known = cold.notes.locate(parts.iter().map(|(chunk, _)| &chunk.hash)).map_err(noteless)?;
         let mut is_read = false;
         for ((chunk, place), known) in parts.iter().zip(known) {
             let frame_len = place.frame_len;
@@ -293,7 +328,7 @@ impl Work {
                 continue;
             }
             if !std::mem::replace(&mut is_read, true) {
-                frames.read(run, bytes).map_err(|error| Skipped::Unfit(error.to_string()))?;
+                frames.read(run, bytes).map_err(|error| Skipped::NotNow(error.to_string()))?;
             }
             if !self.open.filling.fits(u64::from(frame_len), PACK_LEN_MAX as u64) {
                 self.flush(chunks)?;
@@ -331,26 +366,23 @@ impl Work {
         let cold = self.means.cold.clone();
         let (name, bytes) = (*blake3::hash(&bytes).as_bytes(), Bytes::from(bytes));
         let put = self.put(&pack_object(&name), bytes);
-        if put.is_err() {
-            let mut backlog = cold.backlog();
-            for waiting in waiting {
-                backlog.add(waiting.info.path);
+        let noted = put.and_then(|()| {
+            cold.written.packs.fetch_add(1, Ordering::Relaxed);
+            let rows = chunks.into_iter().map(|(hash, (offset, frame_len))| (hash, offset, frame_len));
+            cold.notes.packed(&name, rows).map_err(noteless)
+        });
+        if let Err(skipped) = noted {
+            for Waiting { info, is_doubted, .. } in waiting {
+                self.skip(&info.path, is_doubted, skipped.clone());
             }
-            return put;
+            return Err(skipped);
         }
-        cold.written.packs.fetch_add(1, Ordering::Relaxed);
-        let rows = chunks.into_iter().map(|(hash, (offset, frame_len))| (hash, offset, frame_len));
-        cold.notes.packed(&name, rows).map_err(stopped)?;
         let resolve = |placed: &mut Placed| placed.pack = placed.pack.or(Some(name));
         current.iter_mut().for_each(resolve);
         for mut waiting in waiting {
             waiting.chunks.iter_mut().for_each(resolve);
-            match self.write_record(&waiting) {
-                Ok(()) => {}
-                Err(Skipped::Unfit(why)) => {
-                    tracing::warn!(path = waiting.info.path.base_name(), why, "a path is not written to the bucket");
-                }
-                Err(_) => _ = cold.backlog().add(waiting.info.path),
+            if let Err(skipped) = self.write_record(&waiting) {
+                self.skip(&waiting.info.path, waiting.is_doubted, skipped);
             }
         }
         Ok(())
@@ -363,7 +395,7 @@ impl Work {
         self.means.neighbours.unclaim_cold(path);
         put?;
         self.means.cold.written.paths.fetch_add(1, Ordering::Relaxed);
-        self.means.cold.notes.done(path).map_err(stopped)
+        self.means.cold.notes.done(path).map_err(noteless)
     }
 
     /// Puts one object, again after a pause where that fails, up to a bound.
@@ -421,10 +453,9 @@ impl Work {
     }
 }
 
-/// Its notes cannot be used: what is in hand comes up again when the node starts, which may be another day.
-fn stopped(error: anyhow::Error) -> Skipped {
-    tracing::warn!("{error:#}");
-    Skipped::Stopped
+/// Its notes cannot be used, as on a disk that is full.
+fn noteless(error: anyhow::Error) -> Skipped {
+    Skipped::NotNow(format!("{error:#}"))
 }
 
 /// The record of a path all of whose packs are written.

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use shoal_grid::cold::{Frame, Span, spans};
-use shoal_store::{Decoder, Store};
+use shoal_store::{Decoder, HeldChunks, Store};
 use shoal_wire::mesh::cold::{ColdRecord, PackedChunk, pack_object, record_object};
+use shoal_wire::mesh::manifest::ChunkRef;
 use shoal_wire::nix::narinfo::{Compression, NarInfo};
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
 use shoal_wire::nix::store_path::StorePath;
@@ -167,6 +168,7 @@ impl Unpacking<'_> {
         let mut hold = self.store.hold_chunks();
         let lacks = hold.lacks(&hashes).map_err(here)?;
         let mut local = hold.chunks().map_err(here)?;
+        self.check_lengths(&local, &lacks)?;
         let mut decoder = Decoder::new().map_err(|error| Trouble::Here(error.to_string()))?;
         let lacking = chunks.iter().zip(&lacks).filter(|(_, lacks)| **lacks).map(|(packed, _)| frame(packed));
         let mut plan = spans(lacking);
@@ -174,7 +176,12 @@ impl Unpacking<'_> {
         let (mut number, mut contents) = (0, Vec::new());
         for (packed, is_lacking) in chunks.iter().zip(&lacks) {
             if !is_lacking {
-                local.read(&packed.chunk, &mut contents).map_err(here)?;
+                if let Err(error) = local.examine(&packed.chunk, &mut contents) {
+                    tracing::warn!(%error, "a chunk cannot be read here, and comes from the bucket");
+                    let alone = spans(std::iter::once(frame(packed))).next();
+                    let mut asked = alone.map(|span| self.ask(span)).ok_or_else(|| here(error))?;
+                    self.unpack(packed, &mut asked, &mut decoder, &mut contents)?;
+                }
                 take(&contents)?;
                 continue;
             }
@@ -189,6 +196,27 @@ impl Unpacking<'_> {
             take(&contents)?;
         }
         Ok(())
+    }
+
+    /// Nobody vouches for a record's chunks: one that gives a chunk of this store another length is wrong, not the store.
+    fn check_lengths(&self, local: &HeldChunks, lacks: &[bool]) -> Result<(), Trouble> {
+        let here: Vec<&ChunkRef> = self
+            .record
+            .chunks
+            .iter()
+            .zip(lacks)
+            .filter(|(_, lacks)| !**lacks)
+            .map(|(packed, _)| &packed.chunk)
+            .collect();
+        let lens = local.lens(here.iter().map(|chunk| &chunk.hash));
+        let lens = lens.map_err(|error| Trouble::Here(error.to_string()))?;
+        match here.iter().zip(lens).all(|(chunk, len)| len.is_none_or(|len| len == chunk.len)) {
+            true => Ok(()),
+            false => {
+                let why = "it gives a chunk another length than it has";
+                Err(Trouble::Upstream(self.cold.refuse_record(self.record.path.hash_part(), why)))
+            }
+        }
     }
 
     fn ask(&self, span: Span) -> Asked {
