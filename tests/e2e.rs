@@ -42,6 +42,8 @@ mod copies;
 mod crashes;
 #[path = "e2e/cutoff.rs"]
 mod cutoff;
+#[path = "e2e/debian.rs"]
+mod debian;
 #[path = "e2e/demo.rs"]
 mod demo;
 #[path = "e2e/examples.rs"]

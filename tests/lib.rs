@@ -15,6 +15,8 @@ pub mod clocks;
 pub mod command;
 #[path = "harness/dag.rs"]
 pub mod dag;
+#[path = "harness/debian.rs"]
+pub mod debian;
 #[path = "harness/expected.rs"]
 pub mod expected;
 #[path = "harness/machine.rs"]

@@ -61,11 +61,12 @@ impl Lead {
             let holds = kept_at.is_some_and(|at: Instant| at.elapsed() < GIVE_UP);
             self.is_held.store(holds, Ordering::Relaxed);
             if tell.send_if_modified(|held| std::mem::replace(held, holds) != holds) {
-                tracing::info!(
-                    lease = self.name,
-                    "{}",
-                    if holds { "it has the lease and decides" } else { "another decides" }
-                );
+                let what = match (holds, kept_at) {
+                    (true, _) => "it has the lease and decides",
+                    (false, Some(_)) => "the API server does not renew its lease; it decides nothing until it does",
+                    (false, None) => "another decides",
+                };
+                tracing::info!(lease = self.name, what);
             }
             tokio::time::sleep(RENEWAL).await;
         }
