@@ -89,6 +89,18 @@ in
     '';
   };
 
+  # systemd has the doors: a client waits for a node that is not there yet.
+  doors = test "doors" {
+    nodes = { one = { imports = [ node ]; services.shoal.socketActivation = true; }; inherit client; };
+    testScript = ''
+      start_all()
+      ${ready "one"}
+      one.succeed("systemctl stop shoal.service")
+      ${build "one"}
+      one.succeed("systemctl is-active shoal.service")
+    '';
+  };
+
   # A node that builds nothing runs without a privilege.
   cache = test "cache" {
     nodes.one = { imports = [ node ]; services.shoal.settings.no-build = true; };

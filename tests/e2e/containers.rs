@@ -65,6 +65,7 @@ fn good_while_nodes_come_and_go(privilege: Privilege) {
     let copy = copy.args(["copy", "--from", &store, "--option", "trusted-public-keys", key.text()]);
     copy.args(rows.iter().map(|row| &row.path)).patience(SET_PATIENCE).ok();
     expected::compare(&rows, &expected::of_machine(&machine, &rows), &[]);
+    println!("{privilege:?}: ready {:?} after its start, with the store that it had", pods.restart(2));
 }
 
 #[test]

@@ -48,6 +48,8 @@ fn join_by_secret(to_find: impl Fn(&Node) -> [String; 2]) {
     nodes[1].use_flags(&["--mesh-secret-file", secret, &flag, &value]);
     nodes[1].start_again();
     nodes.iter().for_each(|node| wait_for_nodes(node, 2));
+    let shown = |node: &Node| node.shoal("key show").ok().text().to_string();
+    assert_eq!(shown(&nodes[0]), shown(&nodes[1]), "they sign with the secret's key, which only their flags name");
 }
 
 #[test]

@@ -153,9 +153,17 @@ fn the_flake_shows_what_it_promises() {
     let show = show.args(["--json", "--no-write-lock-file", "--override-input", "nixpkgs"]);
     let shown = show.arg(format!("path:{}", inputs.display())).arg(format!("path:{}", flake.display())).ok().json();
     let checks = shown["checks"]["x86_64-linux"].as_object().expect("checks");
-    for name in
-        ["package", "lints", "format", "nixos-builds", "nixos-mesh", "nixos-restart", "nixos-cache", "nixos-client"]
-    {
+    for name in [
+        "package",
+        "lints",
+        "format",
+        "nixos-builds",
+        "nixos-mesh",
+        "nixos-restart",
+        "nixos-doors",
+        "nixos-cache",
+        "nixos-client",
+    ] {
         assert_eq!(checks[name]["type"], "derivation", "{name}");
     }
     for output in ["packages", "devShells", "nixosModules", "overlays"] {

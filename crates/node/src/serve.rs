@@ -103,7 +103,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
     let marks = quota::Watermarks::of(config)?;
     let node = runtime.block_on(Node::open(config))?;
     let doors = runtime.block_on(Doors::open(config, &node, passed))?;
-    let ready = doors.ready(config, keys::node_id(&config.data_dir)?, &node);
+    let ready = doors.ready(config, &node)?;
     let scrubber = node.scrubber(config);
     let restart = Arc::new(Notify::new());
     let members = node.mesh_control(config, runtime.handle(), &restart);
@@ -415,10 +415,10 @@ impl Doors {
         self.sessions.clone()
     }
 
-    fn ready(&self, config: &Config, node_id: String, node: &Node) -> Ready {
-        Ready {
+    fn ready(&self, config: &Config, node: &Node) -> Result<Ready> {
+        Ok(Ready {
             name: config.name.clone(),
-            node_id,
+            node_id: keys::node_id(&config.data_dir)?,
             ssh: self.ssh.as_ref().map(SshDoor::local_addr),
             http: self.http.as_ref().map(HttpServer::local_addr),
             http_tls: self.identity.is_some(),
@@ -426,7 +426,8 @@ impl Doors {
             mesh: node.neighbours.mesh().map(Mesh::local_addr),
             socket: self.unix.path().to_path_buf(),
             pid: std::process::id(),
-        }
+            public_keys: keys::signing_keys(config)?.iter().map(|key| key.public().to_string()).collect(),
+        })
     }
 
     fn stop_accepting(&self) {

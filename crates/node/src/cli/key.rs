@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::{Args, Subcommand};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{Global, Outcome, ReadArgs, output};
-use crate::config::ConfigFlags;
+use crate::config::{Config, ConfigFlags};
+use crate::control::{Request, client};
 use crate::keys;
 
 #[derive(Subcommand)]
@@ -32,8 +35,7 @@ impl Key {
             Key::Generate(args) => println!("{}", keys::make(&args.output, &args.name)?.public()),
             Key::Show(read) => {
                 let config = global.load(ConfigFlags::default())?.config;
-                let keys = keys::existing_signing_keys(&config)?;
-                let public: Vec<String> = keys.iter().map(|key| key.public().to_string()).collect();
+                let public = public_keys(&config)?;
                 match read.json {
                     true => output::json(&json!({ "public_keys": public }))?,
                     false => println!("{}", public.join("\n")),
@@ -42,4 +44,14 @@ impl Key {
         }
         Ok(())
     }
+}
+
+/// As the node says that runs, which may have been started with other settings than files tell; else as those do.
+fn public_keys(config: &Config) -> Result<Vec<String>> {
+    let status = client::ask_one(&config.data_dir, &Request::Status);
+    let running = status.ok().and_then(|status| Vec::<String>::deserialize(&status["public_keys"]).ok());
+    if let Some(keys) = running.filter(|keys| !keys.is_empty()) {
+        return Ok(keys);
+    }
+    Ok(keys::existing_signing_keys(config)?.iter().map(|key| key.public().to_string()).collect())
 }

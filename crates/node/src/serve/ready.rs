@@ -32,6 +32,9 @@ pub struct Ready {
     pub mesh: Option<SocketAddr>,
     pub socket: PathBuf,
     pub pid: u32,
+    /// Of the keys that sign what is built here, in Nix's form.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub public_keys: Vec<String>,
 }
 
 /// Removes the file when the node stops.
@@ -86,12 +89,13 @@ mod tests {
             mesh: None,
             socket: "/s".into(),
             pid: 1,
+            public_keys: vec!["n-1:AA==".into()],
         };
         let guard = ReadyFile::write(dir.path(), &ready).unwrap();
         let text = fs::read_to_string(path(dir.path())).unwrap();
         assert_eq!(
             text,
-            "{\"name\":\"n\",\"node_id\":\"00\",\"ssh\":\"127.0.0.1:2222\",\"socket\":\"/s\",\"pid\":1}\n"
+            "{\"name\":\"n\",\"node_id\":\"00\",\"ssh\":\"127.0.0.1:2222\",\"socket\":\"/s\",\"pid\":1,\"public_keys\":[\"n-1:AA==\"]}\n"
         );
         drop(guard);
         assert!(!path(dir.path()).exists());
