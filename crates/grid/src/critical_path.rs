@@ -26,9 +26,35 @@ pub fn longest_to_goal(deps: &[Vec<usize>], estimate_ms: &[u64]) -> Vec<u64> {
     longest
 }
 
+/// A node that waits for itself, directly or not, or for one that does.
+pub fn in_circle(deps: &[Vec<usize>]) -> Option<usize> {
+    let mut left: Vec<usize> = deps.iter().map(Vec::len).collect();
+    let mut dependants = vec![Vec::new(); deps.len()];
+    for (node, deps) in deps.iter().enumerate() {
+        deps.iter().for_each(|dep| dependants[*dep].push(node));
+    }
+    let mut open: Vec<usize> = (0..deps.len()).filter(|&node| left[node] == 0).collect();
+    while let Some(done) = open.pop() {
+        for &dependant in &dependants[done] {
+            left[dependant] -= 1;
+            if left[dependant] == 0 {
+                open.push(dependant);
+            }
+        }
+    }
+    left.iter().position(|left| *left > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn circles_are_found() {
+        assert_eq!(in_circle(&[vec![], vec![0], vec![1, 0], vec![0]]), None);
+        assert_eq!(in_circle(&[vec![], vec![0, 2], vec![1], vec![0]]), Some(1));
+        assert_eq!(in_circle(&[vec![0]]), Some(0));
+    }
 
     #[test]
     fn a_node_weighs_as_much_as_the_longest_chain_above_it() {

@@ -513,3 +513,22 @@ fn what_waits_for_memory_is_told_when_the_last_who_has_it_goes() {
     assert!(schedule.set_executor(2, None, 0).contains(&Action::Nowhere { key: 9 }));
     assert!(matches!(schedule.placement(&9, 0), Some(Placement::Nowhere(reasons)) if reasons.len() == 1));
 }
+
+/// A thousand chains of a thousand, and one above them all.
+#[test]
+fn a_graph_of_a_million_is_taken_and_dropped() {
+    const CHAINS: u32 = 1_024;
+    const ALL: u32 = CHAINS * CHAINS;
+    let mut schedule = lone(4);
+    let chained = (0..ALL).map(|key| if key < CHAINS { node(key, &[]) } else { node(key, &[key - CHAINS]) });
+    let top = node(ALL, &(ALL - CHAINS..ALL).collect::<Vec<u32>>());
+    let nodes: Vec<Node<u32>> = chained.chain([top]).collect();
+    assert_eq!(nodes.len(), 1_048_577);
+    let (request, actions) = schedule.submit(nodes, BTreeSet::from([ALL]), terms(true), 0);
+    let started = starts(&actions);
+    assert_eq!((started.len(), schedule.waiting()), (4, 1_048_573));
+    let actions = schedule.ended(&started[0].0, &0, DONE, 1);
+    assert_eq!(starts(&actions).len(), 1);
+    let stops = schedule.cancel(request, 2).iter().filter(|action| matches!(action, Action::Stop { .. })).count();
+    assert_eq!((stops, schedule.waiting()), (4, 0));
+}

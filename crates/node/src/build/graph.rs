@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use shoal_grid::can_run::Requirement;
+use shoal_grid::critical_path;
 use shoal_wire::nix::derivation::{BasicDerivation, Derivation};
 use shoal_wire::nix::derived_path::{DerivedPath, OutputsSpec, SingleDerivedPath};
 use shoal_wire::nix::options::required_system_features;
@@ -104,6 +105,16 @@ impl Graph {
         };
         self.tasks.iter().map(step).collect()
     }
+
+    /// One of those that would wait for themselves. Paths of derivations follow from what they refer to, so there are none
+    /// unless a disk or a hash is broken; they would wait for ever.
+    fn in_circle(&self) -> Option<&StorePath> {
+        let numbers: HashMap<&StorePath, usize> = self.tasks.iter().map(|task| &task.drv_path).zip(0..).collect();
+        let deps =
+            |task: &Task| -> Vec<usize> { task.waits_for.iter().filter_map(|dep| numbers.get(dep).copied()).collect() };
+        let deps: Vec<Vec<usize>> = self.tasks.iter().map(deps).collect();
+        critical_path::in_circle(&deps).map(|number| &self.tasks[number].drv_path)
+    }
 }
 
 pub(super) struct Plan {
@@ -122,7 +133,11 @@ pub struct Missing {
 pub(super) fn plan(service: &BuildService, wanted: &[DerivedPath], mode: BuildMode) -> Result<Plan> {
     let mut walk = Walk::new(service, mode);
     let goals = wanted.iter().map(|wanted| walk.goal(wanted)).collect::<Result<_>>()?;
-    Ok(Plan { graph: walk.into_graph(), goals })
+    let graph = walk.into_graph();
+    if let Some(drv_path) = graph.in_circle() {
+        anyhow::bail!("derivation '{}' needs itself, by way of others", service.dir.print(drv_path));
+    }
+    Ok(Plan { graph, goals })
 }
 
 pub(super) fn missing(service: &BuildService, wanted: &[DerivedPath]) -> Result<Missing> {
@@ -267,3 +282,31 @@ fn refuse(status: BuildStatus, message: &str) -> Goal {
 
 /// Output name to path, as far as it is known.
 pub type OutputPaths = BTreeMap<String, Option<StorePath>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_wait_for_itself_is_found() {
+        let path = |n: usize| StorePath::from_base_name(&format!("{}-{n}.drv", "a".repeat(32))).unwrap();
+        let derivation = BasicDerivation {
+            name: "a".into(),
+            outputs: BTreeMap::new(),
+            input_srcs: BTreeSet::new(),
+            system: "x86_64-linux".into(),
+            builder: "/bin/sh".into(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+        };
+        let graph = |deps: &[&[usize]]| {
+            let task = |(number, deps): (usize, &&[usize])| Task {
+                waits_for: deps.iter().map(|dep| path(*dep)).collect(),
+                ..Task::given(path(number), derivation.clone(), BuildMode::Normal)
+            };
+            Graph { tasks: deps.iter().enumerate().map(task).collect() }
+        };
+        assert_eq!(graph(&[&[1, 2], &[2], &[], &[7]]).in_circle(), None);
+        assert_eq!(graph(&[&[], &[0, 3], &[1], &[2]]).in_circle().map(|found| *found != path(0)), Some(true));
+    }
+}
