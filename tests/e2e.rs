@@ -46,6 +46,8 @@ mod cutoff;
 mod debian;
 #[path = "e2e/demo.rs"]
 mod demo;
+#[path = "e2e/estimates.rs"]
+mod estimates;
 #[path = "e2e/examples.rs"]
 mod examples;
 #[path = "e2e/explain.rs"]
@@ -96,6 +98,8 @@ mod push;
 mod put;
 #[path = "e2e/quorum.rs"]
 mod quorum;
+#[path = "e2e/quorum_waits.rs"]
+mod quorum_waits;
 #[path = "e2e/requests.rs"]
 mod requests;
 #[path = "e2e/store.rs"]

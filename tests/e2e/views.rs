@@ -110,6 +110,23 @@ fn a_build_begins_before_its_inputs_have_come_and_ends_when_what_it_refers_to_ha
     assert_eq!(built(&kept).len(), 1);
 }
 
+/// The same of a build that the node which its client talks to runs itself.
+#[test]
+fn what_a_coordinator_builds_itself_begins_before_its_inputs_have_come_too() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh { nodes: Vec::new() };
+    mesh.add(&[&machine], &["--feature", "alpha", "--copies", "1", "--mesh-upload-rate", "2MiB"]);
+    mesh.add(&[&machine], &["--feature", "beta", "--copies", "1", LAZY[0], LAZY[1]]);
+    mesh.wait_until_whole();
+    if cannot_show(&mesh[1]) {
+        return skip("no views here; 'shoal doctor' says why");
+    }
+    let finished = build(&machine, &mesh[1], "betaPeeks").ok();
+    assert!(mesh[1].valid().contains(&built(&finished)[0]), "{finished}");
+    let has_input = mesh[1].valid().iter().any(|path| path.ends_with("-alpha-large"));
+    assert!(!has_input, "12 s of upload cannot be over: {finished}");
+}
+
 /// What the view of a build waited for, of all that was read in it.
 fn waited(node: &Node) -> (u64, u64) {
     let inputs = &node.shoal("status --json").ok().json()["inputs"];

@@ -23,6 +23,9 @@ rec {
   # Says when it runs, then waits to be killed.
   sleeps = run "sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { };
   brief = run "brief" "echo begun; $bb sleep 2; echo done > $out" { };
+  afterBrief = run "after-brief" "echo begun; $bb sleep 2; $bb cat ${brief} > $out" { };
+  # Takes its time where a build has more than one CPU.
+  paced = run "paced" "echo begun; [ $NIX_BUILD_CORES = 1 ] || $bb sleep 4; echo done > $out" { };
   lasting = run "lasting" "echo begun; $bb sleep 20; echo done > $out" { };
   # Says two hundred words, ten a breath.
   talks = run "talks" "for word in $($bb seq 0 199); do echo word $word; [ $((word % 10)) != 0 ] || $bb sleep 0.2; done; echo said > $out" { };
@@ -49,6 +52,12 @@ rec {
   # Each for a node with the feature of that name, one after the other.
   alpha = run "alpha" "echo '@nix {\"action\":\"setPhase\",\"phase\":\"alphaPhase\"}' >&2; echo alpha says one; echo alpha says two; echo alpha > $out" { requiredSystemFeatures = [ "alpha" ]; };
   alphaSleeps = run "alpha-sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { requiredSystemFeatures = [ "alpha" ]; };
+  betaSleeps = run "beta-sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { requiredSystemFeatures = [ "beta" ]; };
+  # 24 MiB that do not compress, and who needs three bytes of them.
+  alphaLarge = run "alpha-large" "$bb head -c 25165824 /dev/urandom > $out" { requiredSystemFeatures = [ "alpha" ]; };
+  betaPeeks = run "beta-peeks" "$bb head -c 3 ${alphaLarge} > $out" { requiredSystemFeatures = [ "beta" ]; };
+  # Longer than what nodes send each other.
+  long = run "long" "$bb wc -c < $textPath > $out" { passAsFile = [ "text" ]; text = builtins.concatStringsSep "" (builtins.genList (i: "all work and no play makes jack a dull boy ") 110000); };
   onAlpha = run "on-alpha" "$bb cat ${alpha} > $out" { };
   beta = run "beta" "echo beta says one; $bb cat ${alpha}; echo beta > $out" { requiredSystemFeatures = [ "beta" ]; };
   alphaAgain = run "alpha-again" "$bb cat ${beta}; echo again > $out" { requiredSystemFeatures = [ "alpha" ]; };

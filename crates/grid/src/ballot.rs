@@ -85,6 +85,16 @@ impl<N: Clone + Ord, V: PartialEq> Ballot<N, V> {
         }
     }
 
+    /// Somebody wants more votes for it. It is never done with fewer than it began with.
+    pub fn need(&mut self, needed: usize) {
+        self.needed = self.needed.max(needed.min(VOTES_MAX));
+    }
+
+    /// How many are needed.
+    pub fn needed(&self) -> usize {
+        self.needed
+    }
+
     /// In the order in which they came.
     pub fn votes(&self) -> &[(N, V)] {
         &self.votes

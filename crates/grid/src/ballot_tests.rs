@@ -171,3 +171,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn who_wants_more_votes_gets_them_until_it_is_agreed() {
+    let mut ballot = Ballot::new(2);
+    assert_eq!(asked(&mut ballot, &[1, 2, 3], 0), [1, 2]);
+    ballot.hear(&1, Word::Built(7), 0);
+    ballot.need(3);
+    ballot.need(1);
+    assert_eq!(asked(&mut ballot, &[1, 2, 3], 0), [3]);
+    ballot.hear(&2, Word::Built(7), 0);
+    assert_eq!(ballot.step(&[1, 2, 3], 0), Step::Wait { until_ms: None });
+    ballot.hear(&3, Word::Built(7), 0);
+    assert_eq!(ballot.step(&[1, 2, 3], 0), Step::Agreed);
+    ballot.need(usize::MAX);
+    assert_eq!((ballot.needed(), ballot.step(&[1, 2, 3], 0)), (VOTES_MAX, Step::TooFew { able: 3 }));
+}

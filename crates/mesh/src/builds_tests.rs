@@ -57,7 +57,8 @@ async fn pair() -> (Member, Member) {
 }
 
 fn follow() -> BuildAsk {
-    BuildAsk::Follow(StorePath::from_base_name("dd2s755w68andyyr5makbwzidf6whr5d-a.drv").unwrap())
+    let drv_path = StorePath::from_base_name("dd2s755w68andyyr5makbwzidf6whr5d-a.drv").unwrap();
+    BuildAsk::Follow { drv_path, quorum: 1 }
 }
 
 fn refused_frame() -> BuildFrame {

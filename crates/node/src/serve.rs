@@ -225,6 +225,7 @@ impl Node {
         runtime.spawn(load::tell(mesh.clone(), self.builds.clone(), config.data_dir.clone()));
         runtime.spawn(departure::obey(mesh.clone(), self.builds.clone()));
         runtime.spawn(remote::keep_in_step(self.builds.clone(), mesh.clone()));
+        runtime.spawn(remote::compare_notes(self.builds.clone(), mesh.clone()));
         runtime.spawn(mesh::stay_certified(mesh.clone()));
         if config.mdns {
             runtime.spawn(seek::nearby(mesh.clone()));

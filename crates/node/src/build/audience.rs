@@ -107,6 +107,11 @@ impl BuildService {
     ) {
         let texts = Texts { dir: &self.dir, drv_path: &key };
         let failed = |failure: Failure| BuildResult::new(failure.status, failure.message);
+        let is_given_up = match &answer {
+            Answer::GivenUp { .. } => true,
+            Answer::Failed => ended.is_some_and(Ended::is_given_up),
+            _ => false,
+        };
         let result = match answer {
             Answer::Done | Answer::Failed | Answer::GivenUp { .. } => match ended {
                 Some(ended) => ended.result.clone(),
@@ -121,6 +126,9 @@ impl BuildService {
         if let Some(client) = state.clients.get_mut(&request) {
             result.built_outputs.values().for_each(|built| client.roots.add(&built.out_path));
             client.goals.remove(&key);
+            if is_given_up {
+                client.feed.gives_up();
+            }
             client.feed.settle(key, result);
             if client.goals.is_empty() {
                 state.clients.remove(&request);

@@ -69,6 +69,11 @@ impl Ended {
     pub fn is_success(&self) -> bool {
         self.result.status.is_success()
     }
+
+    /// Whether it failed for reasons of nodes, after as many tries as there are.
+    pub fn is_given_up(&self) -> bool {
+        self.result.status == BuildStatus::TransientFailure && !self.lacks && !self.cancelled
+    }
 }
 
 /// Stops a job from another thread, before or while its builder runs.

@@ -87,6 +87,7 @@ struct State {
     goals_open: usize,
     woken: bool,
     has_lacked: bool,
+    has_given_up: bool,
     used: Used,
 }
 
@@ -145,6 +146,15 @@ impl Feed {
 
     pub fn has_lacked(&self) -> bool {
         self.lock().has_lacked
+    }
+
+    /// It was tried as often as anything is: who follows it need not try it too.
+    pub fn gives_up(&self) {
+        self.lock().has_given_up = true;
+    }
+
+    pub fn has_given_up(&self) -> bool {
+        self.lock().has_given_up
     }
 
     /// What the builder used of which this tells.

@@ -102,10 +102,13 @@ impl BuildService {
         while state.schedule.running() > 0 || state.guests.len() > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return false;
+                break;
             }
             state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        true
+        let all_ended = state.schedule.running() == 0 && state.guests.len() == 0;
+        drop(state);
+        self.history.keep();
+        all_ended
     }
 }

@@ -23,6 +23,7 @@ mod ballot;
 pub(super) mod bring;
 mod conduct;
 pub(super) mod guests;
+mod hearsay;
 mod members;
 mod offer;
 pub(super) mod seconds;
@@ -30,8 +31,9 @@ mod serve;
 pub mod stand_in;
 mod translate;
 
-pub(super) use bring::Coming;
+pub(super) use bring::{Brought, Coming};
 pub(super) use conduct::conduct;
+pub use hearsay::compare_notes;
 pub use members::{VERSION, keep_in_step};
 
 /// When a node that starts may be asked again.

@@ -35,7 +35,7 @@ use super::recent::Recent;
 use super::remote::guests::Guests;
 use super::remote::seconds::Second;
 use super::remote::stand_in::SeeTo;
-use super::remote::{self, Grid};
+use super::remote::{self, Brought, Grid};
 use super::request::{BuildHandle, BuildOptions, BuildRequest, Goal, Wanted};
 use super::scratches::Scratches;
 use super::story::{How, Story};
@@ -181,7 +181,7 @@ pub struct BuildService {
     /// The same since 1970.
     pub(super) began_unix_ms: u64,
     /// To the build threads; never holds more than `max_jobs`.
-    work: mpsc::Sender<Work>,
+    work: mpsc::Sender<(Work, Brought)>,
     state: Mutex<State>,
     pub(super) ended: Condvar,
     grid: OnceLock<Grid>,
@@ -344,7 +344,9 @@ impl BuildService {
         let feed = Feed::new(keys.len());
         let roots = Arc::new(self.store.temp_roots());
         let mut state = self.lock();
-        if state.draining {
+        // Who joins what runs already keeps nobody from stopping.
+        let is_joined = |task: &Task| state.jobs.get(&task.drv_path).is_some_and(|job| job.running.is_some());
+        if state.draining && !graph.tasks.iter().all(is_joined) {
             drop(state);
             for key in keys {
                 let failure = Failure::new(
@@ -380,9 +382,10 @@ impl BuildService {
                 second: None,
                 story: step.story.clone(),
             });
-            // Whoever wants most votes for it gets them, unless it runs already.
-            if job.running.is_none() {
-                job.options.quorum = job.options.quorum.max(options.quorum);
+            // Whoever wants most votes for it gets them, unless it runs already and needs none.
+            if job.options.quorum < options.quorum {
+                job.options.quorum = options.quorum;
+                self.tell_quorum(job);
             }
             step.story = job.story.clone();
         }
@@ -456,15 +459,15 @@ impl BuildService {
         }
         let work = Work { task, id, options, kill, at, story };
         match place {
-            Place::Here => self.run_here(work),
+            Place::Here => self.run_here(work, Brought::default()),
             _ => remote::conduct(self, work, at),
         }
         self.load_changed();
     }
 
-    pub(super) fn run_here(&self, work: Work) {
+    pub(super) fn run_here(&self, work: Work, brought: Brought) {
         // The workers go when the service goes, so somebody takes this.
-        let _ = self.work.send(work);
+        let _ = self.work.send((work, brought));
     }
 
     /// How the end of a builder of this node counts. What is wrong with this node is no reason to fail where there are
@@ -577,13 +580,13 @@ impl BuildService {
 }
 
 /// One build thread: runs one job after the other until the service is gone.
-fn work_on(service: &Weak<BuildService>, started: &Mutex<mpsc::Receiver<Work>>) {
+fn work_on(service: &Weak<BuildService>, started: &Mutex<mpsc::Receiver<(Work, Brought)>>) {
     loop {
         let next = started.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let (Ok(work), Some(service)) = (next, service.upgrade()) else { return };
+        let (Ok((work, brought)), Some(service)) = (next, service.upgrade()) else { return };
         let run = || match service.lacks_voters(&work) {
             Some(failure) => Ended::unbuilt(&service, failure),
-            None => service.judge_here(&work, execute::run(&service, &work, None)),
+            None => service.judge_here(&work, execute::run(&service, &work, brought.coming.as_ref())),
         };
         // Its clients would wait for ever, and the place of the job would be lost.
         let ended = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| execute::panicked(&service));

@@ -10,6 +10,8 @@
 //! A node that sees to a client's request asks another to stand in for it with an [`Errand`]: to see to the request should
 //! the asker be lost. The answer is [`BuildFrame::Accepted`] and then signs of life; the asker resets the stream when the
 //! request has ended.
+//!
+//! What nodes know of how long builds take they ask each other for with a digest of what they know already.
 
 use super::NodeKey;
 use super::format::{Format, FormatError, within};
@@ -33,6 +35,11 @@ pub const WANTED_LEN_MAX: usize = 2 << 20;
 pub const OUTPUTS_MAX: usize = 1_024;
 /// Longest name of an output or a derivation: that of a store path.
 pub const NAME_LEN_MAX: usize = 211;
+
+/// Words of a digest of estimates.
+pub const DIGEST_LEN_MAX: usize = 4_096;
+/// Estimates of one answer.
+pub const ESTIMATES_MAX: usize = 1_024;
 
 /// As Nix's modes of building. What a check builds is kept under the name of its contents, beside what is valid, and the
 /// asker compares.
@@ -94,11 +101,30 @@ pub struct Errand {
 pub enum BuildAsk {
     Build(Box<Offer>),
     /// To hear of the build of this derivation that the asked node runs, or has run elsewhere; from its beginning.
-    Follow(StorePath),
+    Follow {
+        drv_path: StorePath,
+        /// Nodes that must agree on it, for who follows.
+        quorum: u8,
+    },
     /// The same if its builder runs at the asked node itself: whoever has the claim is lost.
     Adopt(StorePath),
     /// To stand in for the asking node.
     StandIn(Box<Errand>),
+    /// For what builds took, where that is not what this digest is of. The answer is [`BuildFrame::Estimates`].
+    Estimates(Vec<u32>),
+}
+
+/// What builds of a name took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Took {
+    /// A derivation's, without its version.
+    pub name: String,
+    pub system: String,
+    /// When one was last built, in Unix seconds.
+    pub built_s: u64,
+    pub duration_ms: u64,
+    /// Its peak; 0 where it was not measured.
+    pub memory_mib: u64,
 }
 
 /// Why an executor does not take an offer.
@@ -151,6 +177,8 @@ pub struct Outcome {
     pub memory_mib: u64,
     /// It died for want of memory, of which it had [`Outcome::memory_mib`].
     pub out_of_memory: bool,
+    /// Of a build that was followed: it was tried as often as anything is, so who followed does not try it by itself.
+    pub given_up: bool,
 }
 
 /// What an executor says of one request.
@@ -183,12 +211,19 @@ pub enum BuildFrame {
     Ended(Box<Outcome>),
     /// The outputs are valid there, and copied to as many nodes as they should be on.
     Built,
+    /// Ends the answer.
+    Estimates {
+        /// How many it knows.
+        known: u32,
+        /// Some of those that the digest is not of.
+        rows: Vec<Took>,
+    },
 }
 
 impl BuildFrame {
     /// Whether nothing follows.
     pub fn is_last(&self) -> bool {
-        matches!(self, BuildFrame::Refused { .. } | BuildFrame::Ended(_))
+        matches!(self, BuildFrame::Refused { .. } | BuildFrame::Ended(_) | BuildFrame::Estimates { .. })
     }
 }
 
@@ -198,14 +233,14 @@ fn is_name(name: &str) -> bool {
 
 impl Format for BuildAsk {
     const WHAT: &'static str = "request for a build";
-    const VERSION: u8 = 3;
+    const VERSION: u8 = 4;
     /// A derivation and what was agreed on, of the longest names.
     const LEN_MAX: usize = DERIVATION_LEN_MAX + (1 << 20);
 
     fn check(&self) -> Result<(), FormatError> {
         let of_derivation = |path: &StorePath| within::<Self>("derivation path", path.name().ends_with(".drv"));
         match self {
-            BuildAsk::Follow(drv_path) | BuildAsk::Adopt(drv_path) => of_derivation(drv_path),
+            BuildAsk::Follow { drv_path, .. } | BuildAsk::Adopt(drv_path) => of_derivation(drv_path),
             BuildAsk::Build(offer) => {
                 of_derivation(&offer.drv_path)?;
                 within::<Self>("name", is_name(&offer.name))?;
@@ -219,14 +254,15 @@ impl Format for BuildAsk {
                 let len: usize = errand.wanted.iter().map(String::len).sum();
                 within::<Self>("names of wanted paths", len <= WANTED_LEN_MAX)
             }
+            BuildAsk::Estimates(digest) => within::<Self>("digest", (1..=DIGEST_LEN_MAX).contains(&digest.len())),
         }
     }
 }
 
 impl Format for BuildFrame {
     const WHAT: &'static str = "word of a build";
-    const VERSION: u8 = 3;
-    /// An end with all its outputs is the longest.
+    const VERSION: u8 = 4;
+    /// An end with all its outputs is the longest, or many estimates.
     const LEN_MAX: usize = 1 << 20;
 
     fn check(&self) -> Result<(), FormatError> {
@@ -247,6 +283,10 @@ impl Format for BuildFrame {
                 text(outcome.error.len())?;
                 within::<Self>("outputs", outcome.outputs.len() <= OUTPUTS_MAX)?;
                 within::<Self>("output", outcome.outputs.keys().all(|name| is_name(name)))
+            }
+            BuildFrame::Estimates { rows, .. } => {
+                within::<Self>("estimates", rows.len() <= ESTIMATES_MAX)?;
+                within::<Self>("name", rows.iter().all(|row| is_name(&row.name) && is_name(&row.system)))
             }
             BuildFrame::Accepted | BuildFrame::Alive | BuildFrame::Built => Ok(()),
         }

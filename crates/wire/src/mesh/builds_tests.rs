@@ -22,7 +22,8 @@ fn asks() -> impl Strategy<Value = BuildAsk> {
     let offer = (vec(any::<u8>(), 0..2_000), mode, settings.clone(), near, any::<(bool, u64)>(), agreed);
     let errand = (vec(".{1,80}", 1..20), any::<(Option<bool>, Option<bool>, Option<u32>, u8)>(), settings);
     prop_oneof![
-        Just(BuildAsk::Follow(path("a.drv"))),
+        any::<u8>().prop_map(|quorum| BuildAsk::Follow { drv_path: path("a.drv"), quorum }),
+        vec(any::<u32>(), 1..300).prop_map(BuildAsk::Estimates),
         Just(BuildAsk::Adopt(path("a.drv"))),
         offer.prop_map(|(derivation, mode, settings, near, (keep, memory_mib), agreed)| {
             let offer = Offer { derivation, mode, settings, near, keep, memory_mib, agreed, ..self::offer() };
@@ -39,9 +40,9 @@ fn outcomes() -> impl Strategy<Value = Outcome> {
     let output = output.prop_map(|(nar_size, nar_hash)| BuiltOutput { path: path("a"), nar_size, nar_hash });
     let outputs = btree_map("[a-z]{1,8}", output, 0..4);
     let numbers = any::<(u8, u64, bool, u64, u64, Option<i64>, Option<i64>)>();
-    let rest = any::<(Option<NodeKey>, u64, bool)>();
+    let rest = any::<(Option<NodeKey>, u64, bool, bool)>();
     (numbers, vec(any::<u8>(), 0..300), outputs, rest).prop_map(|(numbers, error, outputs, rest)| {
-        let (at, memory_mib, out_of_memory) = rest;
+        let (at, memory_mib, out_of_memory, given_up) = rest;
         let (status, times_built, is_non_deterministic, start_time, stop_time, cpu_user, cpu_system) = numbers;
         Outcome {
             status,
@@ -56,8 +57,20 @@ fn outcomes() -> impl Strategy<Value = Outcome> {
             at,
             memory_mib,
             out_of_memory,
+            given_up,
         }
     })
+}
+
+fn estimates() -> impl Strategy<Value = BuildFrame> {
+    let row = ("[a-z]{1,20}", any::<(u64, u64, u64)>()).prop_map(|(name, (built_s, duration_ms, memory_mib))| Took {
+        name,
+        system: "x86_64-linux".into(),
+        built_s,
+        duration_ms,
+        memory_mib,
+    });
+    (any::<u32>(), vec(row, 0..20)).prop_map(|(known, rows)| BuildFrame::Estimates { known, rows })
 }
 
 fn frames() -> impl Strategy<Value = BuildFrame> {
@@ -83,6 +96,7 @@ fn frames() -> impl Strategy<Value = BuildFrame> {
         Just(BuildFrame::Alive),
         Just(BuildFrame::Built),
         outcomes().prop_map(|outcome| BuildFrame::Ended(Box::new(outcome))),
+        estimates(),
     ]
 }
 
@@ -139,6 +153,11 @@ fn errand() -> Errand {
     }
 }
 
+fn took(name: &str) -> Took {
+    let (name, system) = (name.into(), "x".repeat(NAME_LEN_MAX));
+    Took { name, system, built_s: u64::MAX, duration_ms: u64::MAX, memory_mib: u64::MAX }
+}
+
 fn refuses<T: Format + std::fmt::Debug>(value: &T, field: &str) {
     match decode::<T>(&encode(value)) {
         Err(FormatError::Limit { field: found, .. }) => assert_eq!(found, field),
@@ -149,7 +168,11 @@ fn refuses<T: Format + std::fmt::Debug>(value: &T, field: &str) {
 #[test]
 fn what_is_outside_its_limits_is_refused() {
     let ask = |offer| BuildAsk::Build(Box::new(offer));
-    refuses(&BuildAsk::Follow(path("no-derivation")), "derivation path");
+    refuses(&BuildAsk::Follow { drv_path: path("no-derivation"), quorum: 1 }, "derivation path");
+    refuses(&BuildAsk::Estimates(Vec::new()), "digest");
+    refuses(&BuildAsk::Estimates(vec![0; DIGEST_LEN_MAX + 1]), "digest");
+    refuses(&BuildFrame::Estimates { known: 0, rows: vec![took("x"); ESTIMATES_MAX + 1] }, "estimates");
+    refuses(&BuildFrame::Estimates { known: 0, rows: vec![took("")] }, "name");
     refuses(&ask(Offer { name: String::new(), ..offer() }), "name");
     refuses(&ask(Offer { derivation: vec![0; DERIVATION_LEN_MAX + 1], ..offer() }), "derivation");
     refuses(&ask(Offer { near: vec![[0; 32]; NEAR_MAX + 1], ..offer() }), "nodes");
@@ -188,8 +211,12 @@ fn the_longest_ones_are_read() {
         at: Some([0; 32]),
         memory_mib: u64::MAX,
         out_of_memory: true,
+        given_up: true,
     };
     let frame = BuildFrame::Ended(Box::new(outcome));
+    assert_eq!(decode(&encode(&frame)), Ok(frame));
+    let rows = vec![took(&longest(0)); ESTIMATES_MAX];
+    let frame = BuildFrame::Estimates { known: u32::MAX, rows };
     assert_eq!(decode(&encode(&frame)), Ok(frame));
     let agreed = (0..OUTPUTS_MAX as u32).map(|n| (longest(n), path(&"x".repeat(NAME_LEN_MAX)))).collect();
     let whole = Offer { derivation: vec![7; DERIVATION_LEN_MAX], near: vec![[1; 32]; NEAR_MAX], agreed, ..offer() };

@@ -13,6 +13,7 @@ use std::time::Duration;
 use shoal_grid::ballot::{Ballot, Step, Word};
 use shoal_grid::ring::NodeId;
 use shoal_grid::schedule::End;
+use shoal_mesh::builds::ask;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::builds::{BuildAsk, BuiltOutput, DERIVATION_LEN_MAX, NEAR_MAX, Offer, Outcome, Reason};
 use shoal_wire::nix::derivation::{BasicDerivation, DerivationKind};
@@ -29,7 +30,7 @@ use crate::build::feed::BuildEvent;
 use crate::build::graph::{Task, What};
 use crate::build::prepare::Resolved;
 use crate::build::request::{BuildOptions, Progress};
-use crate::build::service::{BuildService, HERE, Place, Work};
+use crate::build::service::{BuildService, HERE, Job, Place, Work};
 use crate::build::story::Stage;
 use crate::build::verdict::{self, Version, Versions};
 
@@ -86,6 +87,26 @@ impl BuildService {
             Ok(DerivationKind::InputAddressed) => self.quorum(options) as usize,
             _ => 1,
         }
+    }
+
+    /// The same of a job, by all who want it now.
+    fn quorum_now(&self, drv_path: &StorePath) -> usize {
+        let state = self.lock();
+        state.jobs.get(drv_path).map_or(1, |job| self.quorum(&job.options)) as usize
+    }
+
+    /// More votes are wanted for a job: where it follows another node's, that node is told.
+    pub(in crate::build) fn tell_quorum(&self, job: &Job) {
+        let (Some(Place::Following(by)), Some(grid)) = (job.place(), self.grid()) else { return };
+        let Some(links) = grid.neighbours.mesh().map(|mesh| mesh.links().clone()) else { return };
+        let quorum = u8::try_from(self.quorum(&job.options)).unwrap_or(u8::MAX);
+        let question = BuildAsk::Follow { drv_path: job.task.drv_path.clone(), quorum };
+        grid.runtime.spawn(async move {
+            // It is heard already; who does not answer is done without.
+            if let Ok(mut building) = ask(&links, by, &question).await {
+                let _ = building.next().await;
+            }
+        });
     }
 
     /// Why a job that is built here, without asking others, must not be: nodes would have to agree on it.
@@ -150,7 +171,7 @@ impl Conduct<'_> {
             let hopeful = others.iter().filter(|node| ballot.has_hope(node)).count();
             if hopeful >= needed { others } else { [others, holding].concat() }
         };
-        let (polled, runs) = self.poll(resolved, needed, &order);
+        let (polled, runs) = self.poll(resolved, &|| needed, &order);
         if let Polled::Ended(ended) = polled {
             return *ended;
         }
@@ -174,7 +195,8 @@ impl Conduct<'_> {
         // Nobody joins it here before it is agreed on: voters of this node are guests.
         let place = if self.at == HERE { Place::Claiming } else { Place::At(self.at) };
         service.set_place(&work.task.drv_path, work.id, place);
-        let (polled, runs) = self.poll(resolved, needed, &order);
+        let needed = || needed.max(service.quorum_now(&work.task.drv_path));
+        let (polled, runs) = self.poll(resolved, &needed, &order);
         match polled {
             Polled::Ended(ended) => *ended,
             Polled::Agreed => {
@@ -218,12 +240,12 @@ impl Conduct<'_> {
         (ended, end)
     }
 
-    /// Has nodes build it until the vote is over. `order`: who could, the best first.
-    fn poll(&self, resolved: &Resolved, needed: usize, order: &Order<'_>) -> (Polled, Vec<Run>) {
+    /// Has nodes build it until the vote is over. `needed` may grow; `order`: who could, the best first.
+    fn poll(&self, resolved: &Resolved, needed: &dyn Fn() -> usize, order: &Order<'_>) -> (Polled, Vec<Run>) {
         let (mut runs, mut refusals) = (Vec::new(), BTreeMap::new());
         let (tell, told) = mpsc::channel();
         let mut voters: BTreeMap<NodeId, Arc<KillSwitch>> = BTreeMap::new();
-        let mut ballot: Ballot<NodeId, Vote> = Ballot::new(needed);
+        let mut ballot: Ballot<NodeId, Vote> = Ballot::new(needed());
         ballot.expect(&self.service.silent(self.grid, &self.work.task), self.service.now_ms());
         let mut lead = None;
         let polled = thread::scope(|scope| {
@@ -231,6 +253,7 @@ impl Conduct<'_> {
                 if self.is_over() {
                     break Polled::Ended(Box::new(self.over()));
                 }
+                ballot.need(needed());
                 match ballot.step(&order(&ballot), self.service.now_ms()) {
                     Step::Ask(node) => {
                         let kill = Arc::new(KillSwitch::default());
@@ -263,7 +286,9 @@ impl Conduct<'_> {
                     }
                     Step::Agreed => break Polled::Agreed,
                     Step::Differ => break Polled::Differ,
-                    Step::TooFew { able } => break Polled::Ended(Box::new(self.too_few(needed, able, &refusals))),
+                    Step::TooFew { able } => {
+                        break Polled::Ended(Box::new(self.too_few(ballot.needed(), able, &refusals)));
+                    }
                     Step::GivenUp { losses } => break Polled::Ended(Box::new(self.given_up(losses))),
                 }
             };

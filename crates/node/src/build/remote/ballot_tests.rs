@@ -19,6 +19,7 @@ fn outcome(status: BuildStatus, outputs: &[(&str, u8)]) -> Outcome {
         at: None,
         memory_mib: 0,
         out_of_memory: false,
+        given_up: false,
     }
 }
 

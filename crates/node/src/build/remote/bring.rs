@@ -26,6 +26,15 @@ pub struct Coming {
     _fetch: Option<Fetch>,
 }
 
+/// With what a build of this node's own begins.
+#[derive(Default)]
+pub struct Brought {
+    /// Inputs that are not valid yet.
+    pub coming: Option<Coming>,
+    /// Keeps them until the build keeps them itself.
+    pub _roots: Option<TempRoots>,
+}
+
 impl Coming {
     /// What is known of a path that is on its way, or has come.
     pub fn info(&self, path: &StorePath) -> Option<&PathInfo> {

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::members::builds;
-use super::{Grid, bring, translate};
+use super::{Brought, Grid, bring, translate};
 use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
 use crate::build::feed::BuildEvent;
@@ -62,6 +62,11 @@ pub(super) fn is_full(reason: Reason) -> bool {
     matches!(reason, Reason::Full | Reason::Draining | Reason::NoSpace)
 }
 
+/// Whether what became of another node's build is what becomes of this one's job.
+fn is_final(outcome: &Outcome) -> bool {
+    outcome.status != BuildStatus::TransientFailure as u8 || outcome.given_up
+}
+
 /// Sees a started job to its end, on a thread of its own.
 pub(in crate::build) fn conduct(service: &Arc<BuildService>, work: Work, at: NodeId) {
     let (own, task, id) = (service.clone(), work.task.clone(), work.id);
@@ -70,14 +75,27 @@ pub(in crate::build) fn conduct(service: &Arc<BuildService>, work: Work, at: Nod
         let (announced, follows) = (Cell::new(false), Cell::new(false));
         let run = || Conduct { service: &own, grid: &grid, work: &work, at, announced, follows, is_mute: false }.run();
         match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Some((ended, end))) => own.job_ended(&work, ended, end),
-            Ok(None) => own.run_here(work),
+            Ok(Turn::Ended(ended)) => own.job_ended(&work, ended.0, ended.1),
+            Ok(Turn::Here(brought)) => own.run_here(work, brought),
             Err(_) => own.job_ended(&work, execute::panicked(&own), End::Failed),
         }
     };
     // The lock of the service is held by who calls this: what failed is told from another thread, which there is none of.
     if let Err(error) = thread::Builder::new().name("conduct".into()).stack_size(STACK_BYTES).spawn(run) {
         tracing::error!(derivation = %task.drv_path, id, %error, "cannot start a thread for a build, which waits for ever");
+    }
+}
+
+/// What becomes of a job.
+enum Turn {
+    Ended(Box<(Ended, End)>),
+    /// A build thread runs it, with these inputs.
+    Here(Brought),
+}
+
+impl From<(Ended, End)> for Turn {
+    fn from(ended: (Ended, End)) -> Turn {
+        Turn::Ended(Box::new(ended))
     }
 }
 
@@ -94,28 +112,27 @@ pub(super) struct Conduct<'a> {
 }
 
 impl Conduct<'_> {
-    /// `None`: a build thread is to run it.
-    fn run(&self) -> Option<(Ended, End)> {
+    fn run(&self) -> Turn {
         let resolved = match resolved(self.service, &self.work.task) {
             Ok(resolved) => resolved,
             Err(error) => {
                 let failure = Failure::new(BuildStatus::InputRejected, format!("{error:#}"));
-                return Some((Ended::unbuilt(self.service, failure), End::Failed));
+                return (Ended::unbuilt(self.service, failure), End::Failed).into();
             }
         };
         if self.work.task.mode == BuildMode::Check {
-            return Some(self.check(&resolved));
+            return self.check(&resolved).into();
         }
         if let Some(ended) = self.take_claim(&resolved) {
-            return Some(ended);
+            return ended.into();
         }
         let needed = self.service.voters_needed(&self.work.options, &resolved.derivation);
         if needed > 1 {
-            return Some(self.agree(&resolved, needed));
+            return self.agree(&resolved, needed).into();
         }
         match self.at == HERE {
             true => self.here(&resolved),
-            false => Some(self.offer(&resolved)),
+            false => self.offer(&resolved).into(),
         }
     }
 
@@ -143,10 +160,10 @@ impl Conduct<'_> {
             self.follow(by);
             let heard = match self.grid.neighbours.is_quiet(&by) {
                 true => Heard::Lost("it is silent".into()),
-                false => self.hear(by, &BuildAsk::Follow(drv_path.clone())),
+                false => self.hear(by, &BuildAsk::Follow { drv_path: drv_path.clone(), quorum: self.quorum(resolved) }),
             };
             match heard {
-                Heard::Outcome(outcome) if outcome.status != BuildStatus::TransientFailure as u8 => {
+                Heard::Outcome(outcome) if is_final(&outcome) => {
                     return Some(self.concluded(resolved, &outcome, by));
                 }
                 Heard::Over => return Some(self.over()),
@@ -171,6 +188,13 @@ impl Conduct<'_> {
         let place = if self.at == HERE { Place::Here } else { Place::At(self.at) };
         self.service.claimed(drv_path, self.work.id, place);
         self.found(resolved)
+    }
+
+    /// Nodes that must agree on it, for all who want it here.
+    fn quorum(&self, resolved: &Resolved) -> u8 {
+        let of_job = self.service.lock().jobs.get(&self.work.task.drv_path).map(|job| job.options.clone());
+        let needed = self.service.voters_needed(of_job.as_ref().unwrap_or(&self.work.options), &resolved.derivation);
+        u8::try_from(needed).unwrap_or(u8::MAX)
     }
 
     /// From now on what is heard is of that node's build.
@@ -217,9 +241,7 @@ impl Conduct<'_> {
         self.follow(node);
         let name = self.grid.neighbours.name(&node);
         match self.hear_of(node, async { Ok(building) }, &name) {
-            Heard::Outcome(outcome) if outcome.status != BuildStatus::TransientFailure as u8 => {
-                Some(self.concluded(resolved, &outcome, node))
-            }
+            Heard::Outcome(outcome) if is_final(&outcome) => Some(self.concluded(resolved, &outcome, node)),
             Heard::Over => Some(self.over()),
             Heard::Outcome(_) | Heard::Refused(..) | Heard::Lost(_) => None,
         }
@@ -242,16 +264,16 @@ impl Conduct<'_> {
         })
     }
 
-    fn here(&self, resolved: &Resolved) -> Option<(Ended, End)> {
+    fn here(&self, resolved: &Resolved) -> Turn {
         self.comes_to(Stage::Inputs);
         let roots = self.service.store.temp_roots();
         let brought = self.service.near(self.grid, resolved).and_then(|near| {
             let inputs = &resolved.derivation.input_srcs;
-            bring::bring(self.service, self.grid, inputs, &near, &roots, || self.is_over())
+            bring::begin(self.service, self.grid, inputs, &near, &roots, || self.is_over())
         });
         match brought {
-            Ok(()) => None,
-            Err(error) => Some(self.lost_or_lacking(resolved, &format!("{error:#}"))),
+            Ok(coming) => Turn::Here(Brought { coming, _roots: Some(roots) }),
+            Err(error) => self.lost_or_lacking(resolved, &format!("{error:#}")).into(),
         }
     }
 
@@ -344,6 +366,10 @@ impl Conduct<'_> {
 
     pub(super) fn concluded(&self, resolved: &Resolved, outcome: &Outcome, from: NodeKey) -> (Ended, End) {
         match self.service.conclude(resolved, outcome, from, self.announced.get()) {
+            // Who tried it tried as often as this node would.
+            Ok((ended, End::Lost)) if outcome.given_up && self.follows.get() => {
+                (Ended { cancelled: false, ..ended }, End::Failed)
+            }
             Ok((_, End::Lost)) => self.lost_or_lacking(resolved, &String::from_utf8_lossy(&outcome.error)),
             Ok(concluded) => {
                 self.learn(&concluded.0);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_store::TempRoots;
+use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::builds::Reason;
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::BuildMode;
@@ -179,14 +180,14 @@ impl BuildService {
         }
         if let Some(task) = state.own_here(drv_path).filter(|task| task.mode == mode) {
             drop(state);
-            return Admission::Joined(self.join_own(task));
-        }
-        if state.draining && by == By::Peer {
-            return Admission::Refused(Reason::Draining, "this node is stopping and takes no new builds".into());
+            return Admission::Joined(self.join_own(task, None));
         }
         let slots = self.config.max_jobs;
         // What is only published waits for no builder: those who agreed on it wait for it.
         let has_builder = task.agreed.is_empty();
+        if state.draining && by == By::Peer && has_builder {
+            return Admission::Refused(Reason::Draining, "this node is stopping and takes no new builds".into());
+        }
         if has_builder && state.busy_here() >= slots {
             return Admission::Refused(Reason::Full, format!("all {slots} slots are taken"));
         }
@@ -222,12 +223,12 @@ impl BuildService {
         }
         let task = state.own_here(drv_path)?;
         drop(state);
-        Some(self.join_own(task))
+        Some(self.join_own(task, None))
     }
 
-    fn join_own(self: &Arc<Self>, task: Task) -> Interest {
+    fn join_own(self: &Arc<Self>, task: Task, quorum: Option<u32>) -> Interest {
         let goals = vec![Goal::Derivation { drv_path: task.drv_path.clone(), wanted: Wanted::All }];
-        let handle = self.enter(Graph::single(task), goals, BuildOptions::default());
+        let handle = self.enter(Graph::single(task), goals, BuildOptions { quorum, ..BuildOptions::default() });
         // It is a build of the node that asks, which shows it.
         if let Some(request) = handle.request {
             self.lock().traces.forget(request);
@@ -235,8 +236,8 @@ impl BuildService {
         Interest::Own(handle)
     }
 
-    /// Joins the build of a derivation that runs or waits here, for `asker`.
-    pub(super) fn join(self: &Arc<Self>, drv_path: &StorePath, asker: shoal_wire::mesh::NodeKey) -> Option<Interest> {
+    /// Joins the build of a derivation that runs or waits here, for `asker`, who wants so many nodes to agree on it.
+    pub(super) fn join(self: &Arc<Self>, drv_path: &StorePath, asker: NodeKey, quorum: u8) -> Option<Interest> {
         let mut state = self.lock();
         if let Some(id) = state.guests.find(drv_path, BuildMode::Normal) {
             return self.join_guest(&mut state, id, drv_path);
@@ -247,7 +248,7 @@ impl BuildService {
             return None;
         }
         drop(state);
-        Some(self.join_own(task))
+        Some(self.join_own(task, Some(quorum.into())))
     }
 
     fn join_guest(self: &Arc<Self>, state: &mut State, id: JobId, drv_path: &StorePath) -> Option<Interest> {

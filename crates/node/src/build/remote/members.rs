@@ -21,7 +21,7 @@ use crate::build::graph::Task;
 use crate::build::service::{BuildService, HERE, Place, State};
 
 /// The newest version of builds between nodes.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// How often jobs that wait are looked at: what a refusal holds up is held up no longer than that.
 const TICK: Duration = Duration::from_millis(100);
 /// How often claims of what runs are renewed.

@@ -186,3 +186,7 @@ impl BuildService {
         Ok((ended, end))
     }
 }
+
+#[cfg(test)]
+#[path = "offer_tests.rs"]
+mod tests;

@@ -19,7 +19,7 @@ use super::translate::{self, Batch};
 use super::{Grid, bring, stand_in};
 use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
-use crate::build::feed::BuildEvent;
+use crate::build::feed::{BuildEvent, Feed};
 use crate::build::graph::Task;
 use crate::build::memory::Used;
 use crate::build::request::Progress;
@@ -62,8 +62,12 @@ fn serve(service: &Arc<BuildService>, peer: NodeKey, ask: BuildAsk, answer: &Ans
     let mut lingers = true;
     let (drv_path, keep, taken) = match ask {
         BuildAsk::StandIn(errand) => return stand_in::stand_in(service, grid, peer, &errand, answer),
-        BuildAsk::Follow(drv_path) => {
-            let joined = service.join(&drv_path, peer).ok_or_else(unknown);
+        BuildAsk::Estimates(digest) => {
+            answer.say(service.history.answer(&digest));
+            return;
+        }
+        BuildAsk::Follow { drv_path, quorum } => {
+            let joined = service.join(&drv_path, peer, quorum).ok_or_else(unknown);
             (drv_path, true, joined)
         }
         BuildAsk::Adopt(drv_path) => {
@@ -195,7 +199,7 @@ fn relay(
             }
             Progress::Done(results) => {
                 batch.take().map(|frame| answer.say(frame));
-                end(service, grid, results, interest.feed().used(), answer, keep);
+                end(service, grid, results, &interest.feed(), answer, keep);
                 return None;
             }
             Progress::Idle | Progress::Woken => {}
@@ -218,8 +222,9 @@ pub(super) fn outcome(service: &BuildService, mut results: Vec<BuildResult>, use
 }
 
 /// Tells the end of it, when the outputs are where they should be.
-fn end(service: &BuildService, grid: &Grid, results: Vec<BuildResult>, used: Used, answer: &Answer, keep: bool) {
-    let (result, mut outcome) = outcome(service, results, used);
+fn end(service: &BuildService, grid: &Grid, results: Vec<BuildResult>, feed: &Feed, answer: &Answer, keep: bool) {
+    let (result, mut outcome) = outcome(service, results, feed.used());
+    outcome.given_up = feed.has_given_up();
     let infos: Vec<PathInfo> = result
         .built_outputs
         .values()

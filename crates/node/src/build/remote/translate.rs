@@ -63,7 +63,7 @@ pub fn events(frame: BuildFrame, job: JobId, from: &str) -> Vec<BuildEvent> {
         BuildFrame::Said(text) => vec![BuildEvent::Said(text)],
         BuildFrame::Message(text) => vec![BuildEvent::Message(format!("{from}: {text}"))],
         BuildFrame::Refused { .. } | BuildFrame::Accepted | BuildFrame::Started { .. } => Vec::new(),
-        BuildFrame::Alive | BuildFrame::Built | BuildFrame::Ended(_) => Vec::new(),
+        BuildFrame::Alive | BuildFrame::Built | BuildFrame::Ended(_) | BuildFrame::Estimates { .. } => Vec::new(),
     }
 }
 
@@ -135,6 +135,7 @@ pub fn outcome(store: &Store, result: &BuildResult) -> Outcome {
         at: None,
         memory_mib: 0,
         out_of_memory: false,
+        given_up: false,
     }
 }
 

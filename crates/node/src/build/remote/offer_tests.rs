@@ -1,0 +1,115 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use shoal_grid::can_run::Machine;
+use shoal_store::Store;
+use shoal_wire::mesh::builds::BuiltOutput;
+use shoal_wire::nix::derivation::Output;
+use shoal_wire::nix::store_path::StoreDir;
+
+use super::*;
+use crate::build::service::{Config, Defaults};
+use crate::inputs::Inputs;
+use crate::trees::Trees;
+
+const LIAR: NodeKey = [9; 32];
+
+fn service(dir: &std::path::Path) -> Arc<BuildService> {
+    let store = Store::open(&dir.join("store"), shoal_store::Options::default()).unwrap();
+    let inputs = Arc::new(Inputs::unpacked(Trees::open(store.clone(), dir).unwrap()));
+    let defaults = Defaults {
+        keep_going: false,
+        keep_failed: false,
+        timeout: None,
+        max_silent: None,
+        max_log_bytes: None,
+        cores: 1,
+    };
+    let config = Config {
+        data_dir: dir.to_owned(),
+        machine: Machine { systems: BTreeSet::new(), features: BTreeSet::new() },
+        max_jobs: 1,
+        defaults,
+        sandbox_shell: None,
+        cgroups: shoal_sandbox::cgroups(),
+        memory_mib: 1 << 10,
+        quorum: 1,
+        signing_keys: Vec::new(),
+    };
+    BuildService::start(store, StoreDir::default(), inputs, config).unwrap()
+}
+
+fn path(name: &str) -> StorePath {
+    StorePath::from_base_name(&format!("{}-{name}", "a".repeat(32))).unwrap()
+}
+
+/// Of two outputs with known paths.
+fn two_outputs() -> Resolved {
+    let output = |name: &str| (name.to_owned(), Output::InputAddressed(path(name)));
+    let derivation = BasicDerivation {
+        name: "x".into(),
+        outputs: ["out", "dev"].map(output).into(),
+        input_srcs: BTreeSet::new(),
+        system: "x86_64-linux".into(),
+        builder: "/bin/sh".into(),
+        args: Vec::new(),
+        env: BTreeMap::new(),
+    };
+    Resolved { derivation, output_hashes: BTreeMap::new(), needs_realisations: false }
+}
+
+fn told(status: u8, outputs: &[(&str, &str)]) -> Outcome {
+    let output = |(name, of): &(&str, &str)| {
+        (name.to_string(), BuiltOutput { path: path(of), nar_size: 1 << 20, nar_hash: [7; 32] })
+    };
+    Outcome {
+        status,
+        error: b"because".to_vec(),
+        times_built: 1,
+        is_non_deterministic: false,
+        start_time: 0,
+        stop_time: 0,
+        cpu_user: None,
+        cpu_system: None,
+        outputs: outputs.iter().map(output).collect(),
+        at: None,
+        memory_mib: 0,
+        out_of_memory: false,
+        given_up: false,
+    }
+}
+
+/// What is said of a build is an offence where it cannot be, and a success only of the outputs that were asked for.
+#[test]
+fn an_executor_that_lies_about_an_outcome_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (service, resolved) = (service(dir.path()), two_outputs());
+    let conclude = |outcome: &Outcome| {
+        service.conclude(&resolved, outcome, LIAR, false).map(|(ended, end)| (ended.result.status, end))
+    };
+    let built = BuildStatus::Built as u8;
+    let lies = [
+        told(99, &[]),
+        told(built, &[]),
+        told(built, &[("out", "out")]),
+        told(built, &[("out", "out"), ("dev", "dev"), ("lib", "lib")]),
+        told(built, &[("out", "dev"), ("dev", "out")]),
+        told(built, &[("out", "out"), ("dev", "another")]),
+        told(BuildStatus::AlreadyValid as u8, &[("out", "another"), ("dev", "dev")]),
+    ];
+    for lie in lies {
+        assert!(conclude(&lie).is_err(), "{lie:?}");
+    }
+    assert_eq!(service.whereabouts(&path("another")), None);
+    let whole = [("out", "out"), ("dev", "dev")];
+    assert_eq!(conclude(&told(built, &whole)), Ok((BuildStatus::Built, End::Success { output_bytes: 2 << 20 })));
+    // Sizes that it makes up place other builds badly, and nothing more.
+    let mut endless = told(built, &whole);
+    endless.outputs.values_mut().for_each(|output| output.nar_size = u64::MAX);
+    assert_eq!(conclude(&endless), Ok((BuildStatus::Built, End::Success { output_bytes: u64::MAX })));
+    // That it is in trouble says nothing of the derivation, whatever it adds to that.
+    let transient = Outcome { given_up: true, ..told(BuildStatus::TransientFailure as u8, &whole) };
+    assert_eq!(conclude(&transient), Ok((BuildStatus::TransientFailure, End::Lost)));
+    let starved = Outcome { out_of_memory: true, memory_mib: u64::MAX, ..transient };
+    assert_eq!(conclude(&starved), Ok((BuildStatus::TransientFailure, End::OutOfMemory { used_mib: u64::MAX })));
+}
