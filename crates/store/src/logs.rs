@@ -1,6 +1,7 @@
 //! Build logs: one zstd file for each derivation, `logs/<first digit>/<rest of the base name>.zst`.
 
 use crate::error::{Error, Result};
+use crate::lore::Lore;
 use crate::store::Store;
 use shoal_wire::nix::store_path::StorePath;
 use std::fs::{self, File};
@@ -27,7 +28,8 @@ impl Read for Log {
 pub struct LogWriter {
     encoder: Option<zstd::stream::write::Encoder<'static, File>>,
     new: PathBuf,
-    path: PathBuf,
+    drv: StorePath,
+    store: Store,
 }
 
 impl Store {
@@ -36,7 +38,7 @@ impl Store {
         let new = self.dir.join("tmp").join(format!("log-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         let file = File::create(&new).map_err(Error::io("create", &new))?;
         let encoder = zstd::stream::write::Encoder::new(file, LEVEL).map_err(Error::io("write", &new))?;
-        Ok(LogWriter { encoder: Some(encoder), new, path: log_path(&self.dir, drv) })
+        Ok(LogWriter { encoder: Some(encoder), new, drv: drv.clone(), store: self.clone() })
     }
 
     /// Keeps the log of a derivation, in the place of an earlier one. It survives the end of the process; a machine that
@@ -92,10 +94,13 @@ impl LogWriter {
         };
         let written = encoder.finish().and_then(|file| sync(&file));
         written.map_err(Error::io("write", &self.new))?;
-        if let Some(dir) = self.path.parent() {
+        let path = log_path(&self.store.dir, &self.drv);
+        if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
-        fs::rename(&self.new, &self.path).map_err(Error::io("write", &self.path))
+        fs::rename(&self.new, &path).map_err(Error::io("write", &path))?;
+        self.store.tell_learned(&Lore::Log(self.drv.clone()));
+        Ok(())
     }
 }
 

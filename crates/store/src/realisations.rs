@@ -5,6 +5,7 @@
 
 use crate::error::{Damage, Result};
 use crate::index::tables::{REALISATIONS, REALISED};
+use crate::lore::Lore;
 use crate::paths::hash_bytes;
 use crate::store::Store;
 use redb::{ReadableTable, WriteTransaction};
@@ -14,7 +15,9 @@ use shoal_wire::nix::store_path::{HASH_LEN, StorePath};
 impl Store {
     /// Keeps a realisation, in the place of one with the same id.
     pub fn add_realisation(&self, realisation: &Realisation) -> Result<()> {
-        self.put_realisation(old_key(&realisation.id), realisation.to_json(), &realisation.out_path)
+        self.put_realisation(old_key(&realisation.id), realisation.to_json(), &realisation.out_path)?;
+        self.tell_learned(&Lore::Realisation(realisation.id.clone()));
+        Ok(())
     }
 
     pub fn realisation(&self, id: &DrvOutput) -> Result<Option<Realisation>> {
@@ -25,7 +28,9 @@ impl Store {
 
     /// Keeps a realisation of the new form, in the place of one with the same key.
     pub fn add_build_trace(&self, trace: &BuildTrace) -> Result<()> {
-        self.put_realisation(new_key(&trace.key), trace.value.to_json(), &trace.value.out_path)
+        self.put_realisation(new_key(&trace.key), trace.value.to_json(), &trace.value.out_path)?;
+        self.tell_learned(&Lore::BuildTrace(trace.key.clone()));
+        Ok(())
     }
 
     pub fn build_trace(&self, key: &BuildTraceKey) -> Result<Option<BuildTrace>> {
@@ -56,6 +61,24 @@ fn old_key(id: &DrvOutput) -> Vec<u8> {
 
 fn new_key(key: &BuildTraceKey) -> Vec<u8> {
     [b"p", key.drv_path.base_name().as_bytes(), b"!", key.output.as_bytes()].concat()
+}
+
+/// What a key is of; `None`: it is of nothing that is known.
+pub fn lore(key: &[u8]) -> Option<Lore> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    match key.split_first()? {
+        (b'm', rest) => {
+            let (drv_hash, output) = rest.split_first_chunk()?;
+            Some(Lore::Realisation(DrvOutput { drv_hash: *drv_hash, output: text(output)? }))
+        }
+        (b'p', rest) => {
+            let rest = text(rest)?;
+            let (drv, output) = rest.split_once('!')?;
+            let drv_path = StorePath::from_base_name(drv).ok()?;
+            Some(Lore::BuildTrace(BuildTraceKey { drv_path, output: output.to_string() }))
+        }
+        _ => None,
+    }
 }
 
 /// Removes the realisations that came out as `path`.

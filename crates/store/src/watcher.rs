@@ -1,5 +1,6 @@
 //! Who follows what the store has, and has a say in what it deletes.
 
+use crate::lore::Lore;
 use crate::store::Store;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
@@ -20,6 +21,9 @@ pub trait Watcher: Send + Sync {
     /// Something stored was found damaged, or is whole again: [`Store::damaged_paths`] has changed, perhaps. Asked of in
     /// the middle of other work, so it is not to be asked for from here.
     fn damage_changed(&self);
+
+    /// A log was kept, or where an output came out, perhaps in the place of another.
+    fn learned(&self, _lore: &Lore) {}
 }
 
 impl Store {
