@@ -41,6 +41,11 @@ pub(crate) enum Command {
         keys: Vec<PathKey>,
         reply: oneshot::Sender<Vec<PathKey>>,
     },
+    /// Which of these may go though no other node has them: they are kept outside of the mesh.
+    MayLeave {
+        keys: Vec<PathKey>,
+        reply: oneshot::Sender<Vec<PathKey>>,
+    },
     Fetched(Holding),
     FetchFailed(PathKey),
     Claim {

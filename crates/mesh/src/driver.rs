@@ -267,6 +267,11 @@ impl Driver {
                 self.waiting.for_deletion(id, reply);
                 actions
             }
+            Command::MayLeave { keys, reply } => {
+                // Who has gone away deletes nothing.
+                let _ = reply.send(self.catalogue.may_leave(&keys));
+                Vec::new()
+            }
             Command::Fetched(holding) => self.catalogue.fetched(holding, now.ms),
             Command::FetchFailed(key) => self.catalogue.fetch_failed(&key, now.ms),
             Command::Claim { key, reply } => {

@@ -20,7 +20,7 @@ use shoal_wire::mesh::sealed::Sealed;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -67,6 +67,14 @@ struct Shared {
     records: Records,
     commands: mpsc::Sender<Command>,
     roster: watch::Receiver<Arc<Roster>>,
+    vault: OnceLock<Arc<dyn Vault>>,
+}
+
+/// A place outside of the mesh that may be the only one where a path is.
+pub trait Vault: Send + Sync {
+    /// Which of `paths`, valid here and at no other node, it has whole and as they are here. Called by a collection that is
+    /// about to delete them, and waited for.
+    fn has(&self, paths: &[StorePath]) -> Vec<StorePath>;
 }
 
 /// Where a path is.
@@ -118,6 +126,7 @@ impl Mesh {
             records,
             commands,
             roster: seen,
+            vault: OnceLock::new(),
         }));
         // Before it is listed what the store has, so that nothing falls between.
         let damage = Arc::new(Damage::new(store.clone(), mesh.0.commands.clone()));
@@ -181,6 +190,12 @@ impl Mesh {
         // A copy has seen no more than the receiver that it is made of, which is never waited on.
         rosters.mark_unchanged();
         rosters
+    }
+
+    /// From now on the last copy of what `vault` has may be deleted.
+    pub fn rely_on(&self, vault: Arc<dyn Vault>) {
+        // The first stays: a node has one.
+        let _ = self.0.vault.set(vault);
     }
 
     /// Nobody else lives, so that there is nobody to ask.
@@ -352,6 +367,27 @@ struct StoreWatcher {
     damage: Arc<Damage>,
 }
 
+impl StoreWatcher {
+    /// Those of `paths` whose keys come back.
+    fn ask(
+        &self,
+        paths: &[StorePath],
+        command: impl Fn(Vec<PathKey>, oneshot::Sender<Vec<PathKey>>) -> Command,
+    ) -> Vec<StorePath> {
+        let keyed: Vec<(PathKey, &StorePath)> =
+            paths.iter().filter_map(|path| Some((path_key(path.hash_part())?, path))).collect();
+        let mut allowed = Vec::new();
+        for batch in keyed.chunks(KEYS_MAX) {
+            let (reply, told) = oneshot::channel();
+            let keys = batch.iter().map(|(key, _)| *key).collect();
+            self.mesh.tell_blocking(command(keys, reply));
+            let keys = told.blocking_recv().unwrap_or_default();
+            allowed.extend(batch.iter().filter(|(key, _)| keys.contains(key)).map(|(_, path)| (*path).clone()));
+        }
+        allowed
+    }
+}
+
 impl Watcher for StoreWatcher {
     fn committed(&self, paths: &[PathInfo]) {
         let holdings: Vec<Holding> = paths.iter().filter_map(holding).collect();
@@ -364,17 +400,16 @@ impl Watcher for StoreWatcher {
         if self.mesh.roster().has_no_others() {
             return paths.to_vec();
         }
-        let keyed: Vec<(PathKey, &StorePath)> =
-            paths.iter().filter_map(|path| Some((path_key(path.hash_part())?, path))).collect();
-        let mut allowed = Vec::new();
-        for batch in keyed.chunks(KEYS_MAX) {
-            let (reply, told) = oneshot::channel();
-            let keys = batch.iter().map(|(key, _)| *key).collect();
-            self.mesh.tell_blocking(Command::MayDelete { keys, reply });
-            let keys = told.blocking_recv().unwrap_or_default();
-            allowed.extend(batch.iter().filter(|(key, _)| keys.contains(key)).map(|(_, path)| (*path).clone()));
+        let mut allowed = self.ask(paths, |keys, reply| Command::MayDelete { keys, reply });
+        let Some(vault) = self.mesh.0.vault.get() else { return allowed };
+        let last: Vec<StorePath> = paths.iter().filter(|path| !allowed.contains(path)).cloned().collect();
+        if !last.is_empty() {
+            let kept = vault.has(&last);
+            // Asked after it: somebody may have begun to wait for copies meanwhile.
+            allowed.extend(self.ask(&kept, |keys, reply| Command::MayLeave { keys, reply }));
         }
-        allowed
+        // In the order that they were asked in: each before what it refers to.
+        paths.iter().filter(|path| allowed.contains(path)).cloned().collect()
     }
 
     fn deleted(&self, gone: &[StorePath], stayed: &[StorePath]) {

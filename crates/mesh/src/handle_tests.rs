@@ -159,6 +159,38 @@ async fn the_last_copy_is_not_collected_and_another_one_may_be() {
     assert!(b.store.is_valid(&info.path).unwrap());
 }
 
+/// Has what it was given.
+struct Shelf(Vec<StorePath>);
+
+impl Vault for Shelf {
+    fn has(&self, paths: &[StorePath]) -> Vec<StorePath> {
+        paths.iter().filter(|path| self.0.contains(path)).cloned().collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_copy_is_collected_when_it_is_elsewhere() {
+    let (a, _b) = pair().await;
+    let (one, two) = (a.stores("one").await, a.stores("two").await);
+    let collect = || {
+        let store = a.store.clone();
+        async move {
+            let collected = tokio::task::spawn_blocking(move || store.collect(&GcRequest::new(GcAction::DeleteDead)));
+            collected.await.unwrap().unwrap().paths
+        }
+    };
+    assert!(within(collect()).await.is_empty(), "nobody else has them");
+    a.mesh.rely_on(Arc::new(Shelf(vec![one.path.clone()])));
+    let mut deleted = Vec::new();
+    until("the owners have settled", || {
+        deleted.extend(now(collect()));
+        !deleted.is_empty()
+    })
+    .await;
+    assert_eq!(deleted, [one.path]);
+    assert!(a.store.is_valid(&two.path).unwrap(), "it is nowhere else");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_that_want_a_path_from_outside_one_brings_it() {
     let (a, b) = pair().await;

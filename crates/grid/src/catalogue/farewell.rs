@@ -53,6 +53,14 @@ impl Catalogue {
         (id, self.finish())
     }
 
+    /// Which of `keys` the store may delete although no other node may have them, since they are kept outside of the mesh:
+    /// what it holds and of which nobody waits for copies. None, while owners are about to change: those to come would take
+    /// it for a loss, and have copies made of what others still hold.
+    pub fn may_leave(&self, keys: &[Key]) -> Vec<Key> {
+        let is_free = |key: &&Key| self.holdings.get(key).is_some() && !self.pledges.contains_key(*key);
+        if self.next_ring.is_some() { Vec::new() } else { keys.iter().filter(is_free).copied().collect() }
+    }
+
     /// Asks the next owner of each of `keys`, or allows those that all have allowed.
     fn ask_next(&mut self, id: u64, keys: BTreeSet<Key>) {
         let Some(farewell) = self.farewells.requests.get_mut(&id) else { return };
@@ -128,5 +136,34 @@ impl Catalogue {
             }
             self.out.push(Action::MayDelete { id, keys: farewell.allowed.into_iter().collect() });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::RING_SETTLE_MS;
+    use super::super::members::Members;
+    use super::*;
+    use shoal_wire::mesh::announcement::Holding;
+    use std::num::NonZeroU8;
+
+    #[test]
+    fn what_is_kept_elsewhere_may_leave_unless_copies_are_waited_for_or_owners_change() {
+        let members = |nodes: &[NodeId]| Members {
+            storers: nodes.iter().map(|node| (*node, NonZeroU8::MIN)).collect(),
+            live: nodes.iter().copied().collect(),
+            ..Members::default()
+        };
+        let mut catalogue = Catalogue::new([1; 32], 1, 2, [], 0);
+        catalogue.set_members(members(&[[1; 32], [2; 32]]), 0);
+        let holding = |key: u8| Holding { key: [key; 32], content: [0; 16] };
+        catalogue.added(holding(7), 0);
+        assert!(catalogue.stored(holding(8), 0).0);
+        let keys = [[7; 32], [8; 32], [9; 32]];
+        assert_eq!(catalogue.may_leave(&keys), [[7; 32]], "one is to be copied, and one not here");
+        catalogue.set_members(members(&[[1; 32], [2; 32], [3; 32]]), 1);
+        assert!(catalogue.may_leave(&keys).is_empty());
+        catalogue.tick(1 + RING_SETTLE_MS);
+        assert_eq!(catalogue.may_leave(&keys), [[7; 32]]);
     }
 }
