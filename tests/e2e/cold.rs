@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::Value;
 use shoal_tests::command::wait_for;
 use shoal_tests::mesh::Mesh;
-use shoal_tests::{Machine, Nix, Node, Remote, S3, shapes};
+use shoal_tests::{Machine, Nix, Node, Remote, S3, built, shapes};
+
+use crate::grid::has_built;
 
 by_each_version!(what_a_lost_disk_held_comes_back);
 
@@ -214,4 +216,98 @@ fn a_mesh_writes_each_path_once_and_a_new_member_reads_it() {
     fetch(&Nix::newest(), &mesh[2], &wanted);
     assert_eq!(shapes::build_on(&machine, &mesh[2], Remote::SshNg, &["chain", "twice"]), wanted);
     assert_eq!(builds(&mesh[2]), 0, "{}", mesh[2].log());
+}
+
+/// Hashes of what a client that has nothing is given.
+fn read(node: &Node, paths: &[String]) -> Vec<String> {
+    let reader = fetch(&Nix::newest(), node, paths);
+    let hashes = reader.local("nix-store").args(["--query", "--hash"]).args(paths).ok();
+    hashes.lines().into_iter().map(String::from).collect()
+}
+
+/// What every node has, or what is left of it.
+fn all(mesh: &Mesh) -> BTreeSet<String> {
+    mesh.nodes.iter().flat_map(Node::valid).collect()
+}
+
+/// Nodes that may leave what they have to the bucket, and all that one of them built in it.
+fn lean_mesh(machine: &Machine, bucket: &S3, more: &[&str], attributes: &[&str]) -> (Mesh, Vec<String>) {
+    let flags = bucket.flags();
+    let flags = flags.iter().map(String::as_str).chain(["--cold-last-copies"]).chain(more.iter().copied());
+    let mesh = Mesh::start_with(2, &[machine], &flags.collect::<Vec<_>>());
+    let wanted = shapes::build_on(machine, &mesh[0], Remote::SshNg, attributes);
+    let paths = all(&mesh).len();
+    wait_for("paths in the bucket", WRITTEN_PATIENCE, || {
+        (bucket.objects("paths").len() >= paths && mesh.nodes.iter().all(|node| cold(node)["backlog"] == 0))
+            .then_some(())
+    });
+    (mesh, wanted)
+}
+
+/// The bucket is the only place where paths are, and only when it can be asked.
+#[test]
+fn last_copies_are_left_to_a_bucket_that_has_them() {
+    let machine = Machine::new(&Nix::newest());
+    let bucket = S3::start();
+    let (mesh, wanted) = lean_mesh(&machine, &bucket, &[], &["chain", "twice"]);
+    let hashes = read(&mesh[0], &wanted);
+    let had = all(&mesh);
+    let counts = || mesh.nodes.iter().map(has_built).sum::<usize>();
+    let built_once = counts();
+    bucket.set_down();
+    let mut said = String::new();
+    for node in &mesh.nodes {
+        said += &node.shoal("gc").ok().stdout;
+    }
+    assert!(said.contains("stay that no other node has: it cannot be learned"), "{said}");
+    assert_eq!(all(&mesh), had, "something went that the bucket could not be asked for");
+    bucket.set_up();
+    wait_for("nodes without paths", WRITTEN_PATIENCE, || {
+        mesh.nodes.iter().for_each(|node| _ = node.shoal("gc").ok());
+        all(&mesh).is_empty().then_some(())
+    });
+    // Both serve it all the same, as what they could fetch.
+    mesh.nodes.iter().for_each(|node| assert_eq!(read(node, &wanted), hashes));
+    assert_eq!(shapes::build_on(&machine, &mesh[1], Remote::SshNg, &["chain", "twice"]), wanted);
+    assert_eq!(counts(), built_once, "something was built again");
+}
+
+/// Stores that are too small for what is built make room by themselves, and none of it is lost.
+#[test]
+fn a_mesh_outgrows_its_disks() {
+    let machine = Machine::new(&Nix::newest());
+    let bucket = S3::start();
+    let quota = ["--store-quota", "8MiB"];
+    let (mesh, wanted) = lean_mesh(&machine, &bucket, &quota, &["large", "program"]);
+    let hashes = read(&mesh[0], &wanted);
+    wait_for("room on both disks", 3 * WRITTEN_PATIENCE, || (mesh.holders(&wanted[0]) == 0).then_some(()));
+    mesh.nodes.iter().for_each(|node| assert_eq!(read(node, &wanted), hashes));
+}
+
+/// With the disk of the only node everything goes that it knew; another one has it from the bucket.
+#[test]
+fn logs_and_what_content_addressed_outputs_came_out_as_are_in_the_bucket() {
+    const CA: [&str; 3] = ["--option", "extra-experimental-features", "ca-derivations"];
+    let machine = Machine::new(&Nix::newest());
+    let bucket = S3::start();
+    let mut first = node(&machine, &bucket, &[]);
+    let build = |node: &Node, attribute: &str| {
+        built(&shapes::build_command(&machine, node, Remote::SshNg, "", &[attribute]).args(CA).ok()).remove(0)
+    };
+    let (top, hello) = (build(&first, "ways.0"), build(&first, "hello"));
+    let derivation = shapes::instantiate_on(&machine, &first, Remote::SshNg, "hello");
+    let status = wait_until_written(&first);
+    assert!(
+        status["written_logs"].as_u64() >= Some(4) && status["written_realisations"].as_u64() >= Some(2),
+        "{status}"
+    );
+    let key = first.key();
+    first.stop();
+    drop(first);
+    let second = node(&machine, &bucket, &["--trusted-public-key", &key]);
+    for named in [&derivation, &hello] {
+        assert!(second.shoal("log").arg(named).ok().stdout.contains("hello from the builder"));
+    }
+    assert_eq!(build(&second, "ways.0"), top);
+    assert_eq!(has_built(&second), 0, "{}", second.log());
 }

@@ -14,7 +14,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use serde::Serialize;
 use shoal_grid::cold::{BACKLOG_MAX, Backlog};
-use shoal_store::{Store, Watcher};
+use shoal_store::{Lore, Store, Watcher};
 use shoal_wire::mesh::cold::{ColdRecord, PackName, pack_object, record_object};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
@@ -22,15 +22,24 @@ use tokio::runtime::Handle;
 
 use crate::upstream::Refusal;
 pub use bucket::{Bucket, Options, Pending, read_authorities};
+pub use last_copies::LastCopies;
+use last_copies::Tally;
+use lengths::Lengths;
 pub use location::{Credentials, Location};
 use notes::Notes;
 pub use survey::{Finding, Findings, Report};
+pub use unpacking::Unpacking;
 pub use writer::{Means, Writer};
 
 mod bucket;
+mod claims;
+mod last_copies;
+mod lengths;
 mod location;
+mod lore;
 mod notes;
 mod survey;
+mod unpacking;
 mod writer;
 
 /// Paths whose objects this node found damaged and is to write again, if it can; beyond it those are left to `verify`.
@@ -40,15 +49,24 @@ const DOUBTED_MAX: usize = 4096;
 pub struct Cold {
     pub bucket: Bucket,
     notes: Notes,
-    backlog: Mutex<Backlog<StorePath>>,
+    backlog: Mutex<Backlog<Item>>,
     /// Something came into the backlog, or the node stops.
     news: Condvar,
     /// Hash parts of paths whose record does not say what it should, or names packs that are not right.
     doubted: Mutex<BTreeSet<String>>,
+    lengths: Lengths,
+    last_copies: Tally,
     pub written: Written,
     /// Whether this node writes to it.
     writes: bool,
     since: Instant,
+}
+
+/// What is to be written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Item {
+    Path(StorePath),
+    Lore(Lore),
 }
 
 /// What was written since the node started.
@@ -59,6 +77,8 @@ pub struct Written {
     pub bytes: AtomicU64,
     /// Chunks that the bucket had.
     pub shared_chunks: AtomicU64,
+    pub logs: AtomicU64,
+    pub realisations: AtomicU64,
     /// Requests that failed, and the last reason.
     pub failures: AtomicU64,
     /// Paths in hand, that is not in the backlog any more and not written yet.
@@ -71,7 +91,7 @@ pub struct Written {
 pub struct ColdStatus {
     pub url: String,
     pub writes: bool,
-    /// Paths to be written.
+    /// Paths, logs and realisations to be written.
     pub backlog: usize,
     /// There are more: what is stored is looked through when these are written.
     pub backlog_is_partial: bool,
@@ -83,8 +103,15 @@ pub struct ColdStatus {
     pub written_packs: u64,
     pub written_bytes: u64,
     pub shared_chunks: u64,
+    pub written_logs: u64,
+    pub written_realisations: u64,
     pub failed_writes: u64,
     pub last_error: Option<String>,
+    /// Last copies that were found in the bucket and let go of, and those that stayed for want of it.
+    pub freed_last_copies: u64,
+    pub kept_last_copies: u64,
+    /// The last reason for which any stayed.
+    pub kept_why: Option<String>,
 }
 
 impl Cold {
@@ -95,12 +122,13 @@ impl Cold {
 
     fn on(bucket: Bucket, data_dir: &Path, writes: bool) -> Result<Arc<Cold>> {
         let notes = Notes::open(&data_dir.join("cold.redb"), bucket.identity())?;
-        let (news, doubted, written) = Default::default();
+        let (news, doubted, lengths, last_copies, written) = Default::default();
         let backlog = Mutex::new(Backlog::new(BACKLOG_MAX));
-        Ok(Arc::new(Cold { bucket, notes, backlog, news, doubted, written, writes, since: Instant::now() }))
+        let since = Instant::now();
+        Ok(Arc::new(Cold { bucket, notes, backlog, news, doubted, lengths, last_copies, written, writes, since }))
     }
 
-    fn backlog(&self) -> MutexGuard<'_, Backlog<StorePath>> {
+    fn backlog(&self) -> MutexGuard<'_, Backlog<Item>> {
         self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -121,9 +149,12 @@ impl Cold {
     /// The record of the path with this hash part. One that is damaged, or of another path, is a failure, of which note is
     /// taken.
     pub fn record(&self, hash_part: &str) -> Result<ColdRecord, Refusal> {
-        let object = record_object(hash_part);
-        let bytes: Bytes = self.bucket.get(&object, ColdRecord::OBJECT_LEN_MAX)?;
-        let read = ColdRecord::from_object(&bytes).map_err(|error| error.to_string());
+        let object: Bytes = self.bucket.get(&record_object(hash_part), ColdRecord::OBJECT_LEN_MAX)?;
+        self.read_record(hash_part, &object)
+    }
+
+    fn read_record(&self, hash_part: &str, object: &[u8]) -> Result<ColdRecord, Refusal> {
+        let read = ColdRecord::from_object(object).map_err(|error| error.to_string());
         let right = read.and_then(|record| match record.path.hash_part() == hash_part {
             true => Ok(record),
             false => Err(format!("it is the record of '{}'", record.path)),
@@ -151,10 +182,23 @@ impl Cold {
     /// A pack is gone or wrong, and was wanted for this path.
     pub fn refuse_pack(&self, pack: &PackName, hash_part: &str, why: &str) -> Refusal {
         self.doubt(hash_part);
+        self.forget(pack);
+        self.lengths.found_wrong(pack);
+        self.refuse(&pack_object(pack), why)
+    }
+
+    /// A pack that this node wrote is gone.
+    fn lose_pack(&self, pack: &PackName) {
+        self.forget(pack);
+        self.refuse(&pack_object(pack), "it is not there any more, or too short: its chunks are written again");
+    }
+
+    /// No record names a pack any more that is not right.
+    fn forget(&self, pack: &PackName) {
+        self.lengths.forget(pack);
         if let Err(error) = self.notes.forget_pack(pack) {
             tracing::warn!("{error:#}");
         }
-        self.refuse(&pack_object(pack), why)
     }
 
     /// Has a path written again that is here, or comes here.
@@ -168,6 +212,11 @@ impl Cold {
     /// The path is whole in the bucket, as far as this node knows.
     pub fn keeps(&self, path: &StorePath) -> bool {
         !self.doubted().contains(path.hash_part()) && self.notes.is_kept(path).unwrap_or(false)
+    }
+
+    /// Last copies that stayed for want of the bucket, and the last reason.
+    pub fn last_copies_kept(&self) -> (u64, Option<String>) {
+        (self.last_copies.kept.load(Ordering::Relaxed), self.last_copies.why())
     }
 
     pub fn status(&self) -> ColdStatus {
@@ -188,8 +237,13 @@ impl Cold {
             written_packs: load(&written.packs),
             written_bytes: load(&written.bytes),
             shared_chunks: load(&written.shared_chunks),
+            written_logs: load(&written.logs),
+            written_realisations: load(&written.realisations),
             failed_writes: load(&written.failures),
             last_error: written.last_error(),
+            freed_last_copies: load(&self.last_copies.freed),
+            kept_last_copies: load(&self.last_copies.kept),
+            kept_why: self.last_copies.why(),
         }
     }
 }
@@ -212,7 +266,7 @@ impl Watcher for Arrivals {
     fn committed(&self, paths: &[PathInfo]) {
         let mut backlog = self.0.backlog();
         for info in paths {
-            backlog.add(info.path.clone());
+            backlog.add(Item::Path(info.path.clone()));
         }
         drop(backlog);
         self.0.news.notify_all();
@@ -227,6 +281,11 @@ impl Watcher for Arrivals {
     /// What was healed may be written now.
     fn damage_changed(&self) {
         self.0.backlog().look_again();
+        self.0.news.notify_all();
+    }
+
+    fn learned(&self, lore: &Lore) {
+        self.0.backlog().add(Item::Lore(lore.clone()));
         self.0.news.notify_all();
     }
 }

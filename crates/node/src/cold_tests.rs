@@ -5,7 +5,9 @@ use object_store::memory::InMemory;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use shoal_grid::random::Random;
+use shoal_mesh::handle::Vault;
 use shoal_wire::nix::nar::write::NarWriter;
+use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation, UnkeyedRealisation};
 use shoal_wire::nix::signature::{SecretKey, TrustedKeys};
 use shoal_wire::nix::store_path::StoreDir;
 
@@ -47,6 +49,14 @@ impl Lab {
             self.runtime.block_on(listed).unwrap().objects.into_iter().map(|meta| meta.location).collect();
         names.sort();
         names
+    }
+
+    fn remove(&self, name: &Key) {
+        self.runtime.block_on(self.objects.delete(name)).unwrap();
+    }
+
+    fn get(&self, name: &Key) -> Vec<u8> {
+        self.runtime.block_on(async { self.objects.get(name).await.unwrap().bytes().await.unwrap().to_vec() })
     }
 
     fn put(&self, name: &Key, bytes: Vec<u8>) {
@@ -107,6 +117,25 @@ fn wait(cold: &Cold, paths: u64) {
         assert!(since.elapsed() < PATIENCE, "{:?}", cold.status());
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !is_so() {
+        assert!(since.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Which last copies a node may let go of that believes what `key` signed.
+fn last_copies(store: &Store, cold: &Arc<Cold>, key: &SecretKey) -> LastCopies {
+    let mut trusted = TrustedKeys::default();
+    trusted.insert(key.public());
+    let believes = move |info: &PathInfo| match info.is_signed(&StoreDir::default(), &trusted) {
+        true => Ok(()),
+        false => Err("nobody signed it".to_string()),
+    };
+    LastCopies::new(cold.clone(), store.clone(), Box::new(believes))
 }
 
 fn read(store: &Store, cold: &Arc<Cold>, path: &StorePath) -> Result<Vec<u8>, Trouble> {
@@ -231,4 +260,204 @@ fn what_lies_deeper_is_no_object_of_a_listing_and_does_not_keep_it_from_ending()
     // Many more than there are.
     let found = cold.verify(&store, true, &|_| Ok(()), &mut |seen| seen.packs < 10).unwrap();
     assert_eq!((found.packs, found.damaged.count), (1, 1), "{found:?}");
+}
+
+#[test]
+fn a_last_copy_goes_only_when_the_bucket_has_the_path_whole() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let key = SecretKey::generate("test-1").unwrap();
+    let contents = nar(&random(SEED + 4, 3 << 20));
+    let info = put(&store, 1, &contents);
+    let path = [info.path.clone()];
+    assert!(last_copies(&store, &cold, &key).has(&path).is_empty(), "nothing is written");
+    let written = writer(&store, &cold, &key);
+    wait(&cold, 1);
+    drop(written);
+    let (record, pack) = (lab.names("paths")[0].clone(), lab.names("packs")[0].clone());
+    let (right_record, right_pack) = (lab.get(&record), lab.get(&pack));
+    // Each node has what it needs and has heard nothing of the bucket yet.
+    let mut nodes = 0;
+    let mut may_go = |what: &str, is_right: bool| {
+        nodes += 1;
+        let (store, cold) = lab.node(&format!("node-{nodes}"));
+        put(&store, 1, &contents);
+        assert_eq!(last_copies(&store, &cold, &key).has(&path), &path[..usize::from(is_right)], "{what}");
+        lab.put(&record, right_record.clone());
+        lab.put(&pack, right_pack.clone());
+        (store, cold)
+    };
+    may_go("all is there", true);
+    lab.damage(&record);
+    let (_, damaged) = may_go("a damaged record", false);
+    assert_eq!(damaged.last_copies_kept().0, 1);
+    assert!(!damaged.keeps(&info.path), "it is to be written again");
+    lab.remove(&record);
+    may_go("no record", false);
+    lab.put(&pack, right_pack[..right_pack.len() - 1].to_vec());
+    may_go("a pack that is too short", false);
+    lab.remove(&pack);
+    may_go("no pack", false);
+    let parsed = ColdRecord::from_object(&right_record).unwrap();
+    let change = |change: &dyn Fn(&mut ColdRecord)| {
+        let mut record = parsed.clone();
+        change(&mut record);
+        record.to_object().unwrap()
+    };
+    lab.put(&record, change(&|record| record.signatures.clear()));
+    may_go("a record that nobody signed", false);
+    lab.put(&record, change(&|record| record.chunks.swap(0, 1)));
+    may_go("chunks in another order", false);
+    lab.put(&record, change(&|record| record.nar_hash = [1; 32]));
+    may_go("another NAR", false);
+    lab.put(
+        &record,
+        change(&|record| {
+            record.references.insert(info.path.clone());
+        }),
+    );
+    may_go("other references", false);
+    // A pack of the right length that a reader found damaged, by whatever path.
+    let (store, cold) = may_go("all is there again", true);
+    cold.refuse_pack(&parsed.packs[0], &"2".repeat(32), "a chunk in it has other bytes than its name says");
+    assert!(last_copies(&store, &cold, &key).has(&path).is_empty());
+    // A bucket that gives no answers.
+    let silent = Lab::new();
+    let (store, stopped) = silent.node("silent");
+    put(&store, 1, &contents);
+    let Lab { runtime, dir: _dir, .. } = silent;
+    runtime.shutdown_background();
+    let lets_go = last_copies(&store, &stopped, &key);
+    assert!(lets_go.has(&path).is_empty());
+    let (kept, why) = stopped.last_copies_kept();
+    assert!(kept == 1 && why.as_ref().is_some_and(|why| why.contains("the node is stopping")), "{why:?}");
+    // It is left alone for a while.
+    assert!(lets_go.has(&path).is_empty());
+    assert!(stopped.last_copies_kept().1.is_some_and(|why| why.contains("a moment ago")));
+}
+
+#[test]
+fn a_last_copy_stays_until_it_is_written_where_outputs_came_out_as_it() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let key = SecretKey::generate("test-1").unwrap();
+    let info = put(&store, 1, &nar(b"contents"));
+    let path = [info.path.clone()];
+    {
+        let _writer = writer(&store, &cold, &key);
+        wait(&cold, 1);
+    }
+    let (store, cold) = {
+        drop((store, cold));
+        lab.node("first")
+    };
+    let realisation = Realisation::new(DrvOutput { drv_hash: [1; 32], output: "out".into() }, info.path.clone());
+    store.add_realisation(&realisation).unwrap();
+    assert!(last_copies(&store, &cold, &key).has(&path).is_empty());
+    let _writer = writer(&store, &cold, &key);
+    until("a realisation in the bucket", || cold.has_lore(&store, &info.path).unwrap());
+    assert_eq!(last_copies(&store, &cold, &key).has(&path), path);
+}
+
+#[test]
+fn logs_and_realisations_come_back_signed_and_are_written_once() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let key = SecretKey::generate("test-1").unwrap();
+    let info = put(&store, 1, &nar(b"contents"));
+    let drv = StorePath::from_base_name(&format!("{}-x.drv", "2".repeat(32))).unwrap();
+    store.put_log(&drv, &b"what was printed"[..]).unwrap();
+    let writer = writer(&store, &cold, &key);
+    until("a log in the bucket", || cold.status().written_logs == 1);
+    let id = DrvOutput { drv_hash: [1; 32], output: "out".into() };
+    store.add_realisation(&Realisation::new(id.clone(), info.path.clone())).unwrap();
+    let trace_key = BuildTraceKey { drv_path: drv.clone(), output: "out".into() };
+    let value = UnkeyedRealisation { out_path: info.path.clone(), signatures: BTreeSet::new() };
+    let trace = BuildTrace { key: trace_key.clone(), value };
+    store.add_build_trace(&trace).unwrap();
+    until("realisations in the bucket", || cold.status().written_realisations == 2);
+    // Behind what was learned again.
+    put(&store, 3, &nar(b"last"));
+    wait(&cold, 2);
+    let status = cold.status();
+    assert_eq!((status.written_logs, status.written_realisations), (1, 2), "{status:?}");
+    drop(writer);
+    let (_, there) = lab.node("second");
+    let mut trusted = TrustedKeys::default();
+    trusted.insert(key.public());
+    assert_eq!(there.log(&drv).unwrap(), b"what was printed");
+    let found = there.realisation(&id).unwrap();
+    assert_eq!((found.count_valid_signatures(&trusted), &found.out_path), (1, &info.path));
+    let found = there.build_trace(&trace_key).unwrap();
+    assert_eq!((found.count_valid_signatures(&trusted), &found.value.out_path), (1, &info.path));
+    for dir in ["logs", "realisations"] {
+        lab.names(dir).iter().for_each(|name| lab.damage(name));
+    }
+    assert!(matches!(there.log(&drv), Err(Refusal::Missing)));
+    let is_good = |found: Result<Realisation, Refusal>| found.is_ok_and(|f| f.count_valid_signatures(&trusted) > 0);
+    assert!(!is_good(there.realisation(&id)));
+}
+
+#[test]
+fn a_pack_that_was_deleted_is_named_by_no_new_record() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let key = SecretKey::generate("test-1").unwrap();
+    let contents = random(SEED + 5, 3 << 20);
+    put(&store, 1, &nar(&contents));
+    {
+        let _writer = writer(&store, &cold, &key);
+        wait(&cold, 1);
+    }
+    lab.names("packs").iter().for_each(|name| lab.remove(name));
+    // Not within an hour of the last time that the pack was there, or after a restart.
+    drop((store, cold));
+    let (store, cold) = lab.node("first");
+    let other = nar(&contents[..contents.len() - 100]);
+    let second = put(&store, 2, &other);
+    let _writer = writer(&store, &cold, &key);
+    wait(&cold, 2);
+    let (empty, there) = lab.node("second");
+    assert!(read(&empty, &there, &second.path).unwrap() == other);
+    assert_eq!(cold.status().shared_chunks, 0);
+}
+
+#[test]
+fn whole_chunks_that_are_not_the_nar_are_found_and_written_again() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let key = SecretKey::generate("test-1").unwrap();
+    let _writer = writer(&store, &cold, &key);
+    let contents = nar(&random(SEED + 6, 3 << 20));
+    let info = put(&store, 1, &contents);
+    wait(&cold, 1);
+    let mut record = cold.record(info.path.hash_part()).unwrap();
+    record.chunks.swap(0, 1);
+    lab.put(&lab.names("paths")[0], record.to_object().unwrap());
+    let verify = |quick| cold.verify(&store, quick, &|_| Ok(()), &mut |_| true).unwrap();
+    assert_eq!(verify(true).damaged.count, 0);
+    let found = verify(false);
+    assert_eq!((found.damaged.count, found.rewritten), (1, 1), "{found:?}");
+    assert!(found.damaged.first[0].why.contains("do not make the NAR"), "{found:?}");
+    wait(&cold, 1);
+    assert_eq!(verify(false).damaged.count, 0);
+    let (empty, there) = lab.node("second");
+    assert!(read(&empty, &there, &info.path).unwrap() == contents);
+}
+
+#[test]
+fn what_others_believe_in_is_not_replaced_by_other_contents() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let key = SecretKey::generate("test-1").unwrap();
+    let first = put(&store, 1, &nar(b"one build"));
+    let _writer = writer(&store, &cold, &key);
+    wait(&cold, 1);
+    let (other, there) = lab.node("second");
+    let second = put(&other, 1, &nar(b"another build"));
+    let _other_writer = writer(&other, &there, &key);
+    until("a look at the bucket", || there.notes.is_done(&second.path).unwrap());
+    assert_eq!(cold.record(first.path.hash_part()).unwrap().nar_hash, first.nar_hash);
+    assert!(!there.keeps(&second.path));
+    assert!(last_copies(&other, &there, &key).has(&[second.path]).is_empty());
 }

@@ -106,6 +106,8 @@ pub struct Config {
     /// Bytes a second; `None`: no limit.
     pub cold_upload_rate: Option<u64>,
     pub cold_read_only: bool,
+    /// The bucket may be the only place where a path is.
+    pub cold_last_copies: bool,
     /// Empty: the key that the node made for itself.
     pub secret_key_file: Vec<PathBuf>,
     pub store_quota: Quota,
@@ -199,6 +201,7 @@ impl Config {
             cold_credentials_file: None,
             cold_upload_rate: None,
             cold_read_only: false,
+            cold_last_copies: false,
             secret_key_file: Vec::new(),
             store_quota: Quota::Share(80),
             store_quota_low: None,

@@ -197,6 +197,12 @@ impl Neighbours {
         inner.runtime.block_on(inner.mesh.claim(cold_key(path))) == inner.mesh.me()
     }
 
+    /// Keeps the claim. Nobody waits for the answer: whoever else has it by now, this path is being written.
+    pub fn renew_cold_claim(&self, path: &StorePath) {
+        let (Some(inner), key) = (self.others().cloned(), cold_key(path)) else { return };
+        inner.runtime.clone().spawn(async move { inner.mesh.claim(key).await });
+    }
+
     pub fn unclaim_cold(&self, path: &StorePath) {
         let Some(inner) = self.others().cloned() else { return };
         let key = cold_key(path);

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use crate::build::remote::{self, Grid};
 use crate::build::service::{self, BuildService, Defaults};
-use crate::cold::{Cold, Means, Writer};
+use crate::cold::{Cold, LastCopies, Means, Writer};
 use crate::config::{Config, HttpRead};
 use crate::control;
 use crate::control::builds::BuildControl;
@@ -195,6 +195,11 @@ impl Node {
         let options = upstream_options(config, cold.clone())?;
         let upstreams = Upstreams::open(store.clone(), dir.clone(), builds.derivations(), neighbours.clone(), options);
         if let Some(Opened { mesh, orders, host, .. }) = opened {
+            if let Some(cold) = cold.clone().filter(|_| config.cold_last_copies) {
+                let upstreams = upstreams.clone();
+                let believes = Box::new(move |info: &PathInfo| upstreams.believes(info));
+                mesh.rely_on(Arc::new(LastCopies::new(cold, store.clone(), believes)));
+            }
             let runtime = Handle::current();
             let (neighbours, upstreams) = (neighbours.clone(), upstreams.clone());
             builds.join_grid(Grid {

@@ -61,7 +61,12 @@ impl Status {
         if cold.is_null() {
             return Err(Failure::new(Exit::Failed, "this node has no bucket").into());
         }
-        let rows = [("bucket", text(cold)), ("written", written(cold)), ("last error", last_error(cold))];
+        let rows = [
+            ("bucket", text(cold)),
+            ("written", written(cold)),
+            ("last copies", last_copies(cold)),
+            ("last error", last_error(cold)),
+        ];
         Ok(output::table(&rows.map(|(name, value)| vec![name.to_string(), value]))?)
     }
 }
@@ -84,13 +89,22 @@ pub fn text(cold: &Value) -> String {
 fn written(cold: &Value) -> String {
     let number = |name: &str| cold[name].as_u64().unwrap_or(0);
     format!(
-        "{} paths, {} packs ({}), {} chunks that were there, {} paths left to other nodes",
+        "{} paths, {} packs ({}), {} chunks that were there, {} logs, {} realisations, {} paths left to other nodes",
         number("written_paths"),
         number("written_packs"),
         size_text(number("written_bytes")),
         number("shared_chunks"),
+        number("written_logs"),
+        number("written_realisations"),
         number("elsewhere")
     )
+}
+
+/// Those that collections let go of, where they may.
+fn last_copies(cold: &Value) -> String {
+    let number = |name: &str| cold[name].as_u64().unwrap_or(0);
+    let why = cold["kept_why"].as_str().map(|why| format!(", at last since {why}")).unwrap_or_default();
+    format!("{} left to the bucket, {} kept{why}", number("freed_last_copies"), number("kept_last_copies"))
 }
 
 fn last_error(cold: &Value) -> String {

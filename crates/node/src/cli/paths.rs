@@ -96,6 +96,10 @@ impl Gc {
         let verb = if self.dry_run { "would be deleted" } else { "deleted" };
         let freed = size_text(report["freed_bytes"].as_u64().unwrap_or(0));
         println!("{} paths {verb}, {freed} freed", paths.len());
+        let kept = &report["kept_last_copies"];
+        if let Some(paths) = kept["paths"].as_u64() {
+            println!("{paths} paths stay that no other node has: {}", kept["why"].as_str().unwrap_or_default());
+        }
         Ok(())
     }
 }

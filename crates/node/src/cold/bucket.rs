@@ -108,6 +108,11 @@ impl Bucket {
         Bucket { store, prefix, url, identity, runtime, is_stopping: AtomicBool::new(false) }
     }
 
+    /// What requests run on.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -135,6 +140,11 @@ impl Bucket {
 
     /// All of an object of at most `len_max` bytes.
     pub fn get(&self, object: &str, len_max: usize) -> Result<Bytes, Refusal> {
+        self.ask(object, len_max).wait(self)
+    }
+
+    /// Begins to get it.
+    pub fn ask(&self, object: &str, len_max: usize) -> Pending<Bytes> {
         let (store, path) = (self.store.clone(), self.path(object));
         self.begin(GET_PATIENCE, async move {
             // An answer that does not begin is none; one that has begun may be long.
@@ -146,7 +156,6 @@ impl Bucket {
             }
             collect(got, len_max).await?.ok_or_else(too_long)
         })
-        .wait(self)
     }
 
     /// Begins to get a part of an object. It is missing where the object is shorter.
@@ -175,9 +184,13 @@ impl Bucket {
 
     /// The length of an object.
     pub fn size(&self, object: &str) -> Result<u64, Refusal> {
+        self.ask_size(object).wait(self)
+    }
+
+    /// Begins to ask for it.
+    pub fn ask_size(&self, object: &str) -> Pending<u64> {
         let (store, path) = (self.store.clone(), self.path(object));
-        let asked = self.begin(ASK_PATIENCE, async move { store.head(&path).await.map_err(refusal) });
-        asked.wait(self).map(|meta| meta.size)
+        self.begin(ASK_PATIENCE, async move { store.head(&path).await.map(|meta| meta.size).map_err(refusal) })
     }
 
     pub fn put(&self, object: &str, bytes: Bytes) -> Result<(), Refusal> {

@@ -15,6 +15,8 @@ use shoal_wire::nix::store_path::StorePath;
 const DONE: TableDefinition<'static, &str, ()> = TableDefinition::new("done");
 /// Base names of paths that no record can describe.
 const UNFIT: TableDefinition<'static, &str, ()> = TableDefinition::new("unfit");
+/// Names of objects of logs and realisations, and the BLAKE3 of what was written as such.
+const LORE: TableDefinition<'static, &str, &[u8; 32]> = TableDefinition::new("lore");
 /// The bucket that all of it is about, under its only key.
 const BUCKET: TableDefinition<'static, &str, &str> = TableDefinition::new("bucket");
 const BUCKET_NAME: &str = "name";
@@ -72,6 +74,7 @@ impl Notes {
         let txn = database.begin_write()?;
         txn.open_table(DONE)?;
         txn.open_table(UNFIT)?;
+        txn.open_table(LORE)?;
         txn.open_table(BUCKET)?;
         txn.open_table(PACKS)?;
         txn.open_table(NUMBERS)?;
@@ -91,12 +94,14 @@ impl Notes {
             names.insert(BUCKET_NAME, bucket)?;
             txn.delete_table(DONE)?;
             txn.delete_table(UNFIT)?;
+            txn.delete_table(LORE)?;
             txn.delete_table(PACKS)?;
             txn.delete_table(NUMBERS)?;
             txn.delete_table(CHUNKS)?;
             // As they are looked for.
             txn.open_table(DONE)?;
             txn.open_table(UNFIT)?;
+            txn.open_table(LORE)?;
             txn.open_table(PACKS)?;
             txn.open_table(NUMBERS)?;
             txn.open_table(CHUNKS)?;
@@ -165,6 +170,37 @@ impl Notes {
         })
     }
 
+    /// The BLAKE3 of a log or realisation that was written under this name.
+    pub fn lore(&self, object: &str) -> Result<Option<[u8; 32]>> {
+        let look = || -> Result<Option<[u8; 32]>> {
+            Ok(self.database.begin_read()?.open_table(LORE)?.get(object)?.map(|row| *row.value()))
+        };
+        look().with_context(|| self.what())
+    }
+
+    /// It was written.
+    pub fn lore_written(&self, object: &str, hash: &[u8; 32]) -> Result<()> {
+        self.write(|txn| {
+            txn.open_table(LORE)?.insert(object, hash)?;
+            Ok(())
+        })
+    }
+
+    /// Those of `objects`, in order, that were never written. Notes of all others are dropped.
+    pub fn keep_lore(&self, objects: &[String]) -> Result<Vec<String>> {
+        self.write(|txn| {
+            let mut table = txn.open_table(LORE)?;
+            table.retain(|name, _| objects.binary_search_by(|object| object.as_str().cmp(name)).is_ok())?;
+            let mut unwritten = Vec::new();
+            for object in objects {
+                if table.get(object.as_str())?.is_none() {
+                    unwritten.push(object.clone());
+                }
+            }
+            Ok(unwritten)
+        })
+    }
+
     /// Where chunks lie, in the order of `hashes`.
     pub fn locate<'a>(&self, hashes: impl Iterator<Item = &'a [u8; 32]>) -> Result<Vec<Option<Packed>>> {
         let look = || -> Result<Vec<Option<Packed>>> {
@@ -229,11 +265,12 @@ impl Notes {
         })
     }
 
-    fn write(&self, change: impl FnOnce(&redb::WriteTransaction) -> Result<()>) -> Result<()> {
-        let write = || -> Result<()> {
+    fn write<T>(&self, change: impl FnOnce(&redb::WriteTransaction) -> Result<T>) -> Result<T> {
+        let write = || -> Result<T> {
             let txn = self.database.begin_write()?;
-            change(&txn)?;
-            Ok(txn.commit()?)
+            let done = change(&txn)?;
+            txn.commit()?;
+            Ok(done)
         };
         write().with_context(|| self.what())
     }
@@ -259,6 +296,16 @@ mod tests {
         assert_eq!(notes.undone(vec![path(1), path(2)]).unwrap(), [path(2)]);
         let second = Packed { pack: [9; 32], offset: 5, frame_len: 6 };
         assert_eq!(notes.locate([&[2; 32], &[3; 32]].into_iter()).unwrap(), [Some(second), None]);
+    }
+
+    #[test]
+    fn what_was_written_beside_paths_is_remembered_for_as_long_as_it_is_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::open(&dir.path().join("cold.redb"), "b").unwrap();
+        notes.lore_written("logs/a", &[1; 32]).unwrap();
+        notes.lore_written("logs/c", &[2; 32]).unwrap();
+        assert_eq!(notes.keep_lore(&["logs/a".into(), "logs/b".into()]).unwrap(), ["logs/b"]);
+        assert_eq!((notes.lore("logs/a").unwrap(), notes.lore("logs/c").unwrap()), (Some([1; 32]), None));
     }
 
     #[test]
@@ -300,9 +347,11 @@ mod tests {
         let notes = Notes::open(&file, "b").unwrap();
         notes.done(&path(1)).unwrap();
         notes.unfit(&path(2)).unwrap();
+        notes.lore_written("logs/a", &[1; 32]).unwrap();
         notes.packed(&[9; 32], [([1; 32], 0, 5)].into_iter()).unwrap();
         drop(notes);
         let notes = Notes::open(&file, "c").unwrap();
+        assert_eq!(notes.lore("logs/a").unwrap(), None);
         assert_eq!(notes.undone(vec![path(1), path(2)]).unwrap(), [path(1), path(2)]);
         assert_eq!(notes.locate([&[1; 32]].into_iter()).unwrap(), [None]);
     }

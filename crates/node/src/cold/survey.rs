@@ -1,16 +1,19 @@
 //! All that is in the bucket, looked through: whether it is right, or to have it back.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use shoal_store::Store;
 use shoal_wire::mesh::cold::{ColdRecord, PACK_LEN_MAX, PackName, pack_object, record_object};
 use shoal_wire::nix::base64::decode_hex_into;
+use shoal_wire::nix::hash::{Hash, HashAlgo, Hasher};
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 
-use super::Cold;
+use super::{Cold, Item, Unpacking};
+use crate::upstream::source::Trouble;
 use crate::upstream::{BUILD_BUDGET, Refusal, Upstreams};
 
 /// Paths that are brought back together.
@@ -98,8 +101,8 @@ impl Report {
 pub type GoOn<'a> = &'a mut dyn FnMut(&Report) -> bool;
 
 impl Cold {
-    /// Reads packs and records and compares them with each other and with their names. `quick`: packs are not read, only
-    /// their lengths compared. What is damaged and here is written again. `believes`: whether a record's signatures do.
+    /// Reads packs, records and what records give, and compares them with each other, with their names and with hashes of
+    /// NARs. `quick`: only records are read, and lengths compared. What is damaged and here is written again. `believes`: whether a record's signatures do.
     pub fn verify(
         &self,
         store: &Store,
@@ -127,7 +130,8 @@ impl Cold {
         })?;
         self.each("paths", &mut |hash_part, len| {
             report.paths += 1;
-            if let Err(fault) = self.check_record(hash_part, len, &mut packs, believes)
+            let is_right = self.check_record(hash_part, len, &mut packs, believes);
+            if let Err(fault) = is_right.and_then(|record| if quick { Ok(()) } else { self.check_nar(&record) })
                 && report.note(record_object(hash_part), fault)
             {
                 report.rewritten += u64::from(self.write_again(store, hash_part));
@@ -151,14 +155,13 @@ impl Cold {
         check().inspect_err(|fault| {
             if matches!(fault, Fault::Damaged(_)) {
                 self.forget(pack);
+                self.lengths.found_wrong(pack);
             }
-        })
-    }
-
-    fn forget(&self, pack: &PackName) {
-        if let Err(error) = self.notes.forget_pack(pack) {
-            tracing::warn!("{error:#}");
+        })?;
+        if !quick {
+            self.lengths.found_right(pack);
         }
+        Ok(())
     }
 
     /// Error: what is wrong with a record, or with what it names. `packs`: lengths of those that were found, 0 of damaged
@@ -169,7 +172,7 @@ impl Cold {
         len: u64,
         packs: &mut HashMap<PackName, u64>,
         believes: &dyn Fn(&PathInfo) -> Result<(), String>,
-    ) -> Result<(), Fault> {
+    ) -> Result<ColdRecord, Fault> {
         if len > ColdRecord::OBJECT_LEN_MAX as u64 {
             return Err(Fault::Damaged(format!("it has {len} bytes, more than any record")));
         }
@@ -191,17 +194,34 @@ impl Cold {
                 return Err(Fault::Damaged(format!("it takes '{}', which is missing or damaged", pack_object(pack))));
             }
         }
-        Ok(())
+        Ok(record)
+    }
+
+    /// Reads a path as who lacks it would. Error: what is wrong with it, though all that it names is there.
+    fn check_nar(&self, record: &ColdRecord) -> Result<(), Fault> {
+        let mut hasher = Hasher::new(HashAlgo::Sha256);
+        let unpacking = Unpacking { cold: self, store: None, record, file_bytes: Arc::default() };
+        let read = unpacking.run(|contents| {
+            hasher.update(contents);
+            Ok(())
+        });
+        let hash = hasher.finish();
+        match read {
+            Ok(()) if hash == Hash::sha256(record.nar_hash) => Ok(()),
+            Ok(()) => Err("its chunks are whole, but do not make the NAR of its hash".into()),
+            Err(Trouble::Upstream(Refusal::Missing)) => Err("a chunk that it names is not where it says".into()),
+            Err(Trouble::Upstream(Refusal::Failed(why)) | Trouble::Here(why)) => Err(Fault::Unknown(why)),
+        }
     }
 
     /// Has a path that is here written again; whether it is.
-    fn write_again(&self, store: &Store, hash_part: &str) -> bool {
+    pub(super) fn write_again(&self, store: &Store, hash_part: &str) -> bool {
         self.doubt(hash_part);
         let Ok(Some(path)) = store.path_from_hash_part(hash_part) else { return false };
         if let Err(error) = self.notes.undo(&path) {
             tracing::warn!("{error:#}");
         }
-        self.backlog().add(path);
+        self.backlog().add(Item::Path(path));
         self.news.notify_all();
         self.writes
     }

@@ -4,7 +4,7 @@
 //! are. Memory: one pack, and the places of chunks of what waits for it. Of several nodes that have a path the one that
 //! claims it writes it; the others look later whether it did.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -13,14 +13,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use shoal_grid::cold::{Backoff, Filling, Next};
-use shoal_store::{Place, Run, Store, StoredFrames};
+use shoal_store::{Lore, Place, Run, Store, StoredFrames};
 use shoal_wire::mesh::cold::{CHUNKS_MAX, ColdRecord, PACK_LEN_MAX, PackName, PackedChunk, pack_object, record_object};
 use shoal_wire::mesh::manifest::ChunkRef;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::signature::{SecretKey, TrustedKeys};
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
-use super::{Cold, follow};
+use super::claims::Claims;
+use super::lengths::NAMED_MS;
+use super::notes::Packed;
+use super::{Cold, Item, follow, lore};
 use crate::neighbours::Neighbours;
 use crate::session::admission::SIGNATURES_MAX;
 use crate::upstream::Refusal;
@@ -64,7 +67,8 @@ impl Writer {
         follow(&cold, &means.store);
         let backoff = Backoff::default();
         let spread = means.keys.first().map_or(0, |key| key.public().bytes()[0]);
-        let work = move || Work { means, open: Open::default(), backoff, spread }.run();
+        let claims = Claims::new(means.neighbours.clone(), cold.bucket.runtime());
+        let work = move || Work { means, claims, open: Open::default(), backoff, spread }.run();
         let thread = thread::Builder::new().name("cold".into()).spawn(work).context("cannot start a thread")?;
         Ok(Writer { cold, thread: Some(thread) })
     }
@@ -108,9 +112,17 @@ struct Open {
 
 struct Work {
     means: Means,
+    claims: Claims<Neighbours>,
     open: Open,
     backoff: Backoff,
     spread: u8,
+}
+
+/// What the bucket has under the name of a path.
+enum Found {
+    Same,
+    /// Contents that others believe in, and that are not those of this node: somebody may count on them.
+    Other,
 }
 
 /// Why a path is not written now.
@@ -140,9 +152,12 @@ impl Work {
             }
             let next = cold.backlog().next(now_ms);
             match next {
-                Next::Path(path) => {
+                Next::Path(item) => {
                     self.count_hand(1);
-                    self.take(&path);
+                    match item {
+                        Item::Path(path) => self.take(&path),
+                        Item::Lore(lore) => self.write_lore(lore),
+                    }
                     self.count_hand(0);
                 }
                 Next::Look => {
@@ -181,12 +196,51 @@ impl Work {
         cold.notes.keep_only(&paths)?;
         for some in paths.chunks(LOOKED_AT_ONCE) {
             for path in cold.notes.undone(some.to_vec())? {
-                if !cold.backlog().add(path) {
+                if !cold.backlog().add(Item::Path(path)) {
                     return Ok(());
                 }
             }
         }
+        let mut lore: BTreeMap<String, Lore> =
+            self.means.store.lore()?.into_iter().map(|lore| (lore::object(&lore), lore)).collect();
+        let objects: Vec<String> = lore.keys().cloned().collect();
+        for object in cold.notes.keep_lore(&objects)? {
+            if let Some(lore) = lore.remove(&object)
+                && !cold.backlog().add(Item::Lore(lore))
+            {
+                return Ok(());
+            }
+        }
         Ok(())
+    }
+
+    /// Writes a log or a realisation, unless the same was written.
+    fn write_lore(&mut self, lore: Lore) {
+        let cold = self.means.cold.clone();
+        let object = lore::object(&lore);
+        let bytes = match lore::bytes(&lore, &self.means.store, &self.means.keys) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(object, "cannot read what is to be written to the bucket: {error:#}");
+                return cold.backlog().postpone(Item::Lore(lore), cold.now_ms() + LATER_MS);
+            }
+        };
+        let hash = *blake3::hash(&bytes).as_bytes();
+        if cold.notes.lore(&object).is_ok_and(|known| known == Some(hash)) {
+            return;
+        }
+        if self.put(&object, bytes.into()).is_err() {
+            // A node that stops finds it again when it starts.
+            cold.backlog().add(Item::Lore(lore));
+            return;
+        }
+        let written = &cold.written;
+        let counter = if let Lore::Log(_) = lore { &written.logs } else { &written.realisations };
+        counter.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = cold.notes.lore_written(&object, &hash) {
+            tracing::warn!("{error:#}");
+        }
     }
 
     fn take(&mut self, path: &StorePath) {
@@ -199,7 +253,7 @@ impl Work {
                 if is_doubted {
                     cold.doubt(path.hash_part());
                 }
-                cold.backlog().add(path.clone());
+                cold.backlog().add(Item::Path(path.clone()));
                 return self.pause_after(&why);
             }
         }
@@ -211,7 +265,7 @@ impl Work {
     /// Whatever kept a path from being written, it comes up again, unless it never can be.
     fn skip(&self, path: &StorePath, is_doubted: bool, skipped: Skipped) {
         let cold = &self.means.cold;
-        self.means.neighbours.unclaim_cold(path);
+        self.claims.end(path);
         if is_doubted {
             cold.doubt(path.hash_part());
         }
@@ -224,16 +278,16 @@ impl Work {
             }
             Skipped::NotNow(why) => {
                 tracing::warn!(path = path.base_name(), why, "a path is not written to the bucket now");
-                cold.backlog().postpone(path.clone(), cold.now_ms() + LATER_MS);
+                cold.backlog().postpone(Item::Path(path.clone()), cold.now_ms() + LATER_MS);
             }
-            Skipped::Refused => _ = cold.backlog().add(path.clone()),
+            Skipped::Refused => _ = cold.backlog().add(Item::Path(path.clone())),
             Skipped::Stopped => {}
         }
     }
 
     /// Whether this node is to write it. Error: that cannot be said now.
     fn is_wanted(&self, path: &StorePath, is_doubted: bool) -> Result<bool, String> {
-        let Means { cold, store, neighbours, .. } = &self.means;
+        let Means { cold, store, .. } = &self.means;
         let text = |error: &dyn std::fmt::Display| format!("{error:#}");
         if !store.is_valid(path).map_err(|error| text(&error))? {
             return Ok(false);
@@ -241,48 +295,68 @@ impl Work {
         if !is_doubted && cold.notes.is_done(path).map_err(|error| text(&error))? {
             return Ok(false);
         }
-        if !neighbours.claim_cold(path) {
-            cold.backlog().postpone(path.clone(), cold.now_ms() + LATER_MS);
+        if !self.claims.claim(path) {
+            cold.backlog().postpone(Item::Path(path.clone()), cold.now_ms() + LATER_MS);
             return Ok(false);
         }
         let found = if is_doubted { Err(Refusal::Missing) } else { self.find(path) };
         match found {
             Err(Refusal::Missing) => Ok(true),
-            Ok(()) => {
-                neighbours.unclaim_cold(path);
+            Ok(Found::Same) => {
+                self.claims.end(path);
                 cold.notes.done(path).map_err(|error| text(&error))?;
                 Ok(false)
             }
+            Ok(Found::Other) => {
+                self.claims.end(path);
+                tracing::warn!(
+                    path = path.base_name(),
+                    "the bucket has other contents under a name that is here too; the first stay"
+                );
+                cold.notes.unfit(path).map_err(|error| text(&error))?;
+                Ok(false)
+            }
             Err(Refusal::Failed(why)) => {
-                neighbours.unclaim_cold(path);
+                self.claims.end(path);
                 Err(why)
             }
         }
     }
 
     /// Missing: what others believe of the path is not there. Anybody may have put something there that has its name.
-    fn find(&self, path: &StorePath) -> Result<(), Refusal> {
+    fn find(&self, path: &StorePath) -> Result<Found, Refusal> {
         let Means { cold, store, dir, keys, believes, .. } = &self.means;
         let found = cold.record(path.hash_part());
         if matches!(found, Err(Refusal::Missing)) {
             // It is written right now.
             cold.doubted().remove(path.hash_part());
         }
-        let record = found?.info();
-        let info = store.path_info(path).map_err(|error| Refusal::Failed(error.to_string()))?;
-        let is_same = info.is_some_and(|info| info.path == record.path && info.nar_hash == record.nar_hash);
+        let (record, failed) = (found?, |error: shoal_store::Error| Refusal::Failed(error.to_string()));
+        let Some(info) = store.path_info(path).map_err(failed)? else { return Err(Refusal::Missing) };
+        let said = record.info();
         let mut own = TrustedKeys::default();
         keys.iter().for_each(|key| own.insert(key.public()));
-        let is_believed = || record.is_signed(dir, &own) || believes(&record).is_ok();
-        if is_same && is_believed() { Ok(()) } else { Err(Refusal::Missing) }
+        if said.path != info.path || !(said.is_signed(dir, &own) || believes(&said).is_ok()) {
+            return Err(Refusal::Missing);
+        }
+        if said.nar_hash != info.nar_hash {
+            return Ok(Found::Other);
+        }
+        match store.manifest(path).map_err(failed)? {
+            Some(manifest) if record.has_chunks(&manifest.chunks) => Ok(Found::Same),
+            _ => Err(Refusal::Missing),
+        }
     }
 
     /// Puts a path's new chunks into the open pack, and has its record wait for it.
     fn pack(&mut self, path: &StorePath, is_doubted: bool) -> Result<(), Skipped> {
         let not_now = |error: shoal_store::Error| Skipped::NotNow(error.to_string());
         let store = self.means.store.clone();
-        let Some(mut info) = store.path_info(path).map_err(not_now)? else { return Ok(()) };
-        let Some(frames) = store.stored_frames(path, 0..info.nar_size).map_err(not_now)? else {
+        let info = store.path_info(path).map_err(not_now)?;
+        let nar_size = info.as_ref().map_or(0, |info| info.nar_size);
+        let frames = store.stored_frames(path, 0..nar_size).map_err(not_now)?;
+        let (Some(mut info), Some(frames)) = (info, frames) else {
+            self.claims.end(path);
             return Ok(());
         };
         if frames.frames().len() > CHUNKS_MAX {
@@ -314,6 +388,7 @@ impl Work {
     ) -> Result<(), Skipped> {
         let cold = self.means.cold.clone();
         let known = cold.notes.locate(parts.iter().map(|(chunk, _)| &chunk.hash)).map_err(noteless)?;
+        let known = self.still_there(known)?;
         let mut is_read = false;
         for ((chunk, place), known) in parts.iter().zip(known) {
             let frame_len = place.frame_len;
@@ -344,6 +419,35 @@ impl Work {
         Ok(())
     }
 
+    /// Those of chunks that were written earlier whose packs are there: a pack may have been deleted behind our back.
+    fn still_there(&mut self, known: Vec<Option<Packed>>) -> Result<Vec<Option<Packed>>, Skipped> {
+        let cold = self.means.cold.clone();
+        let packs: BTreeSet<PackName> = known.iter().flatten().map(|known| known.pack).collect();
+        let packs: Vec<PackName> = packs.into_iter().collect();
+        let lens = match cold.pack_lens(&packs, NAMED_MS) {
+            Ok(lens) => lens,
+            Err(why) => {
+                self.pause_after(&why);
+                return Err(if cold.bucket.is_stopping() { Skipped::Stopped } else { Skipped::Refused });
+            }
+        };
+        let lens: HashMap<PackName, u64> = packs.into_iter().zip(lens).collect();
+        let mut gone = BTreeSet::new();
+        let there = known.into_iter().map(|known| {
+            known.filter(|known| {
+                let end = u64::from(known.offset) + u64::from(known.frame_len);
+                let is_there = lens.get(&known.pack).is_some_and(|len| *len >= end);
+                if !is_there {
+                    gone.insert(known.pack);
+                }
+                is_there
+            })
+        });
+        let there: Vec<Option<Packed>> = there.collect();
+        gone.iter().for_each(|pack| cold.lose_pack(pack));
+        Ok(there)
+    }
+
     /// Adds this node's signatures, without which others could not believe the record. A content address proves itself.
     fn vouch(&self, info: &mut PathInfo) {
         if info.ca.is_some() {
@@ -364,10 +468,12 @@ impl Work {
             return Ok(());
         }
         let cold = self.means.cold.clone();
-        let (name, bytes) = (*blake3::hash(&bytes).as_bytes(), Bytes::from(bytes));
+        let (name, len, bytes) = (*blake3::hash(&bytes).as_bytes(), bytes.len() as u64, Bytes::from(bytes));
         let put = self.put(&pack_object(&name), bytes);
         let noted = put.and_then(|()| {
             cold.written.packs.fetch_add(1, Ordering::Relaxed);
+            cold.lengths.found_right(&name);
+            cold.lengths.note(name, len, cold.now_ms());
             let rows = chunks.into_iter().map(|(hash, (offset, frame_len))| (hash, offset, frame_len));
             cold.notes.packed(&name, rows).map_err(noteless)
         });
@@ -392,7 +498,7 @@ impl Work {
         let path = &waiting.info.path;
         let object = record(waiting).to_object().map_err(|error| Skipped::Unfit(error.to_string()))?;
         let put = self.put(&record_object(path.hash_part()), object.into());
-        self.means.neighbours.unclaim_cold(path);
+        self.claims.end(path);
         put?;
         self.means.cold.written.paths.fetch_add(1, Ordering::Relaxed);
         self.means.cold.notes.done(path).map_err(noteless)

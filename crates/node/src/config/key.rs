@@ -300,6 +300,12 @@ pub const KEYS: &[Key] = &[
         "Read from the bucket and write nothing to it",
     ),
     key(
+        "cold-last-copies",
+        "false",
+        Set::Switch(|c, v| c.cold_last_copies = v),
+        "Let collections delete the last copies of paths that the bucket has whole: it is the only place then where they are",
+    ),
+    key(
         "secret-key-file",
         "<data-dir>/keys/signing-key, made on first start",
         Set::Many("FILE", |c, v| v.iter().map(|f| path(f)).collect::<Result<_, _>>().map(|v| c.secret_key_file = v)),

@@ -1,5 +1,6 @@
 //! The node's side of the control socket: a thread that accepts, and one for each request.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -29,7 +30,7 @@ use crate::door::{Hangup, Sessions};
 use crate::mount::Mounts;
 use crate::scrub::Scrubber;
 use crate::serve::ready::Ready;
-use crate::upstream::Upstreams;
+use crate::upstream::{CLIENT_BUDGET, Upstreams};
 
 /// People and scripts ask a few questions at a time.
 const REQUESTS_MAX: usize = 64;
@@ -338,8 +339,11 @@ impl NodeState {
         if !path.is_derivation() {
             derivations = match self.store.path_info(&path)? {
                 Some(info) => info.deriver.into_iter().collect(),
-                // Another node built it and has it.
-                None => self.upstreams.in_mesh([&path]).iter().filter_map(|offer| offer.info.deriver.clone()).collect(),
+                // Another node built it and has it, or the bucket.
+                None => {
+                    let offers = self.upstreams.offers(&BTreeSet::from([path.clone()]), CLIENT_BUDGET);
+                    offers.iter().filter_map(|offer| offer.info.deriver.clone()).collect()
+                }
             };
             derivations.extend(self.store.valid_derivers(&path)?);
         }
@@ -362,11 +366,11 @@ impl NodeState {
             }
         }
         for derivation in &asked {
-            if let Some(log) = self.upstreams.neighbours().log(derivation) {
+            if let Some(log) = self.upstreams.log(derivation, CLIENT_BUDGET) {
                 return log.chunks(LOG_PIECE_BYTES).try_for_each(|piece| on_item(base64::encode(piece).into()));
             }
         }
-        bail!("no log of {} is kept here or at another node", self.dir.print(&path))
+        bail!("no log of {} is kept here, at another node or in a cache", self.dir.print(&path))
     }
 
     fn usage(&self, named: &[String], closure: bool) -> Result<Value> {
@@ -410,8 +414,15 @@ impl NodeState {
         if let Some(max_freed) = max_freed {
             request.max_freed = max_freed;
         }
+        let last_copies = || self.cold.as_ref().map(|cold| cold.last_copies_kept()).unwrap_or_default();
+        let (before, _) = last_copies();
         let report = if dry_run { self.store.plan(&request)? } else { self.builds.collect(&request)? };
         let paths: Vec<String> = report.paths.iter().map(|path| self.dir.print(path)).collect();
-        Ok(json!({ "paths": paths, "freed_bytes": report.freed }))
+        let mut told = json!({ "paths": paths, "freed_bytes": report.freed });
+        let (after, why) = last_copies();
+        if after > before {
+            told["kept_last_copies"] = json!({ "paths": after - before, "why": why });
+        }
+        Ok(told)
     }
 }

@@ -182,6 +182,14 @@ impl Page {
             ("shoal_cold_written_packs_total", "Packs of chunks written to the bucket.", cold.written_packs),
             ("shoal_cold_written_bytes_total", "Bytes written to the bucket.", cold.written_bytes),
             ("shoal_cold_shared_chunks_total", "Chunks that the bucket had already.", cold.shared_chunks),
+            ("shoal_cold_written_logs_total", "Build logs written to the bucket.", cold.written_logs),
+            ("shoal_cold_written_realisations_total", "Realisations written to the bucket.", cold.written_realisations),
+            ("shoal_cold_freed_last_copies_total", "Last copies that were left to the bucket.", cold.freed_last_copies),
+            (
+                "shoal_cold_kept_last_copies_total",
+                "Times that a last copy stayed for want of it.",
+                cold.kept_last_copies,
+            ),
             ("shoal_cold_failed_requests_total", "Writes that failed and are tried again.", cold.failed_writes),
         ];
         counters.iter().for_each(|(name, help, value)| self.metric(name, "counter", help, &[("", *value)]));

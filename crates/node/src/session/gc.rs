@@ -41,7 +41,7 @@ impl Client {
         if let Some(kept) = report.kept.first().filter(|_| action == shoal_store::GcAction::DeleteSpecific) {
             let path = self.dir().print(kept);
             return Err(Fault::refused(format!(
-                "Cannot delete path '{path}' since no other node of the mesh says that it has it, since it is open in a mounted store, or since something began to use it"
+                "Cannot delete path '{path}' since no other node of the mesh says that it has it (nor, with cold-last-copies, the bucket), since it is open in a mounted store, or since something began to use it"
             )));
         }
         Ok(Collected { paths: report.paths, bytes_freed: report.freed })

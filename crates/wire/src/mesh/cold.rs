@@ -12,10 +12,11 @@ use super::transfer::FRAME_LEN_MAX;
 use crate::nix::base64::encode_hex;
 use crate::nix::content_address::ContentAddress;
 use crate::nix::path_info::PathInfo;
+use crate::nix::realisation::{BuildTraceKey, DrvOutput};
 use crate::nix::signature::Signature;
 use crate::nix::store_path::StorePath;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// BLAKE3 of a pack.
@@ -27,6 +28,9 @@ pub const PACK_LEN_MAX: usize = 16 << 20;
 pub const CHUNKS_MAX: usize = 1 << 20;
 /// Most packs of one path. One whose chunks came from others may be in many.
 pub const PACKS_MAX: usize = 1 << 18;
+
+/// Longest object of a log, which is a zstd stream: a longer log stays with the nodes.
+pub const LOG_OBJECT_LEN_MAX: usize = (16 << 20) + SUM_LEN;
 
 const SUM_LEN: usize = 32;
 
@@ -83,6 +87,35 @@ pub fn record_object(hash_part: &str) -> String {
     format!("paths/{hash_part}")
 }
 
+/// The name of a log's object: by the hash part, as paths go.
+pub fn log_object(derivation: &StorePath) -> String {
+    format!("logs/{}", derivation.hash_part())
+}
+
+/// The name of a realisation's object: ids have characters that servers write in different ways.
+pub fn realisation_object(id: &DrvOutput) -> String {
+    format!("realisations/{}", blake3::hash(id.to_string().as_bytes()).to_hex())
+}
+
+/// The same in the form from Nix 2.35 on.
+pub fn trace_object(key: &BuildTraceKey) -> String {
+    let id = format!("{}!{}", key.drv_path.base_name(), key.output);
+    format!("realisations/{}", blake3::hash(id.as_bytes()).to_hex())
+}
+
+/// What is not believed by a signature, with its BLAKE3 behind it.
+pub fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
+    let sum = blake3::hash(&bytes);
+    bytes.extend_from_slice(sum.as_bytes());
+    bytes
+}
+
+/// What was sealed so.
+pub fn unseal(object: &[u8]) -> Result<&[u8], ColdError> {
+    let (bytes, sum) = object.split_last_chunk::<SUM_LEN>().ok_or(ColdError::Truncated)?;
+    if blake3::hash(bytes).as_bytes() == sum { Ok(bytes) } else { Err(ColdError::Checksum) }
+}
+
 impl ColdRecord {
     /// Longest object.
     pub const OBJECT_LEN_MAX: usize = Self::LEN_MAX + SUM_LEN;
@@ -103,12 +136,27 @@ impl ColdRecord {
         }
     }
 
+    /// Whether its NAR is these chunks.
+    pub fn has_chunks(&self, chunks: &[ChunkRef]) -> bool {
+        self.chunks.iter().map(|packed| &packed.chunk).eq(chunks)
+    }
+
+    /// How long each of its packs must be.
+    pub fn pack_lens(&self) -> BTreeMap<PackName, u64> {
+        let mut lens = BTreeMap::new();
+        for packed in &self.chunks {
+            if let Some(pack) = self.packs.get(packed.pack as usize) {
+                let len: &mut u64 = lens.entry(*pack).or_default();
+                *len = packed.end().max(*len);
+            }
+        }
+        lens
+    }
+
     /// The bytes of its object. An error where it is outside of its limits.
     pub fn to_object(&self) -> Result<Vec<u8>, ColdError> {
         self.check()?;
-        let mut object = encode(self);
-        let sum = blake3::hash(&object);
-        object.extend_from_slice(sum.as_bytes());
+        let object = seal(encode(self));
         match object.len() <= Self::OBJECT_LEN_MAX {
             true => Ok(object),
             false => {
@@ -118,11 +166,7 @@ impl ColdRecord {
     }
 
     pub fn from_object(object: &[u8]) -> Result<Self, ColdError> {
-        let (encoded, sum) = object.split_last_chunk::<SUM_LEN>().ok_or(ColdError::Truncated)?;
-        if blake3::hash(encoded).as_bytes() != sum {
-            return Err(ColdError::Checksum);
-        }
-        Ok(decode(encoded)?)
+        Ok(decode(unseal(object)?)?)
     }
 }
 
@@ -211,6 +255,17 @@ mod tests {
             object.extend_from_slice(blake3::hash(&object.clone()).as_bytes());
             assert!(matches!(ColdRecord::from_object(&object), Err(ColdError::Format(_))), "{n}");
         }
+    }
+
+    #[test]
+    fn a_record_says_what_it_takes() {
+        let record = record(&[5, 6, 7]);
+        let end = |n: usize| record.chunks[n].end();
+        assert_eq!(record.pack_lens(), BTreeMap::from([([1; 32], end(2)), ([2; 32], end(1))]));
+        let mut chunks: Vec<ChunkRef> = record.chunks.iter().map(|packed| packed.chunk).collect();
+        assert!(record.has_chunks(&chunks) && !record.has_chunks(&chunks[..2]));
+        chunks.swap(0, 1);
+        assert!(!record.has_chunks(&chunks));
     }
 
     #[test]

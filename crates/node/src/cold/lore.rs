@@ -1,0 +1,106 @@
+//! Logs and realisations in the bucket. Nobody signs a log, and only people read it; a realisation is as good as its
+//! signatures.
+
+use std::io::Read;
+
+use anyhow::Result;
+use shoal_store::{Lore, Store};
+use shoal_wire::mesh::cold::{LOG_OBJECT_LEN_MAX, log_object, realisation_object, seal, trace_object, unseal};
+use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
+use shoal_wire::nix::signature::SecretKey;
+use shoal_wire::nix::store_path::StorePath;
+
+use super::Cold;
+use crate::session::admission::SIGNATURES_MAX;
+use crate::upstream::{LOG_LEN_MAX, Refusal};
+
+/// One realisation, with what it depends on.
+const REALISATION_LEN_MAX: usize = 1 << 20;
+
+/// What its object is called.
+pub fn object(lore: &Lore) -> String {
+    match lore {
+        Lore::Log(derivation) => log_object(derivation),
+        Lore::Realisation(id) => realisation_object(id),
+        Lore::BuildTrace(key) => trace_object(key),
+    }
+}
+
+/// The bytes of its object, signed where signatures count; `None`: it is gone, or too long.
+pub fn bytes(lore: &Lore, store: &Store, keys: &[SecretKey]) -> Result<Option<Vec<u8>>> {
+    let bytes = match lore {
+        Lore::Log(derivation) => return log(store, derivation),
+        Lore::Realisation(id) => store.realisation(id)?.map(|mut realisation| {
+            let room = SIGNATURES_MAX.saturating_sub(realisation.signatures.len());
+            keys.iter().take(room).for_each(|key| realisation.sign(key));
+            realisation.to_json()
+        }),
+        Lore::BuildTrace(key) => store.build_trace(key)?.map(|mut trace| {
+            let room = SIGNATURES_MAX.saturating_sub(trace.value.signatures.len());
+            keys.iter().take(room).for_each(|key| trace.sign(key));
+            trace.to_json()
+        }),
+    };
+    Ok(bytes.map(String::into_bytes).filter(|bytes| bytes.len() <= REALISATION_LEN_MAX))
+}
+
+fn log(store: &Store, derivation: &StorePath) -> Result<Option<Vec<u8>>> {
+    let Some((file, len)) = store.packed_log(derivation)? else { return Ok(None) };
+    let mut packed = Vec::new();
+    file.take(LOG_OBJECT_LEN_MAX as u64).read_to_end(&mut packed)?;
+    let object = seal(packed);
+    if object.len() > LOG_OBJECT_LEN_MAX {
+        tracing::info!(derivation = derivation.base_name(), len, "a log is too long for the bucket");
+        return Ok(None);
+    }
+    Ok(Some(object))
+}
+
+impl Cold {
+    /// Whether the bucket has where outputs came out as this path, as far as this node is to write it.
+    pub(super) fn has_lore(&self, store: &Store, path: &StorePath) -> Result<bool> {
+        if !self.writes {
+            return Ok(true);
+        }
+        for lore in store.lore_of(path)? {
+            if self.notes.lore(&object(&lore))?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What a build of this derivation printed.
+    pub fn log(&self, derivation: &StorePath) -> Result<Vec<u8>, Refusal> {
+        let name = log_object(derivation);
+        let object = self.bucket.get(&name, LOG_OBJECT_LEN_MAX)?;
+        let packed = unseal(&object).map_err(|error| self.refuse(&name, &error.to_string()))?;
+        let mut log = Vec::new();
+        zstd::stream::read::Decoder::new(packed)
+            .and_then(|decoder| decoder.take(LOG_LEN_MAX as u64).read_to_end(&mut log))
+            .map_err(|error| self.refuse(&name, &error.to_string()))?;
+        Ok(log)
+    }
+
+    /// Where an output came out, whoever signed it.
+    pub fn realisation(&self, id: &DrvOutput) -> Result<Realisation, Refusal> {
+        let name = realisation_object(id);
+        let object = self.bucket.get(&name, REALISATION_LEN_MAX)?;
+        match Realisation::from_json(&object) {
+            Ok(realisation) if realisation.id == *id => Ok(realisation),
+            Ok(_) => Err(self.refuse(&name, "it is another realisation")),
+            Err(error) => Err(self.refuse(&name, &error.to_string())),
+        }
+    }
+
+    /// The same in the form from Nix 2.35 on.
+    pub fn build_trace(&self, key: &BuildTraceKey) -> Result<BuildTrace, Refusal> {
+        let name = trace_object(key);
+        let object = self.bucket.get(&name, REALISATION_LEN_MAX)?;
+        match BuildTrace::from_json(&object) {
+            Ok(trace) if trace.key == *key => Ok(trace),
+            Ok(_) => Err(self.refuse(&name, "it is another realisation")),
+            Err(error) => Err(self.refuse(&name, &error.to_string())),
+        }
+    }
+}
