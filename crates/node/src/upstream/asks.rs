@@ -338,6 +338,8 @@ impl Asks {
             Ok(Err(why)) => {
                 tracing::debug!(upstream = cache.base(), ?wanted, why, "an upstream's answer is not used")
             }
+            // What was built meanwhile may be there, and by now nowhere else.
+            Err(Refusal::Missing) if cache.is_bucket() => return Heard::Missing,
             Err(Refusal::Missing) => {}
             Err(Refusal::Failed(_)) => return Heard::Failed,
         }

@@ -47,6 +47,11 @@ impl Origin {
         Origin { kind: Kind::Bucket { cold, store }, fetched: Fetched::default() }
     }
 
+    /// Whether it is the mesh's own.
+    pub fn is_bucket(&self) -> bool {
+        matches!(self.kind, Kind::Bucket { .. })
+    }
+
     /// Its URL, without login.
     pub fn base(&self) -> &str {
         match &self.kind {
