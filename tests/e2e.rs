@@ -42,8 +42,6 @@ mod copies;
 mod crashes;
 #[path = "e2e/cutoff.rs"]
 mod cutoff;
-#[path = "e2e/debian.rs"]
-mod debian;
 #[path = "e2e/demo.rs"]
 mod demo;
 #[path = "e2e/estimates.rs"]
@@ -66,6 +64,8 @@ mod grid_faults;
 mod grid_kills;
 #[path = "e2e/grid_memory.rs"]
 mod grid_memory;
+#[path = "e2e/grid_steps.rs"]
+mod grid_steps;
 #[path = "e2e/joining.rs"]
 mod joining;
 #[path = "e2e/keeping.rs"]
