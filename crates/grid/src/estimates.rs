@@ -133,15 +133,17 @@ impl Estimates {
     }
 
     /// Takes what another node knows, unless that cannot be. Among words of the same second the greater holds, so that all
-    /// nodes agree.
-    pub fn merge(&mut self, name: &str, system: &str, theirs: Estimate, now_s: u64) {
+    /// nodes agree. Whether it is new.
+    pub fn merge(&mut self, name: &str, system: &str, theirs: Estimate, now_s: u64) -> bool {
         let is_possible = theirs.built_s <= now_s.saturating_add(AHEAD_S_MAX)
             && theirs.duration_ms <= HEARD_MS_MAX
             && theirs.memory_mib <= HEARD_MIB_MAX;
         let package = (package_name(name).to_owned(), system.to_owned());
-        if is_possible && self.shared.known.get(&package).is_none_or(|ours| *ours < theirs) {
+        let is_new = is_possible && self.shared.known.get(&package).is_none_or(|ours| *ours < theirs);
+        if is_new {
             self.shared.put(package, theirs);
         }
+        is_new
     }
 
     /// As they were saved.

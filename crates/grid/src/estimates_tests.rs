@@ -51,7 +51,7 @@ fn what_cannot_be_is_not_believed() {
         built(NOW_S, HEARD_MS_MAX + 1, 5),
         built(NOW_S, 5, u64::MAX),
     ];
-    lies.into_iter().for_each(|lie| estimates.merge("gcc", LINUX, lie, NOW_S));
+    lies.into_iter().for_each(|lie| assert!(!estimates.merge("gcc", LINUX, lie, NOW_S)));
     assert_eq!(estimates.get("gcc", LINUX), UNKNOWN);
     estimates.merge("gcc", LINUX, built(NOW_S + AHEAD_S_MAX, 5, 5), NOW_S);
     assert_eq!(estimates.get("gcc", LINUX).duration_ms, 5);
@@ -77,7 +77,7 @@ fn what_was_seen_bounds_what_is_heard_and_the_next_build_sets_it_right() {
 fn names_without_end_do_not_push_out_what_was_seen() {
     let mut estimates = Estimates::default();
     estimates.record("gcc", LINUX, built(1, 8_000, 1_000));
-    (0..=ESTIMATES_MAX).for_each(|n| estimates.merge(&format!("p{n}"), LINUX, built(NOW_S, 7, 0), NOW_S));
+    (0..=ESTIMATES_MAX).for_each(|n| _ = estimates.merge(&format!("p{n}"), LINUX, built(NOW_S, 7, 0), NOW_S));
     assert_eq!(estimates.len(), ESTIMATES_MAX);
     assert_eq!(estimates.get("gcc", LINUX), built(1, 8_000, 1_000));
 }
@@ -142,7 +142,7 @@ proptest! {
     ) {
         let table = |rows: &[(u16, u64)]| {
             let mut table = Estimates::default();
-            rows.iter().for_each(|(name, at)| table.merge(&format!("p{name}"), LINUX, built(*at, *at, 0), NOW_S));
+            rows.iter().for_each(|(name, at)| _ = table.merge(&format!("p{name}"), LINUX, built(*at, *at, 0), NOW_S));
             table
         };
         let (mut asker, asked) = (table(&ours), table(&theirs));
@@ -151,7 +151,7 @@ proptest! {
             let digest = asker.digest(asked.len());
             let told = asked.differing(&digest, random.word(), max);
             prop_assert!(told.len() <= max);
-            told.into_iter().for_each(|(name, system, row)| asker.merge(name, system, row, NOW_S));
+            told.into_iter().for_each(|(name, system, row)| _ = asker.merge(name, system, row, NOW_S));
         }
         for (name, system, row, _) in asked.all() {
             prop_assert!(asker.get(name, system) >= row);

@@ -21,7 +21,7 @@ impl Mesh {
         Mesh { nodes: vec![Estimates::default(); NODES], random: Random::new(seed), bytes: 0 }
     }
 
-    /// Asks until an answer is not full. So many answers it took.
+    /// Asks until an answer is not full, or has nothing new. So many answers it took.
     fn ask(&mut self, asker: usize, asked: usize) -> usize {
         let mut known = 0;
         for answers in 1.. {
@@ -34,13 +34,15 @@ impl Mesh {
             let rows: Vec<Took> = rows.into_iter().map(took).collect();
             let is_full = rows.len() == ESTIMATES_MAX;
             known = self.nodes[asked].len();
+            let mut is_any_new = false;
             for Took { name, system, built_s, duration_ms, memory_mib } in &rows {
                 let (built_s, duration_ms, memory_mib) = (*built_s, *duration_ms, *memory_mib);
-                self.nodes[asker].merge(name, system, Estimate { built_s, duration_ms, memory_mib }, NOW_S);
+                is_any_new |=
+                    self.nodes[asker].merge(name, system, Estimate { built_s, duration_ms, memory_mib }, NOW_S);
             }
             self.bytes += encode(&BuildAsk::Estimates(digest)).len();
             self.bytes += encode(&BuildFrame::Estimates { known: 0, rows }).len();
-            if !is_full {
+            if !is_full || !is_any_new {
                 return answers;
             }
         }

@@ -86,16 +86,17 @@ impl History {
         BuildFrame::Estimates { known: u32::try_from(state.estimates.len()).unwrap_or(u32::MAX), rows }
     }
 
-    /// Takes what another node knows.
-    pub fn merge(&self, rows: &[Took]) {
-        let mut state = self.lock();
+    /// Takes what another node knows. Whether any of it is new.
+    pub fn merge(&self, rows: &[Took]) -> bool {
+        let (mut state, mut is_any_new) = (self.lock(), false);
         for Took { name, system, built_s, duration_ms, memory_mib } in rows {
             let (built_s, duration_ms, memory_mib) = (*built_s, *duration_ms, *memory_mib);
-            state.estimates.merge(name, system, Estimate { built_s, duration_ms, memory_mib }, now_s());
+            is_any_new |= state.estimates.merge(name, system, Estimate { built_s, duration_ms, memory_mib }, now_s());
         }
-        if !rows.is_empty() {
+        if is_any_new {
             self.changed(&mut state);
         }
+        is_any_new
     }
 
     /// Writes to disk what is not there yet.

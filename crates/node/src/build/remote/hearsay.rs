@@ -73,8 +73,9 @@ async fn learn_from(service: &Arc<BuildService>, mesh: &Mesh, node: NodeKey) -> 
         };
         let is_full = rows.len() == ESTIMATES_MAX;
         let learner = service.clone();
-        spawn_blocking(move || learner.history.merge(&rows)).await?;
-        if !is_full {
+        let is_any_new = spawn_blocking(move || learner.history.merge(&rows)).await?;
+        // Where this node knows more, all may differ and nothing be new.
+        if !is_full || !is_any_new {
             break;
         }
         sleep(PAUSE).await;
