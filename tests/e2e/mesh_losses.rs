@@ -18,6 +18,8 @@ const ROUNDS_FULL: u32 = 30;
 /// A kill falls anywhere into what a round does.
 const KILL_AFTER_MS_MAX: u64 = 1_200;
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than it takes to add a derivation, shorter than until two that are silent are taken for dead.
+const COPIES_STUCK: Duration = Duration::from_secs(2);
 /// A repair begins after half a minute, and a busy machine takes its time.
 const REPAIR_PATIENCE: Duration = Duration::from_secs(120);
 /// Until all know what happened.
@@ -63,6 +65,35 @@ fn what_was_acknowledged_survives_any_kill_and_is_on_two_nodes_again() {
     });
     let key = mesh[0].key();
     mesh.nodes.iter().for_each(|node| substitute(&Nix::newest(), node, &key, &promised));
+}
+
+/// Clients add derivations one by one, and some add nothing after the last.
+#[test]
+fn a_derivation_that_was_acknowledged_survives_the_node_that_took_it() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh::start(3, &[&machine]);
+    let add = |mesh: &Mesh, salt: &str| {
+        let args = shapes::args(&machine, salt, &["hello"]);
+        machine.remote("nix-instantiate", &mesh[0], Remote::SshNg).args(args)
+    };
+    for salt in ["a", "b"] {
+        let drv = add(&mesh, salt).ok().text().to_owned();
+        mesh[0].kill();
+        assert!(serves(&mesh[1], &drv) && serves(&mesh[2], &drv), "{drv} is lost with the node that acknowledged it");
+        mesh[0].start_again();
+        mesh.wait_until_whole();
+    }
+    // Nobody can have a copy before it is said that there is one.
+    [1, 2].iter().for_each(|node| mesh[*node].signal(Signal::STOP));
+    let client = add(&mesh, "c").start();
+    thread::sleep(COPIES_STUCK);
+    mesh[0].kill();
+    [1, 2].iter().for_each(|node| mesh[*node].signal(Signal::CONT));
+    let added = client.finish(CLIENT_PATIENCE);
+    if added.status.success() {
+        let drv = added.text().to_owned();
+        assert!(serves(&mesh[1], &drv) && serves(&mesh[2], &drv), "{drv} was acknowledged without a copy");
+    }
 }
 
 /// The node that is killed does not come back: the others make the copies that it had.

@@ -2,10 +2,11 @@
 
 use shoal_grid::catalogue::owned::Answer;
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::announcement::Holding;
+use shoal_wire::mesh::announcement::{Enclosed, Holding};
 use shoal_wire::mesh::format::FormatError;
 use shoal_wire::mesh::node_record::NodeRecord;
 use shoal_wire::mesh::path_record::{ContentTag, PathKey};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use tokio::sync::oneshot;
 
@@ -28,9 +29,10 @@ pub(crate) enum Command {
     /// Holders did not have it.
     Doubt(PathKey),
     /// Paths that are valid here and are to be acknowledged: answered when all have their copies. Dropped where too many
-    /// wait.
+    /// wait. Those that are enclosed go along with the request to keep them.
     Keep {
         holdings: Vec<Holding>,
+        enclosed: HashMap<PathKey, Enclosed>,
         reply: oneshot::Sender<()>,
     },
     Added(Vec<Holding>),
@@ -79,4 +81,6 @@ pub struct Order {
     pub holding: Holding,
     /// Who has it.
     pub from: Vec<NodeKey>,
+    /// The path itself, as who has it sent it; nothing of it is verified.
+    pub enclosed: Option<Enclosed>,
 }

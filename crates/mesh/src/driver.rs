@@ -13,13 +13,13 @@ use crate::records::Records;
 use crate::roster::Roster;
 use crate::waiting::Waiting;
 use anyhow::Result;
-use shoal_grid::catalogue::Catalogue;
 use shoal_grid::catalogue::members::Members;
+use shoal_grid::catalogue::{self, Catalogue};
 use shoal_grid::membership::limits::TICK_MS;
 use shoal_grid::membership::notary::Keys;
 use shoal_grid::membership::{Membership, Now};
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::announcement::{HolderMessage, Holding};
+use shoal_wire::mesh::announcement::{Enclosed, HolderMessage, Holding, Wanted};
 use shoal_wire::mesh::node_record::NodeRecord;
 use shoal_wire::mesh::path_record::PathKey;
 use std::collections::HashMap;
@@ -227,6 +227,7 @@ impl Driver {
             }
             Incoming::Message { from, message } => match *message {
                 HolderMessage::Records(records) => self.verify(from, records),
+                HolderMessage::Keep { holding, enclosed } => self.keep_for(from, holding, enclosed),
                 message => {
                     if let HolderMessage::Begins { life, .. } = message
                         && self.lives.insert(from, life).is_some_and(|before| before < life)
@@ -253,9 +254,10 @@ impl Driver {
                 self.catalogue.doubt(&key);
                 Vec::new()
             }
-            Command::Keep { holdings, reply } => {
+            Command::Keep { holdings, enclosed, reply } => {
                 self.waiting.for_copies(&holdings, reply);
-                holdings.into_iter().flat_map(|holding| self.keep(holding, now.ms)).collect()
+                let actions: Vec<_> = holdings.into_iter().flat_map(|holding| self.keep(holding, now.ms)).collect();
+                actions.into_iter().map(|action| self.enclose(action, &enclosed)).collect()
             }
             Command::Added(holdings) => {
                 holdings.into_iter().flat_map(|holding| self.catalogue.added(holding, now.ms)).collect()
@@ -303,6 +305,21 @@ impl Driver {
         };
         self.carry_out_all(actions);
         Next::Go
+    }
+
+    /// Another node wants a copy of what it sends kept here.
+    fn keep_for(&mut self, from: NodeKey, holding: Holding, enclosed: Enclosed) {
+        let message = HolderMessage::Copy(vec![Wanted { holding, from: vec![from] }]);
+        let actions = self.catalogue.receive(from, message, self.now().ms);
+        let mut enclosed = Some(enclosed);
+        for action in actions {
+            match action {
+                catalogue::Action::Fetch { holding, from } => {
+                    self.order(Order { holding, from, enclosed: enclosed.take() });
+                }
+                action => self.carry_out_all(vec![action]),
+            }
+        }
     }
 
     fn keep(&mut self, holding: Holding, now_ms: u64) -> Vec<shoal_grid::catalogue::Action> {

@@ -12,13 +12,14 @@ use crate::roster::{Peer, Roster};
 use anyhow::{Context, Result};
 use shoal_store::{Store, Watcher};
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::announcement::{Holding, KEYS_MAX};
+use shoal_wire::mesh::announcement::{Enclosed, Holding, KEYS_MAX, SYNC_VERSION};
 use shoal_wire::mesh::certificate::Roles;
-use shoal_wire::mesh::node_record::NodeRecord;
+use shoal_wire::mesh::node_record::{NodeRecord, Versions};
 use shoal_wire::mesh::path_record::{PathKey, PathRecord, path_key};
 use shoal_wire::mesh::sealed::Sealed;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -33,6 +34,8 @@ const COMMANDS_MAX: usize = 65_536;
 const INCOMING_MAX: usize = 64;
 /// Copies that others want kept here and that nobody has begun with.
 const ORDERS_MAX: usize = 4_096;
+/// Paths that are stored at once of which each goes along with the request to keep it.
+const ENCLOSED_PATHS_MAX: usize = 16;
 /// A path that is stored here and has too few copies by then is not acknowledged. Members that die are not waited for
 /// any more after some seconds, so this is for copies that are slow to make.
 pub const KEEP_PATIENCE: Duration = Duration::from_secs(300);
@@ -65,6 +68,7 @@ struct Shared {
     identity: Arc<Identity>,
     links: Links,
     records: Records,
+    copies: usize,
     commands: mpsc::Sender<Command>,
     roster: watch::Receiver<Arc<Roster>>,
     vault: OnceLock<Arc<dyn Vault>>,
@@ -124,6 +128,7 @@ impl Mesh {
             identity: identity.clone(),
             links: links.clone(),
             records,
+            copies,
             commands,
             roster: seen,
             vault: OnceLock::new(),
@@ -140,6 +145,7 @@ impl Mesh {
         let mut own = NodeRecord::new(&identity.certificate(), "node");
         own.version.incarnation = identity.begin_incarnation()?;
         own.addresses = if announced.is_empty() { links.addresses() } else { announced.clone() };
+        own.protocols.sync = Versions { oldest: 1, newest: SYNC_VERSION };
         let seed = seed(&own);
         describe(&mut own);
         let parts = Parts {
@@ -238,8 +244,31 @@ impl Mesh {
 
     /// Waits until these paths, which are valid here, are on as many nodes as they should be.
     pub async fn keep(&self, holdings: Vec<Holding>) -> Result<(), KeepError> {
+        self.keep_enclosed(holdings, HashMap::new()).await
+    }
+
+    /// What of these, which are valid here, is to go along with the requests to keep it: small ones, if they are few.
+    /// Of many, copies are made together, which costs less. Reads the store.
+    pub fn enclosed(&self, paths: &[&PathInfo]) -> HashMap<PathKey, Enclosed> {
+        if self.0.copies < 2 || paths.len() > ENCLOSED_PATHS_MAX {
+            return HashMap::new();
+        }
+        let enclose = |info: &&PathInfo| {
+            // Without it the path is fetched, which says what is wrong.
+            let enclosed = self.0.records.enclosed(info).ok().flatten()?;
+            Some((path_key(info.path.hash_part())?, enclosed))
+        };
+        paths.iter().filter_map(enclose).collect()
+    }
+
+    /// As [`Mesh::keep`], with what [`Mesh::enclosed`] gave.
+    pub async fn keep_enclosed(
+        &self,
+        holdings: Vec<Holding>,
+        enclosed: HashMap<PathKey, Enclosed>,
+    ) -> Result<(), KeepError> {
         let (reply, kept) = oneshot::channel();
-        if self.0.commands.send(Command::Keep { holdings, reply }).await.is_err() {
+        if self.0.commands.send(Command::Keep { holdings, enclosed, reply }).await.is_err() {
             return Err(KeepError::Refused);
         }
         match timeout(KEEP_PATIENCE, kept).await {

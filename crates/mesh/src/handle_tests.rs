@@ -1,14 +1,14 @@
 //! Whole nodes on loopback: a store, links, and what decides between them.
 
 use super::*;
-use crate::chunk_lab::{add, nar, noise};
+use crate::chunk_lab::{add, export, nar, noise};
 use crate::chunk_server::{ChunkServer, ServerLimits};
 use crate::clock::wall_s;
 use crate::fetcher::{Fetcher, Urgency, Want};
 use crate::fixture::{Echo, MESH, Node, key, loopback, public, until, within};
 use crate::log_lab::Log;
 use shoal_store::{GcAction, GcRequest};
-use shoal_wire::mesh::announcement::HolderMessage;
+use shoal_wire::mesh::announcement::{ENCLOSED_LEN_MAX, HolderMessage};
 use shoal_wire::mesh::path_record::PathRecord;
 use tempfile::TempDir;
 
@@ -45,9 +45,13 @@ impl Member {
 
     /// As an upload would leave it.
     async fn stores(&self, name: &str) -> PathInfo {
+        self.stores_noise(name, 100_000).await
+    }
+
+    async fn stores_noise(&self, name: &str, len: usize) -> PathInfo {
         let (store, name) = (self.store.clone(), name.to_owned());
         let stored = tokio::task::spawn_blocking(move || {
-            let path = add(&store, &name, &nar([("a", noise(7, 100_000))]));
+            let path = add(&store, &name, &nar([("a", noise(7, len))]));
             store.path_info(&path).unwrap().unwrap()
         });
         stored.await.unwrap()
@@ -90,6 +94,29 @@ async fn a_path_is_acknowledged_when_another_node_has_it_too() {
     b.carry_out_one().await;
     assert_eq!(within(kept).await.unwrap(), Ok(()));
     assert!(b.store.is_valid(&info.path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_path_comes_along_with_the_order_to_keep_it() {
+    let (a, mut b) = pair().await;
+    for (name, len, comes_along) in [("small", 3_000, true), ("big", ENCLOSED_LEN_MAX, false)] {
+        let info = a.stores_noise(name, len).await;
+        let (mesh, ordered) = (a.mesh.clone(), info.clone());
+        let kept = tokio::spawn(async move {
+            let enclosed = now(async { mesh.enclosed(&[&ordered]) });
+            mesh.keep_enclosed(vec![holding(&ordered).unwrap()], enclosed).await
+        });
+        let order = within(b.orders.recv()).await.unwrap();
+        assert_eq!((order.holding, &order.from[..]), (holding(&info).unwrap(), &[a.mesh.me()][..]));
+        assert_eq!(order.enclosed.is_some(), comes_along, "{name}");
+        if let Some(enclosed) = &order.enclosed {
+            let record = b.mesh.believed(&order.holding.key, &enclosed.record).unwrap();
+            assert_eq!((&record.path, record.nar_size), (&info.path, enclosed.nar.len() as u64));
+            assert_eq!(Some(&enclosed.nar), export(&a.store, &info.path).as_ref());
+        }
+        b.mesh.fetched(order.holding).await;
+        assert_eq!(within(kept).await.unwrap(), Ok(()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

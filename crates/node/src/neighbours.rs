@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use shoal_grid::membership::member::Standing;
 use shoal_mesh::fetcher::{Dropped, Fetcher, Fetching, Want};
-use shoal_mesh::handle::{KeepError, Mesh};
+use shoal_mesh::handle::Mesh;
 use shoal_mesh::records::holding;
 use shoal_store::Ingested;
 use shoal_wire::mesh::NodeKey;
@@ -17,7 +17,6 @@ use shoal_wire::mesh::sealed::Sealed;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::upstream::{Flight, Held};
@@ -39,9 +38,6 @@ const QUIET: Duration = Duration::from_secs(5);
 /// Cheap to clone. None of them where this node is in no mesh, as in tests.
 #[derive(Clone, Default)]
 pub struct Neighbours(Option<Arc<Inner>>);
-
-/// Copies that are being made. They are made also when it is dropped.
-pub struct Keeping(JoinHandle<Result<(), KeepError>>);
 
 struct Inner {
     mesh: Mesh,
@@ -148,28 +144,13 @@ impl Neighbours {
     /// Waits until paths that are valid here are on as many nodes as they should be. Error: for people.
     pub fn keep<'a>(&self, paths: impl IntoIterator<Item = &'a PathInfo>) -> Result<(), String> {
         let Some(inner) = self.others() else { return Ok(()) };
-        let holdings: Vec<Holding> = paths.into_iter().filter_map(holding).collect();
+        let paths: Vec<&PathInfo> = paths.into_iter().collect();
+        let holdings: Vec<Holding> = paths.iter().filter_map(|path| holding(path)).collect();
         if holdings.is_empty() {
             return Ok(());
         }
-        inner.runtime.block_on(inner.mesh.keep(holdings)).map_err(|error| error.to_string())
-    }
-
-    /// Has copies made of a path that is valid here, and waits for nothing. `None` where there is nobody to make one.
-    pub fn keep_beside(&self, path: &PathInfo) -> Option<Keeping> {
-        let (inner, holding) = (self.others()?.clone(), holding(path)?);
-        let runtime = inner.runtime.clone();
-        Some(Keeping(runtime.spawn(async move { inner.mesh.keep(vec![holding]).await })))
-    }
-
-    /// Waits for such copies. Error: for people.
-    pub fn kept(&self, copies: Vec<Keeping>) -> Result<(), String> {
-        let Some(inner) = self.0.as_ref() else { return Ok(()) };
-        let wait = |keeping: Keeping| match inner.runtime.block_on(keeping.0) {
-            Ok(kept) => kept.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        copies.into_iter().try_for_each(wait)
+        let enclosed = inner.mesh.enclosed(&paths);
+        inner.runtime.block_on(inner.mesh.keep_enclosed(holdings, enclosed)).map_err(|error| error.to_string())
     }
 
     /// Whether this node is to bring a path in from outside of the mesh.

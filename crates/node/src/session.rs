@@ -4,7 +4,7 @@
 //! ([`worker`]) or the serve protocol ([`serve`]); the operations themselves know neither. What comes in is judged in
 //! [`admission`], whoever sends it: a client that is not trusted can prove a path, never claim one.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use shoal_store::{Store, TempRoots};
 use shoal_wire::nix::signature::{SecretKey, TrustedKeys};
@@ -13,7 +13,6 @@ use shoal_wire::nix::store_path::{StoreDir, StorePath};
 use crate::build::request::BuildOptions;
 use crate::build::service::BuildService;
 use crate::door::{Call, Hangup, Host, Peer, Program, Role};
-use crate::neighbours::Keeping;
 use crate::upstream::Upstreams;
 use admission::Admission;
 use fault::Fault;
@@ -86,14 +85,7 @@ impl Host for SessionHost {
     fn serve(&self, call: Call) -> u32 {
         let Call { program, peer, input, output, hangup } = call;
         let temp_roots = self.0.store.temp_roots();
-        let client = Client {
-            services: self.0.clone(),
-            peer,
-            temp_roots,
-            hangup,
-            options: BuildOptions::default(),
-            owed: Mutex::default(),
-        };
+        let client = Client { services: self.0.clone(), peer, temp_roots, hangup, options: BuildOptions::default() };
         match program {
             Program::Daemon => worker::serve(client, input, output),
             Program::Serve { write } => serve::serve(client, write, input, output),
@@ -116,8 +108,6 @@ pub struct Client {
     temp_roots: TempRoots,
     hangup: Hangup,
     options: BuildOptions,
-    /// Copies that are being made of what it added.
-    owed: Mutex<Vec<Keeping>>,
 }
 
 impl Client {

@@ -63,6 +63,7 @@ impl Catalogue {
             }
             HolderMessage::Answer { id, found } => self.lookup_answered(from, id, found),
             HolderMessage::Copy(wanted) => wanted.into_iter().for_each(|wanted| self.copy(from, wanted)),
+            HolderMessage::Keep { holding, .. } => self.copy(from, Wanted { holding, from: vec![from] }),
             HolderMessage::Stored(keys) => keys.iter().for_each(|key| self.stored_by(from, key)),
             HolderMessage::Declined(keys) => keys.iter().for_each(|key| self.declined_by(from, key)),
             HolderMessage::Differs(keys) => keys.iter().for_each(|key| self.differs_at(from, key)),

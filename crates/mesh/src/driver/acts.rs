@@ -5,11 +5,12 @@ use crate::command::{Command, Order};
 use shoal_grid::membership::Change;
 use shoal_grid::{catalogue, membership};
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::announcement::{HolderMessage, RECORDS_MAX};
+use shoal_wire::mesh::announcement::{Enclosed, HolderMessage, KEEP_SINCE, RECORDS_MAX, SYNC_VERSION, Wanted};
 use shoal_wire::mesh::format::Format;
 use shoal_wire::mesh::path_record::{PathKey, PathRecord};
 use shoal_wire::mesh::sealed::Sealed;
 use shoal_wire::nix::base64::encode_hex;
+use std::collections::HashMap;
 
 /// Digits by which people tell nodes apart in the log.
 const SHORT_BYTES: usize = 5;
@@ -124,21 +125,15 @@ impl Driver {
                 catalogue::Action::Send { to, message } => {
                     let is_sent = self.links.send_message(to, &message);
                     // Everything else is told again.
-                    if let (false, HolderMessage::Copy(wanted)) = (is_sent, message) {
-                        self.undelivered.extend(wanted.iter().map(|wanted| (to, wanted.holding.key)));
+                    match message {
+                        HolderMessage::Copy(wanted) if !is_sent => {
+                            self.undelivered.extend(wanted.iter().map(|wanted| (to, wanted.holding.key)));
+                        }
+                        HolderMessage::Keep { holding, .. } if !is_sent => self.undelivered.push((to, holding.key)),
+                        _ => {}
                     }
                 }
-                catalogue::Action::Fetch { holding, from } => {
-                    if self.orders.try_send(Order { holding, from }).is_err() {
-                        let actions = self.catalogue.fetch_failed(&holding.key, self.now().ms);
-                        // Those that say so to others; this node's own orders fail again when their turn comes.
-                        actions.into_iter().for_each(|action| {
-                            if let catalogue::Action::Send { to, message } = action {
-                                self.links.send_message(to, &message);
-                            }
-                        });
-                    }
-                }
+                catalogue::Action::Fetch { holding, from } => self.order(Order { holding, from, enclosed: None }),
                 catalogue::Action::SendRecords { to, keys } => self.send_records(to, keys),
                 catalogue::Action::Acknowledged { key } => self.waiting.acknowledged(&key),
                 catalogue::Action::MayDelete { id, keys } => self.waiting.may_delete(id, keys),
@@ -156,6 +151,40 @@ impl Driver {
                 | catalogue::Action::Missing { .. }
                 | catalogue::Action::Unreachable { .. } => {}
             }
+        }
+    }
+
+    pub(super) fn order(&mut self, order: Order) {
+        let key = order.holding.key;
+        if self.orders.try_send(order).is_err() {
+            let actions = self.catalogue.fetch_failed(&key, self.now().ms);
+            // Those that say so to others; this node's own orders fail again when their turn comes.
+            actions.into_iter().for_each(|action| {
+                if let catalogue::Action::Send { to, message } = action {
+                    self.links.send_message(to, &message);
+                }
+            });
+        }
+    }
+
+    /// A request for a copy with the path itself, if that is at hand and the other can take it.
+    pub(super) fn enclose(
+        &self,
+        action: catalogue::Action,
+        enclosed: &HashMap<PathKey, Enclosed>,
+    ) -> catalogue::Action {
+        let catalogue::Action::Send { to, message: HolderMessage::Copy(wanted) } = &action else { return action };
+        let [Wanted { holding, .. }] = &wanted[..] else { return action };
+        let takes_it = self.membership.view().get(to).is_some_and(|member| {
+            let spoken = member.record.protocols.sync;
+            spoken.oldest <= SYNC_VERSION && spoken.newest >= KEEP_SINCE
+        });
+        match enclosed.get(&holding.key).filter(|_| takes_it) {
+            Some(enclosed) => {
+                let message = HolderMessage::Keep { holding: *holding, enclosed: enclosed.clone() };
+                catalogue::Action::Send { to: *to, message }
+            }
+            None => action,
         }
     }
 

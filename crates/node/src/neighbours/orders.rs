@@ -1,18 +1,20 @@
 //! Copies that other nodes want kept here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shoal_mesh::command::Order;
 use shoal_mesh::handle::Mesh;
 use shoal_mesh::records::holding;
-use shoal_store::Store;
+use shoal_store::{Ingested, Store};
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::announcement::SOURCES_MAX;
+use shoal_wire::mesh::announcement::{Enclosed, Holding, SOURCES_MAX};
 use shoal_wire::mesh::path_record::hash_part;
+use shoal_wire::nix::path_info::PathInfo;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::Receiver;
 
@@ -57,6 +59,7 @@ impl Orders {
 
     /// Each from the first of its holders; what that did not give, from the next.
     fn carry_out(&self, mut orders: Vec<Order>) {
+        self.keep_enclosed(&mut orders);
         for turn in 0..SOURCES_MAX {
             let mut by_holder: BTreeMap<NodeKey, Vec<&Order>> = BTreeMap::new();
             for order in &orders {
@@ -73,6 +76,41 @@ impl Orders {
             }
             orders.retain(|order| !self.is_answered(order, turn));
         }
+    }
+
+    /// Makes valid what came along with its order. What cannot be, since something that it refers to is not here for
+    /// instance, is fetched.
+    fn keep_enclosed(&self, orders: &mut Vec<Order>) {
+        let roots = self.store.temp_roots();
+        let (mut kept, mut batch) = (BTreeSet::new(), Vec::new());
+        for order in orders.iter_mut() {
+            let Some(enclosed) = order.enclosed.take() else { continue };
+            if let Some((info, ingested)) = self.open(&order.holding, &enclosed) {
+                roots.add(&info.path);
+                kept.insert(order.holding.key);
+                batch.push((info, ingested));
+            }
+        }
+        if batch.is_empty() {
+            return;
+        }
+        match self.store.commit(batch) {
+            Ok(()) => orders.retain(|order| !(kept.contains(&order.holding.key) && self.is_answered(order, 0))),
+            Err(error) => tracing::debug!(%error, "what was sent along with an order is fetched"),
+        }
+    }
+
+    /// The path that was sent along with an order, if a live member answers for it and it is what was ordered.
+    fn open(&self, holding: &Holding, enclosed: &Enclosed) -> Option<(PathInfo, Ingested)> {
+        let record = self.mesh.believed(&holding.key, &enclosed.record)?;
+        let mut ingest = self.store.ingest();
+        ingest.write_all(&enclosed.nar).ok()?;
+        let ingested = ingest.finish().ok()?;
+        let is_right = record.content_tag() == holding.content
+            && (ingested.nar_hash, ingested.nar_size) == (record.nar_hash, record.nar_size);
+        let mut info = record.info();
+        info.registration_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        is_right.then_some((info, ingested))
     }
 
     fn copy(&self, holder: NodeKey, orders: &[&Order]) -> anyhow::Result<()> {

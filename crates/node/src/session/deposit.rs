@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use shoal_store::{CommitError, Ingested};
@@ -130,7 +130,6 @@ impl Deposits {
             temp_roots: self.services.store.temp_roots(),
             hangup: Hangup::default(),
             options: BuildOptions::default(),
-            owed: Mutex::default(),
         }
     }
 

@@ -2,7 +2,7 @@
 //! when it is on as many nodes as it should be.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use shoal_wire::mesh::path_record::path_key;
 use shoal_wire::nix::path_info::PathInfo;
@@ -11,11 +11,7 @@ use shoal_wire::nix::worker::BuildResult;
 
 use super::Client;
 use super::fault::Fault;
-use crate::neighbours::Keeping;
 use crate::upstream::Offer;
-
-/// Derivations of one session whose copies nobody has waited for yet.
-const OWED_MAX: usize = 4_096;
 
 impl Client {
     /// What is known of a path, valid here or at another node.
@@ -27,8 +23,8 @@ impl Client {
         Ok(found.filter(|offer| self.is_still_there(offer)).map(|offer| offer.info.clone()))
     }
 
-    /// Whether what another node has may be relied on. A derivation that one node alone has was just added there
-    /// ([`Client::acknowledge_later`]); if that node has died since, whoever asks had better add it here.
+    /// Whether what another node has may be relied on. A derivation that one node alone has was just added there, and no
+    /// client has been told so yet; if that node has died since, whoever asks had better add it here.
     fn is_still_there(&self, offer: &Offer) -> bool {
         let path = &offer.info.path;
         let (Some(holder), true, Some(key)) = (offer.only_holder(), path.is_derivation(), path_key(path.hash_part()))
@@ -73,7 +69,7 @@ impl Client {
     }
 
     /// Those that are valid, here or at other nodes. Who asks sends the others, so derivations that one other node alone
-    /// has are not among them: they were just added there ([`Client::acknowledge_later`]), and are lost if it dies now.
+    /// has are not among them: they were just added there, and are lost if it dies now.
     pub(super) fn valid_of(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, Fault> {
         let mut valid: BTreeSet<StorePath> = self.store().valid_of(paths)?.into_iter().collect();
         let elsewhere = self.upstreams().in_mesh(paths.difference(&valid));
@@ -90,24 +86,9 @@ impl Client {
         self.bring(&references.collect());
     }
 
-    /// Waits until these, which are valid here, are on as many nodes as they should be, and what this session is owed too.
+    /// Waits until these, which are valid here, are on as many nodes as they should be.
     pub(super) fn acknowledge<'a>(&self, paths: impl IntoIterator<Item = &'a PathInfo>) -> Result<(), Fault> {
-        let neighbours = self.upstreams().neighbours();
-        neighbours.keep(paths).map_err(Fault::refused)?;
-        let owed = std::mem::take(&mut *self.owed());
-        neighbours.kept(owed).map_err(Fault::refused)
-    }
-
-    /// The same of a derivation that is added by itself: its copies are waited for by what comes after it. Clients add
-    /// thousands, one after the other, before they build, and made together copies cost a fraction.
-    pub(super) fn acknowledge_later(&self, derivation: &PathInfo) -> Result<(), Fault> {
-        let Some(keeping) = self.upstreams().neighbours().keep_beside(derivation) else { return Ok(()) };
-        self.owed().push(keeping);
-        if self.owed().len() < OWED_MAX { Ok(()) } else { self.acknowledge([]) }
-    }
-
-    fn owed(&self) -> MutexGuard<'_, Vec<Keeping>> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.upstreams().neighbours().keep(paths).map_err(Fault::refused)
     }
 
     /// The same of what builds made.

@@ -1,6 +1,6 @@
 //! Builds for the node's operator, who opens its control socket instead of a door.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use shoal_wire::nix::derived_path::DerivedPath;
 use shoal_wire::nix::worker::BuildResult;
@@ -18,7 +18,7 @@ impl Client {
         let grant = Grant { role: Role::Admin, tenant: None, who: "the operator".into() };
         let temp_roots = services.store.temp_roots();
         let peer = Peer { grant, from: "control socket".into() };
-        Client { services, peer, temp_roots, hangup, options: BuildOptions::default(), owed: Mutex::default() }
+        Client { services, peer, temp_roots, hangup, options: BuildOptions::default() }
     }
 
     /// Makes all of `wanted` valid; one result for each, in order. Derivations may be at other nodes.

@@ -205,7 +205,7 @@ pub fn add_object(client: &Client, object: NewObject, source: &mut impl BufRead)
     let path = client.dir().make_ca_path(&ca, &of, &name).map_err(|error| cannot_add(&name, &error))?;
     client.temp_roots.add(&path);
     if let Some(info) = store.path_info(&path)? {
-        acknowledge(client, &info)?;
+        client.acknowledge([&info])?;
         return Ok(info);
     }
     let mut info = PathInfo::new(path.clone(), ingested.nar_hash, ingested.nar_size);
@@ -215,12 +215,8 @@ pub fn add_object(client: &Client, object: NewObject, source: &mut impl BufRead)
     uploader.enter(info, ingested, text)?;
     uploader.commit()?;
     let info = store.path_info(&path)?.ok_or_else(|| client.not_valid(&path))?;
-    acknowledge(client, &info)?;
+    client.acknowledge([&info])?;
     Ok(info)
-}
-
-fn acknowledge(client: &Client, info: &PathInfo) -> Result<(), Fault> {
-    if info.path.is_derivation() { client.acknowledge_later(info) } else { client.acknowledge([info]) }
 }
 
 fn now() -> u64 {

@@ -17,6 +17,14 @@ pub const RECORDS_MAX: usize = 256;
 /// Most nodes to fetch one path from that are named with it.
 pub const SOURCES_MAX: usize = 8;
 
+/// Newest version of what members tell each other, as node records name it. Since 2: [`HolderMessage::Keep`].
+pub const SYNC_VERSION: u8 = 2;
+/// From which version on a member takes [`HolderMessage::Keep`].
+pub const KEEP_SINCE: u8 = 2;
+/// Longest sealed record and NAR, together, of a path that goes along with the request to keep it: nearly every
+/// derivation. A hundred a second of them leave room for what else is told.
+pub const ENCLOSED_LEN_MAX: usize = 16 << 10;
+
 /// The sender has this path, with these contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Holding {
@@ -31,6 +39,14 @@ pub struct Wanted {
     pub from: Vec<NodeKey>,
 }
 
+/// All of a small path: to fetch it takes three questions, and each wakes some threads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enclosed {
+    /// Sealed path record.
+    pub record: Vec<u8>,
+    pub nar: Vec<u8>,
+}
+
 /// What an owner knows of one key. No holders: nobody has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
@@ -38,6 +54,16 @@ pub struct Found {
     pub holders: Vec<NodeKey>,
     /// Sealed path record, of the contents that count; empty where the owner has none yet.
     pub record: Vec<u8>,
+}
+
+impl Enclosed {
+    pub fn len(&self) -> usize {
+        self.record.len().saturating_add(self.nar.len())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +125,11 @@ pub enum HolderMessage {
     Unclaim(PathKey),
     /// On [`HolderMessage::Copy`]: under these names the sender holds other contents.
     Differs(Vec<PathKey>),
+    /// As [`HolderMessage::Copy`] of one path that the sender has, with the path itself; answered alike.
+    Keep {
+        holding: Holding,
+        enclosed: Enclosed,
+    },
 }
 
 impl Format for HolderMessage {
@@ -123,6 +154,7 @@ impl Format for HolderMessage {
                 few(wanted.len())?;
                 within::<Self>("sources", wanted.iter().all(|wanted| wanted.from.len() <= SOURCES_MAX))
             }
+            Self::Keep { enclosed, .. } => within::<Self>("enclosed path", enclosed.len() <= ENCLOSED_LEN_MAX),
             Self::Records(records) => within::<Self>("records", (1..=RECORDS_MAX).contains(&records.len())),
             Self::Answer { found, .. } => {
                 within::<Self>("keys", found.len() <= KEYS_MAX)?;

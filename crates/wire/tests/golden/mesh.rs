@@ -3,7 +3,9 @@
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
-use shoal_wire::mesh::announcement::{Found, HolderMessage, Holding, KEYS_MAX, SOURCES_MAX, Wanted};
+use shoal_wire::mesh::announcement::{
+    ENCLOSED_LEN_MAX, Enclosed, Found, HolderMessage, Holding, KEYS_MAX, SOURCES_MAX, Wanted,
+};
 use shoal_wire::mesh::certificate::{CLOCK_SKEW_MAX_S, Certificate, Roles, Term};
 use shoal_wire::mesh::format::{Format, FormatError, decode, encode};
 use shoal_wire::mesh::frame::{Digest, Fact, Frame};
@@ -244,6 +246,13 @@ fn holder_messages_survive() {
     survives(&HolderMessage::Holds(vec![holding; KEYS_MAX]));
     assert!(encode(&HolderMessage::Holds(vec![holding; KEYS_MAX])).len() <= 48 * KEYS_MAX + 8);
     survives(&HolderMessage::Copy(vec![Wanted { holding, from: vec![[3; 32]; SOURCES_MAX] }]));
+    let keep = |len| {
+        let enclosed = Enclosed { record: vec![4; 1_000], nar: vec![5; len - 1_000] };
+        HolderMessage::Keep { holding, enclosed }
+    };
+    survives(&keep(ENCLOSED_LEN_MAX));
+    let long = decode::<HolderMessage>(&encode(&keep(ENCLOSED_LEN_MAX + 1)));
+    assert!(matches!(long, Err(FormatError::Limit { field: "enclosed path", .. })));
     survives(&HolderMessage::Dropped { id: 7, keys: vec![] });
     survives(&HolderMessage::Begins { life: 9, holds_nothing: true });
     survives(&HolderMessage::Lookup { id: 7, keys: vec![[1; 32]] });
