@@ -128,6 +128,11 @@ fn who_wants_more_votes_gets_them_of_a_vote_that_waits_at_another_node() {
     let drvs = [0, 3].map(|node: usize| shapes::instantiate_on(&machine, &mesh[node], Remote::SshNg, "hello"));
     let first = mesh[0].shoal("build --quorum 2").arg(&drvs[0]).start();
     wait_for("the first vote", PATIENCE, || (has_built(&mesh[0]) == 1).then_some(()));
+    // Who wants more than there can be is refused, and the others' vote goes on.
+    for node in [0, 3] {
+        let failed = mesh[node].shoal("build --quorum 4").arg(&drvs[node / 3]).fails();
+        assert!(failed.stderr.contains("4 nodes must agree on it, and 3 can build it"), "{failed}");
+    }
     let second = mesh[3].shoal("build --quorum 3").arg(&drvs[1]).start();
     wait_for("one that follows", PATIENCE, || (state(&mesh[3], &drvs[1]) == "follows").then_some(()));
     drop(busy);

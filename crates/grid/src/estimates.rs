@@ -116,7 +116,11 @@ impl Estimates {
         let estimate = match self.known(&package) {
             None => built,
             Some(before) => Estimate {
-                built_s: built.built_s.max(before.built_s),
+                // What a clock of the future dated does not stay for ever.
+                built_s: match before.built_s > built.built_s.saturating_add(AHEAD_S_MAX) {
+                    true => built.built_s,
+                    false => built.built_s.max(before.built_s),
+                },
                 duration_ms: before.duration_ms.midpoint(built.duration_ms),
                 memory_mib: match built.memory_mib {
                     0 => before.memory_mib,
@@ -133,21 +137,26 @@ impl Estimates {
     }
 
     /// Takes what another node knows, unless that cannot be. Among words of the same second the greater holds, so that all
-    /// nodes agree. Whether it is new.
+    /// nodes agree. True: it is known now, and was not.
     pub fn merge(&mut self, name: &str, system: &str, theirs: Estimate, now_s: u64) -> bool {
-        let is_possible = theirs.built_s <= now_s.saturating_add(AHEAD_S_MAX)
+        let is_possible = !name.is_empty()
+            && !system.is_empty()
+            && theirs.built_s <= now_s.saturating_add(AHEAD_S_MAX)
             && theirs.duration_ms <= HEARD_MS_MAX
             && theirs.memory_mib <= HEARD_MIB_MAX;
         let package = (package_name(name).to_owned(), system.to_owned());
-        let is_new = is_possible && self.shared.known.get(&package).is_none_or(|ours| *ours < theirs);
-        if is_new {
-            self.shared.put(package, theirs);
+        if !is_possible || self.shared.known.get(&package).is_some_and(|ours| *ours >= theirs) {
+            return false;
         }
-        is_new
+        self.shared.put(package.clone(), theirs);
+        self.shared.known.contains_key(&package)
     }
 
     /// As they were saved.
     pub fn restore(&mut self, name: &str, system: &str, shared: Estimate, seen: Option<Estimate>) {
+        if name.is_empty() || system.is_empty() {
+            return;
+        }
         let package = (name.to_owned(), system.to_owned());
         if let Some(seen) = seen {
             self.seen.put(package.clone(), seen);
@@ -219,12 +228,13 @@ fn hash((name, system): &Package) -> u64 {
     scramble(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)))
 }
 
-/// The name without its version: up to the first dash that a digit follows, as Nix splits names.
+/// The name without its version: up to the first dash that a digit follows, as Nix splits names. Never empty: of a name
+/// that begins so all is its name.
 fn package_name(drv_name: &str) -> &str {
     let name = drv_name.strip_suffix(".drv").unwrap_or(drv_name);
     let bytes = name.as_bytes();
     let version = bytes.windows(2).position(|pair| pair[0] == b'-' && pair[1].is_ascii_digit());
-    &name[..version.unwrap_or(name.len())]
+    &name[..version.filter(|at| *at > 0).unwrap_or(name.len())]
 }
 
 #[cfg(test)]

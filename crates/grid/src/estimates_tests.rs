@@ -51,10 +51,33 @@ fn what_cannot_be_is_not_believed() {
         built(NOW_S, HEARD_MS_MAX + 1, 5),
         built(NOW_S, 5, u64::MAX),
     ];
-    lies.into_iter().for_each(|lie| assert!(!estimates.merge("gcc", LINUX, lie, NOW_S)));
+    assert!(lies.into_iter().all(|lie| !estimates.merge("gcc", LINUX, lie, NOW_S)));
     assert_eq!(estimates.get("gcc", LINUX), UNKNOWN);
-    estimates.merge("gcc", LINUX, built(NOW_S + AHEAD_S_MAX, 5, 5), NOW_S);
+    let latest = built(NOW_S + AHEAD_S_MAX, 5, 5);
+    assert!(estimates.merge("gcc", LINUX, latest, NOW_S));
+    assert!(!estimates.merge("gcc", LINUX, latest, NOW_S), "it is known");
     assert_eq!(estimates.get("gcc", LINUX).duration_ms, 5);
+}
+
+#[test]
+fn a_name_is_never_empty() {
+    let mut estimates = Estimates::default();
+    estimates.record("-1.0", LINUX, built(1, 8_000, 0));
+    assert_eq!(estimates.all().map(|(name, ..)| name).collect::<Vec<_>>(), ["-1.0"]);
+    assert!(!estimates.merge("", LINUX, built(2, 5, 5), NOW_S));
+    estimates.restore("", LINUX, built(2, 5, 5), None);
+    assert_eq!((estimates.len(), estimates.get("-1.0.drv", LINUX)), (1, built(1, 8_000, 0)));
+}
+
+#[test]
+fn what_was_built_in_the_future_is_built_now_the_next_time() {
+    let mut estimates = Estimates::default();
+    estimates.record("gcc", LINUX, built(NOW_S * 2, 8_000, 0));
+    estimates.record("gcc", LINUX, built(NOW_S, 8_000, 0));
+    assert_eq!(estimates.get("gcc", LINUX).built_s, NOW_S);
+    estimates.merge("gcc", LINUX, built(NOW_S + AHEAD_S_MAX, 8_000, 0), NOW_S);
+    estimates.record("gcc", LINUX, built(NOW_S + 1, 8_000, 0));
+    assert_eq!(estimates.get("gcc", LINUX).built_s, NOW_S + AHEAD_S_MAX);
 }
 
 #[test]

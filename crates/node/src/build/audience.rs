@@ -109,7 +109,7 @@ impl BuildService {
         let failed = |failure: Failure| BuildResult::new(failure.status, failure.message);
         let is_given_up = match &answer {
             Answer::GivenUp { .. } => true,
-            Answer::Failed => ended.is_some_and(Ended::is_given_up),
+            Answer::Failed => ended.is_some_and(|ended| ended.gives_up),
             _ => false,
         };
         let result = match answer {

@@ -45,6 +45,8 @@ pub(super) struct Ended {
     pub cancelled: bool,
     /// What it needs was lost with the node that had it.
     pub lacks: bool,
+    /// It failed for reasons of nodes, after as many tries as there are: who follows it need not try it too.
+    pub gives_up: bool,
     pub used: Used,
 }
 
@@ -62,17 +64,13 @@ impl Ended {
             _roots: service.store.temp_roots(),
             cancelled: false,
             lacks: false,
+            gives_up: false,
             used: Used::default(),
         }
     }
 
     pub fn is_success(&self) -> bool {
         self.result.status.is_success()
-    }
-
-    /// Whether it failed for reasons of nodes, after as many tries as there are.
-    pub fn is_given_up(&self) -> bool {
-        self.result.status == BuildStatus::TransientFailure && !self.lacks && !self.cancelled
     }
 }
 
@@ -145,7 +143,7 @@ pub(super) fn run(service: &BuildService, work: &Work, coming: Option<&Coming>) 
         BuildResult::new(failure.status, failure.message)
     });
     let (announced, used) = (job.announced, job.used);
-    Ended { result, announced, _roots: roots, cancelled: kill.is_killed(), lacks: false, used }
+    Ended { result, announced, _roots: roots, cancelled: kill.is_killed(), lacks: false, gives_up: false, used }
 }
 
 /// How a job came out whose thread panicked. Whether clients were told of its start is not known; that one activity

@@ -1,19 +1,19 @@
 //! What derivations took before, here and at other nodes, on disk: the estimates that the schedule weighs graphs with.
 //!
-//! Written now and then; losing the latest entries costs nothing but a worse order.
+//! Written now and then, and at the end; losing the latest entries costs nothing but a worse order.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use shoal_grid::estimates::{Estimate, Estimates};
 use shoal_grid::random::scramble;
 use shoal_wire::mesh::builds::{BuildFrame, ESTIMATES_MAX, Took};
 
-/// Changes between two writes to disk.
-const CHANGES_PER_SAVE: usize = 64;
+/// Between two writes of the whole file, which is 10 MB where a mesh has built a distribution.
+const KEPT_EVERY: Duration = Duration::from_secs(300);
 
 /// One line of the file.
 #[derive(Serialize, Deserialize)]
@@ -31,11 +31,13 @@ struct Entry {
 #[derive(Default)]
 struct State {
     estimates: Estimates,
-    unsaved: usize,
+    is_unsaved: bool,
+    kept: Option<Instant>,
 }
 
 pub struct History {
-    file: PathBuf,
+    /// Held while it is written; taken before the state, which is not.
+    file: Mutex<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -48,7 +50,7 @@ impl History {
             let seen = seen.map(|(duration_ms, memory_mib, built_s)| Estimate { built_s, duration_ms, memory_mib });
             estimates.restore(&name, &system, Estimate { built_s, duration_ms, memory_mib }, seen);
         }
-        History { file, state: Mutex::new(State { estimates, unsaved: 0 }) }
+        History { file: Mutex::new(file), state: Mutex::new(State { estimates, is_unsaved: false, kept: None }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -65,7 +67,9 @@ impl History {
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let mut state = self.lock();
         state.estimates.record(drv_name, system, Estimate { built_s: now_s(), duration_ms, memory_mib });
-        self.changed(&mut state);
+        state.is_unsaved = true;
+        drop(state);
+        self.keep_if_due();
     }
 
     /// What is asked of a node that knows so many estimates, as far as is known.
@@ -86,51 +90,51 @@ impl History {
         BuildFrame::Estimates { known: u32::try_from(state.estimates.len()).unwrap_or(u32::MAX), rows }
     }
 
-    /// Takes what another node knows. Whether any of it is new.
+    /// Takes what another node knows. Whether anything of it was news.
     pub fn merge(&self, rows: &[Took]) -> bool {
-        let (mut state, mut is_any_new) = (self.lock(), false);
+        let (mut state, mut is_news) = (self.lock(), false);
         for Took { name, system, built_s, duration_ms, memory_mib } in rows {
             let (built_s, duration_ms, memory_mib) = (*built_s, *duration_ms, *memory_mib);
-            is_any_new |= state.estimates.merge(name, system, Estimate { built_s, duration_ms, memory_mib }, now_s());
+            is_news |= state.estimates.merge(name, system, Estimate { built_s, duration_ms, memory_mib }, now_s());
         }
-        if is_any_new {
-            self.changed(&mut state);
+        state.is_unsaved |= is_news;
+        is_news
+    }
+
+    /// Writes to disk what is not there yet, unless that was done a moment ago.
+    pub fn keep_if_due(&self) {
+        if self.lock().kept.is_none_or(|kept| kept.elapsed() >= KEPT_EVERY) {
+            self.keep();
         }
-        is_any_new
     }
 
     /// Writes to disk what is not there yet.
     pub fn keep(&self) {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
-        if std::mem::take(&mut state.unsaved) > 0 {
-            self.save(&state.estimates);
+        if !state.is_unsaved {
+            return;
+        }
+        (state.is_unsaved, state.kept) = (false, Some(Instant::now()));
+        let entries: Vec<Entry> = state.estimates.all().map(entry).collect();
+        // Others ask for estimates meanwhile, with locks of their own held.
+        drop(state);
+        if let Err(error) = save(&file, &entries) {
+            tracing::warn!(file = %file.display(), %error, "cannot keep the durations of builds");
         }
     }
+}
 
-    fn changed(&self, state: &mut State) {
-        state.unsaved += 1;
-        if state.unsaved >= CHANGES_PER_SAVE {
-            state.unsaved = 0;
-            self.save(&state.estimates);
-        }
-    }
+fn entry((name, system, estimate, seen): (&str, &str, Estimate, Option<Estimate>)) -> Entry {
+    let Estimate { built_s, duration_ms, memory_mib } = estimate;
+    let seen = seen.map(|seen| (seen.duration_ms, seen.memory_mib, seen.built_s));
+    Entry { name: name.to_owned(), system: system.to_owned(), duration_ms, memory_mib, built_s, seen }
+}
 
-    fn save(&self, estimates: &Estimates) {
-        let entry = |(name, system, estimate, seen): (&str, &str, Estimate, Option<Estimate>)| {
-            let Estimate { built_s, duration_ms, memory_mib } = estimate;
-            let seen = seen.map(|seen| (seen.duration_ms, seen.memory_mib, seen.built_s));
-            Entry { name: name.to_owned(), system: system.to_owned(), duration_ms, memory_mib, built_s, seen }
-        };
-        let entries: Vec<Entry> = estimates.all().map(entry).collect();
-        let temporary = self.file.with_extension("json.new");
-        let written = serde_json::to_vec(&entries)
-            .map_err(std::io::Error::from)
-            .and_then(|bytes| fs::write(&temporary, bytes))
-            .and_then(|()| fs::rename(&temporary, &self.file));
-        if let Err(error) = written {
-            tracing::warn!(file = %self.file.display(), %error, "cannot keep the durations of builds");
-        }
-    }
+fn save(file: &Path, entries: &[Entry]) -> std::io::Result<()> {
+    let temporary = file.with_extension("json.new");
+    fs::write(&temporary, serde_json::to_vec(entries)?)?;
+    fs::rename(&temporary, file)
 }
 
 fn now_s() -> u64 {
@@ -174,12 +178,35 @@ mod tests {
             memory_mib: 1 << 20,
         };
         let BuildFrame::Estimates { known: 1, rows } = there.answer(&here.digest(0)) else { panic!("not one row") };
-        here.merge(&rows);
-        here.merge(&[lie("cc")]);
+        assert!(here.merge(&rows) && here.merge(&[lie("cc")]));
         drop(here);
         let here = History::open(dirs[0].path());
         let estimate = |name| here.estimate(name, "x86_64-linux").duration_ms;
         assert_eq!((estimate("gcc-14.1"), estimate("cc-1.1")), (9_000, 4_000));
         assert!(matches!(there.answer(&there.digest(1)), BuildFrame::Estimates { rows, .. } if rows.is_empty()));
+    }
+    #[test]
+    fn it_is_written_for_news_only_and_not_each_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (history, file) = (History::open(dir.path()), dir.path().join("history.json"));
+        let told = |name: &str| Took {
+            name: name.into(),
+            system: "x86_64-linux".into(),
+            built_s: now_s(),
+            duration_ms: 7,
+            memory_mib: 0,
+        };
+        let [first, second] = [told("cc"), told("ld")];
+        assert!(history.merge(std::slice::from_ref(&first)));
+        history.keep_if_due();
+        assert!(fs::remove_file(&file).is_ok(), "the first is written at once");
+        assert!(!history.merge(&[first]));
+        history.keep();
+        assert!(!file.exists(), "nothing is new");
+        assert!(history.merge(&[second]));
+        history.keep_if_due();
+        assert!(!file.exists(), "it was written a moment ago");
+        drop(history);
+        assert!(file.exists());
     }
 }

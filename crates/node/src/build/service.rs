@@ -346,15 +346,15 @@ impl BuildService {
         let mut state = self.lock();
         // Who joins what runs already keeps nobody from stopping.
         let is_joined = |task: &Task| state.jobs.get(&task.drv_path).is_some_and(|job| job.running.is_some());
-        if state.draining && !graph.tasks.iter().all(is_joined) {
+        let failure = if state.draining && !graph.tasks.iter().all(is_joined) {
+            let text = "this node is stopping and takes no new builds; try another node, or again later";
+            Some(Failure::new(BuildStatus::TransientFailure, text))
+        } else {
+            self.cannot_raise(&state, &graph.tasks, &options)
+        };
+        if let Some(Failure { status, message }) = failure {
             drop(state);
-            for key in keys {
-                let failure = Failure::new(
-                    BuildStatus::TransientFailure,
-                    "this node is stopping and takes no new builds; try another node, or again later",
-                );
-                feed.settle(key, BuildResult::new(failure.status, failure.message));
-            }
+            keys.into_iter().for_each(|key| feed.settle(key, BuildResult::new(status, message.clone())));
             return BuildHandle { service: self.clone(), request: None, feed, goals, _roots: roots, _stand_in: None };
         }
         let nodes: Vec<Node<StorePath>> = graph
@@ -382,11 +382,7 @@ impl BuildService {
                 second: None,
                 story: step.story.clone(),
             });
-            // Whoever wants most votes for it gets them, unless it runs already and needs none.
-            if job.options.quorum < options.quorum {
-                job.options.quorum = options.quorum;
-                self.tell_quorum(job);
-            }
+            self.raise_quorum(job, &options);
             step.story = job.story.clone();
         }
         let priority = if options.is_detached { Priority::Detached } else { Priority::Interactive };
@@ -589,8 +585,9 @@ fn work_on(service: &Weak<BuildService>, started: &Mutex<mpsc::Receiver<(Work, B
             None => service.judge_here(&work, execute::run(&service, &work, brought.coming.as_ref())),
         };
         // Its clients would wait for ever, and the place of the job would be lost.
-        let ended = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| execute::panicked(&service));
+        let mut ended = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| execute::panicked(&service));
         let end = service.end_of(&ended);
+        ended.lacks = end == End::Failed && brought.are_lost(&service, &work, &ended);
         service.job_ended(&work, ended, end);
     }
 }

@@ -10,7 +10,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, Scope};
 use std::time::Duration;
 
-use shoal_grid::ballot::{Ballot, Step, Word};
+use shoal_grid::ballot::{Ballot, Step, VOTES_MAX, Word};
+use shoal_grid::can_run::Requirement;
 use shoal_grid::ring::NodeId;
 use shoal_grid::schedule::End;
 use shoal_mesh::builds::ask;
@@ -23,6 +24,7 @@ use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
 use super::conduct::{Conduct, Heard, is_full};
 use super::guests::By;
+use super::members::speaks;
 use super::serve;
 use crate::build::execute::{Ended, KillSwitch};
 use crate::build::failure::{Failure, Texts};
@@ -30,7 +32,7 @@ use crate::build::feed::BuildEvent;
 use crate::build::graph::{Task, What};
 use crate::build::prepare::Resolved;
 use crate::build::request::{BuildOptions, Progress};
-use crate::build::service::{BuildService, HERE, Job, Place, Work};
+use crate::build::service::{BuildService, HERE, Job, Place, State, Work};
 use crate::build::story::Stage;
 use crate::build::verdict::{self, Version, Versions};
 
@@ -95,9 +97,56 @@ impl BuildService {
         state.jobs.get(drv_path).map_or(1, |job| self.quorum(&job.options)) as usize
     }
 
+    /// Whoever wants most votes for a job gets them, unless it runs already and needs none.
+    pub(in crate::build) fn raise_quorum(&self, job: &mut Job, options: &BuildOptions) {
+        if job.options.quorum >= options.quorum {
+            return;
+        }
+        job.options.quorum = options.quorum;
+        // It would end the job with one vote.
+        if let Some(second) = job.second.as_ref().filter(|_| self.quorum(&job.options) > 1) {
+            second.kill.kill();
+        }
+        self.tell_quorum(job);
+    }
+
+    /// Why none may join jobs with these options: they would need more votes than there are nodes, and fail for all who
+    /// want them.
+    pub(in crate::build) fn cannot_raise(
+        &self,
+        state: &State,
+        tasks: &[Task],
+        options: &BuildOptions,
+    ) -> Option<Failure> {
+        let needed = (self.quorum(options) as usize).min(VOTES_MAX);
+        let mut voters: BTreeMap<&Requirement, usize> = BTreeMap::new();
+        let raised = tasks.iter().filter(|task| {
+            let job = state.jobs.get(&task.drv_path).filter(|job| (self.quorum(&job.options) as usize) < needed);
+            job.is_some() && is_voted_on(&task.what) && task.mode == BuildMode::Normal
+        });
+        for task in raised {
+            let able = *voters.entry(&task.requirement).or_insert_with(|| self.able(state, task));
+            if able < needed {
+                let texts = Texts { dir: &self.dir, drv_path: &task.drv_path };
+                return Some(texts.too_few_votes(needed, able, &[]));
+            }
+        }
+        None
+    }
+
+    /// Nodes that could vote on a job, now or when they are heard of again.
+    fn able(&self, state: &State, task: &Task) -> usize {
+        let able = state.schedule.able(&task.drv_path, self.now_ms());
+        let silent = self.grid().map(|grid| self.silent(grid, task)).unwrap_or_default();
+        able.into_iter().chain(silent).collect::<BTreeSet<_>>().len()
+    }
+
     /// More votes are wanted for a job: where it follows another node's, that node is told.
-    pub(in crate::build) fn tell_quorum(&self, job: &Job) {
+    fn tell_quorum(&self, job: &Job) {
         let (Some(Place::Following(by)), Some(grid)) = (job.place(), self.grid()) else { return };
+        if !speaks(grid, &by) {
+            return;
+        }
         let Some(links) = grid.neighbours.mesh().map(|mesh| mesh.links().clone()) else { return };
         let quorum = u8::try_from(self.quorum(&job.options)).unwrap_or(u8::MAX);
         let question = BuildAsk::Follow { drv_path: job.task.drv_path.clone(), quorum };
@@ -111,14 +160,9 @@ impl BuildService {
 
     /// Why a job that is built here, without asking others, must not be: nodes would have to agree on it.
     pub(in crate::build) fn lacks_voters(&self, work: &Work) -> Option<Failure> {
-        let kind = match &work.task.what {
-            What::Stored(derivation) => derivation.kind(),
-            What::Given(derivation) => derivation.kind(),
-            What::Adopted(_) => return None,
-        };
-        let is_voted_on = matches!(kind, Ok(DerivationKind::InputAddressed | DerivationKind::Deferred));
-        let needed = self.quorum(&work.options) as usize;
-        if needed == 1 || !is_voted_on {
+        // More may be wanted than when it was started.
+        let needed = self.quorum_now(&work.task.drv_path).max(self.quorum(&work.options) as usize);
+        if needed == 1 || !is_voted_on(&work.task.what) {
             return None;
         }
         let texts = Texts { dir: &self.dir, drv_path: &work.task.drv_path };
@@ -284,6 +328,8 @@ impl Conduct<'_> {
                             Err(ended) => break Polled::Ended(ended),
                         }
                     }
+                    // Whoever wants more gets them until they are published.
+                    Step::Agreed if needed() > ballot.needed() && ballot.needed() < VOTES_MAX => {}
                     Step::Agreed => break Polled::Agreed,
                     Step::Differ => break Polled::Differ,
                     Step::TooFew { able } => {
@@ -309,7 +355,8 @@ impl Conduct<'_> {
     fn given_up(&self, losses: u32) -> (Ended, End) {
         let drv = self.service.store_dir().print(&self.work.task.drv_path);
         let text = format!("the build of '{drv}' was given up: nodes were lost {losses} times while they built it");
-        self.voted_down(Failure::new(BuildStatus::TransientFailure, text))
+        let (ended, end) = self.voted_down(Failure::new(BuildStatus::TransientFailure, text));
+        (Ended { gives_up: true, ..ended }, end)
     }
 
     fn voted_down(&self, failure: Failure) -> (Ended, End) {
@@ -471,6 +518,16 @@ impl Conduct<'_> {
         }
         self.lost("none of the nodes that agreed on it made it valid")
     }
+}
+
+/// Whether nodes may have to agree on it: its outputs are not named by their contents, or it is not known yet whether.
+fn is_voted_on(what: &What) -> bool {
+    let kind = match what {
+        What::Stored(derivation) => derivation.kind(),
+        What::Given(derivation) => derivation.kind(),
+        What::Adopted(_) => return false,
+    };
+    matches!(kind, Ok(DerivationKind::InputAddressed | DerivationKind::Deferred))
 }
 
 /// Whether what was made valid is what was voted for. A failure made nothing valid.

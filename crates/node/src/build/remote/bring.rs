@@ -9,9 +9,13 @@ use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::path_record::path_key;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
+use shoal_wire::nix::worker::BuildStatus;
 
 use super::Grid;
-use crate::build::service::BuildService;
+use crate::build::execute::Ended;
+use crate::build::graph::What;
+use crate::build::prepare::resolved;
+use crate::build::service::{BuildService, Work};
 use crate::upstream::{BUILD_BUDGET, Closure, Fetch, Upstreams};
 
 /// How often it is looked whether a build whose inputs are fetched is still wanted.
@@ -33,6 +37,19 @@ pub struct Brought {
     pub coming: Option<Coming>,
     /// Keeps them until the build keeps them itself.
     pub _roots: Option<TempRoots>,
+}
+
+impl Brought {
+    /// Whether a build that began before its inputs were here failed because they never came: no try does better before
+    /// they are built again.
+    pub(in crate::build) fn are_lost(&self, service: &BuildService, work: &Work, ended: &Ended) -> bool {
+        if self.coming.is_none() || ended.cancelled || ended.result.status != BuildStatus::TransientFailure {
+            return false;
+        }
+        let inputs = resolved(service, &work.task).map(|resolved| resolved.derivation.input_srcs);
+        let is_lacking = |inputs| missing(service, &inputs).is_ok_and(|missing| !missing.is_empty());
+        matches!(work.task.what, What::Stored(_)) && inputs.is_ok_and(is_lacking)
+    }
 }
 
 impl Coming {

@@ -19,7 +19,7 @@ use shoal_wire::nix::worker::ops::BuildMode;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::members::builds;
+use super::members::{builds, speaks};
 use super::{Brought, Grid, bring, translate};
 use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
@@ -126,7 +126,8 @@ impl Conduct<'_> {
         if let Some(ended) = self.take_claim(&resolved) {
             return ended.into();
         }
-        let needed = self.service.voters_needed(&self.work.options, &resolved.derivation);
+        // More may be wanted than when it was started.
+        let needed = usize::from(self.quorum(&resolved));
         if needed > 1 {
             return self.agree(&resolved, needed).into();
         }
@@ -158,8 +159,8 @@ impl Conduct<'_> {
             }
             let since = Instant::now();
             self.follow(by);
-            let heard = match self.grid.neighbours.is_quiet(&by) {
-                true => Heard::Lost("it is silent".into()),
+            let heard = match self.grid.neighbours.is_quiet(&by) || !speaks(self.grid, &by) {
+                true => Heard::Lost("it cannot be asked".into()),
                 false => self.hear(by, &BuildAsk::Follow { drv_path: drv_path.clone(), quorum: self.quorum(resolved) }),
             };
             match heard {
@@ -368,7 +369,7 @@ impl Conduct<'_> {
         match self.service.conclude(resolved, outcome, from, self.announced.get()) {
             // Who tried it tried as often as this node would.
             Ok((ended, End::Lost)) if outcome.given_up && self.follows.get() => {
-                (Ended { cancelled: false, ..ended }, End::Failed)
+                (Ended { cancelled: false, gives_up: true, ..ended }, End::Failed)
             }
             Ok((_, End::Lost)) => self.lost_or_lacking(resolved, &String::from_utf8_lossy(&outcome.error)),
             Ok(concluded) => {

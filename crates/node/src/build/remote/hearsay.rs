@@ -1,5 +1,5 @@
-//! What builds took at other nodes, and what is known of it written down now and then: each node asks one other now and then for what it does not know, by a digest of what it
-//! knows. `shoal_grid::estimates` says what is told, and what is believed.
+//! What builds took at other nodes: each node asks one other now and then for what it does not know, by a digest of what it
+//! knows, and writes down what it learned. `shoal_grid::estimates` says what is told, and what is believed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use shoal_grid::random::Random;
 use shoal_mesh::builds::ask;
 use shoal_mesh::handle::Mesh;
 use shoal_wire::mesh::NodeKey;
-use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, ESTIMATES_MAX};
+use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, ESTIMATES_MAX, Took};
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::members::builds;
 use crate::build::service::BuildService;
@@ -21,6 +21,8 @@ const PERIOD_MS: u64 = 20_000;
 const ALONE_PERIOD: Duration = Duration::from_secs(1);
 /// Between two questions to a node that had more to tell than an answer holds.
 const PAUSE: Duration = Duration::from_millis(250);
+/// A question that is not answered by then is given up: the next node is asked.
+const ANSWERED: Duration = Duration::from_secs(30);
 /// Full answers of one node: more than twice as many as the largest table takes.
 const ANSWERS_MAX: usize = 2 * shoal_grid::estimates::ESTIMATES_MAX / ESTIMATES_MAX + 1;
 
@@ -41,7 +43,7 @@ pub async fn compare_notes(service: Arc<BuildService>, mesh: Mesh) {
         sleep(Duration::from_millis(PERIOD_MS / 2 + random.below(PERIOD_MS))).await;
         let keeper = service.clone();
         // Without a thread it is written the next time.
-        let _ = spawn_blocking(move || keeper.history.keep()).await;
+        let _ = spawn_blocking(move || keeper.history.keep_if_due()).await;
     }
 }
 
@@ -59,26 +61,29 @@ async fn learn_from(service: &Arc<BuildService>, mesh: &Mesh, node: NodeKey) -> 
     for _ in 0..ANSWERS_MAX {
         let asker = service.clone();
         let digest = spawn_blocking(move || asker.history.digest(known_there)).await?;
-        let mut answer = ask(mesh.links(), node, &BuildAsk::Estimates(digest)).await?;
-        let rows = loop {
-            match answer.next().await? {
-                BuildFrame::Alive => {}
-                BuildFrame::Estimates { known, rows } => {
-                    known_there = known as usize;
-                    break rows;
-                }
-                BuildFrame::Refused { text, .. } => anyhow::bail!(text),
-                _ => anyhow::bail!("it answers what nobody asked"),
-            }
-        };
+        let (known, rows) = timeout(ANSWERED, answer(mesh, node, digest)).await??;
+        known_there = known;
         let is_full = rows.len() == ESTIMATES_MAX;
         let learner = service.clone();
-        let is_any_new = spawn_blocking(move || learner.history.merge(&rows)).await?;
-        // Where this node knows more, all may differ and nothing be new.
-        if !is_full || !is_any_new {
+        let is_news = spawn_blocking(move || learner.history.merge(&rows)).await?;
+        // What is not believed is told again and again.
+        if !is_full || !is_news {
             break;
         }
         sleep(PAUSE).await;
     }
     Ok(())
+}
+
+/// How many packages a node knows, and what of them is news to who has this digest.
+async fn answer(mesh: &Mesh, node: NodeKey, digest: Vec<u32>) -> anyhow::Result<(usize, Vec<Took>)> {
+    let mut answer = ask(mesh.links(), node, &BuildAsk::Estimates(digest)).await?;
+    loop {
+        match answer.next().await? {
+            BuildFrame::Alive => {}
+            BuildFrame::Estimates { known, rows } => return Ok((known as usize, rows)),
+            BuildFrame::Refused { text, .. } => anyhow::bail!(text),
+            _ => anyhow::bail!("it answers what nobody asked"),
+        }
+    }
 }

@@ -89,10 +89,18 @@ fn executor(peer: &Peer, is_quiet: bool) -> Executor {
 
 /// Whether it may be asked for builds.
 pub(super) fn builds(peer: &&Peer) -> bool {
-    let record = &peer.record;
-    let spoken = record.protocols.builds;
-    let speaks = spoken.oldest <= VERSION && VERSION <= spoken.newest;
-    peer.is_live() && record.term.roles.contain(Roles::BUILD) && speaks
+    peer.is_live() && peer.record.term.roles.contain(Roles::BUILD) && speaks_of_builds(peer)
+}
+
+fn speaks_of_builds(peer: &Peer) -> bool {
+    let spoken = peer.record.protocols.builds;
+    spoken.oldest <= VERSION && VERSION <= spoken.newest
+}
+
+/// Whether a node, as far as it is known, understands what it is asked about builds: another would break off all links.
+pub(super) fn speaks(grid: &Grid, node: &NodeKey) -> bool {
+    let roster = grid.neighbours.mesh().map(Mesh::roster);
+    roster.is_none_or(|roster| roster.get(node).is_none_or(speaks_of_builds))
 }
 
 impl State {

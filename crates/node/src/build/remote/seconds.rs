@@ -24,7 +24,7 @@ use crate::build::graph::{Task, What};
 use crate::build::past::Past;
 use crate::build::prepare::resolved;
 use crate::build::request::BuildOptions;
-use crate::build::service::{BuildService, HERE, Place, State, Work};
+use crate::build::service::{BuildService, HERE, Job, Place, State, Work};
 use crate::build::story::How;
 
 /// It resolves, asks and waits; nothing on it recurses.
@@ -53,7 +53,9 @@ impl BuildService {
     pub(in crate::build) fn start_second(self: &Arc<Self>, state: &mut State, key: &StorePath, at: NodeId) {
         let id = self.next_job();
         let name = self.node_name(&at, "the node that was asked");
-        let started = self.grid().cloned().zip(state.jobs.get_mut(key).filter(|job| job.running.is_some()));
+        // More votes may be wanted by now than when it was given to the schedule.
+        let may_start = |job: &&mut Job| job.running.is_some() && self.quorum(&job.options) == 1;
+        let started = self.grid().cloned().zip(state.jobs.get_mut(key).filter(may_start));
         let is_started = started.is_some_and(|(grid, job)| {
             let kill = Arc::new(KillSwitch::default());
             job.second = Some(Second { id, kill: kill.clone(), at });
@@ -137,6 +139,8 @@ fn conduct(service: &Arc<BuildService>, grid: &Grid, work: &Work) -> (Ended, End
         Err(error) => return unsuccessful(service, &format!("{error:#}")),
     };
     match conduct.hear_offer(offer) {
+        // One vote, of which more are wanted by now, makes no end.
+        Heard::Outcome(_) if work.kill.is_killed() => unsuccessful(service, "it is not needed any more"),
         Heard::Outcome(outcome)
             if BuildStatus::from_number(outcome.status.into()).is_some_and(|status| status.is_success()) =>
         {
