@@ -27,6 +27,7 @@ use last_copies::Tally;
 use lengths::Lengths;
 pub use location::{Credentials, Location};
 use notes::Notes;
+pub use signers::Signers;
 pub use survey::{Finding, Findings, Report};
 pub use unpacking::Unpacking;
 pub use writer::{Means, Writer};
@@ -38,6 +39,7 @@ mod lengths;
 mod location;
 mod lore;
 mod notes;
+mod signers;
 mod survey;
 mod unpacking;
 mod writer;
@@ -122,7 +124,8 @@ impl Cold {
 
     fn on(bucket: Bucket, data_dir: &Path, writes: bool) -> Result<Arc<Cold>> {
         let notes = Notes::open(&data_dir.join("cold.redb"), bucket.identity())?;
-        let (news, doubted, lengths, last_copies, written) = Default::default();
+        let lengths = Lengths::with_wrong(notes.wrong_packs()?);
+        let (news, doubted, last_copies, written) = Default::default();
         let backlog = Mutex::new(Backlog::new(BACKLOG_MAX));
         let since = Instant::now();
         Ok(Arc::new(Cold { bucket, notes, backlog, news, doubted, lengths, last_copies, written, writes, since }))
@@ -183,7 +186,7 @@ impl Cold {
     pub fn refuse_pack(&self, pack: &PackName, hash_part: &str, why: &str) -> Refusal {
         self.doubt(hash_part);
         self.forget(pack);
-        self.lengths.found_wrong(pack);
+        self.found_wrong(pack);
         self.refuse(&pack_object(pack), why)
     }
 
@@ -201,8 +204,11 @@ impl Cold {
         }
     }
 
-    /// Has a path written again that is here, or comes here.
+    /// Has a path written again that is here, or comes here, and over a restart too looked for in the bucket.
     fn doubt(&self, hash_part: &str) {
+        if let Err(error) = self.notes.undo(hash_part) {
+            tracing::warn!("{error:#}");
+        }
         let mut doubted = self.doubted();
         if doubted.len() < DOUBTED_MAX {
             doubted.insert(hash_part.to_string());

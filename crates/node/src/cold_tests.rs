@@ -97,8 +97,8 @@ fn random(seed: u64, len: usize) -> Vec<u8> {
     (0..len.div_ceil(8)).flat_map(|_| random.word().to_le_bytes()).take(len).collect()
 }
 
-fn writer(store: &Store, cold: &Arc<Cold>, key: &SecretKey) -> Writer {
-    let means = Means {
+fn means(store: &Store, cold: &Arc<Cold>, key: &SecretKey) -> Means {
+    Means {
         cold: cold.clone(),
         store: store.clone(),
         dir: StoreDir::default(),
@@ -106,8 +106,11 @@ fn writer(store: &Store, cold: &Arc<Cold>, key: &SecretKey) -> Writer {
         keys: vec![key.clone()],
         believes: Box::new(|_| Err("nobody is".into())),
         rate: None,
-    };
-    Writer::start(means).unwrap()
+    }
+}
+
+fn writer(store: &Store, cold: &Arc<Cold>, key: &SecretKey) -> Writer {
+    Writer::start(means(store, cold, key)).unwrap()
 }
 
 /// Until the bucket has so many paths of the node.
@@ -127,15 +130,10 @@ fn until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-/// Which last copies a node may let go of that believes what `key` signed.
+/// Which last copies a node may let go of that signs with `key`.
 fn last_copies(store: &Store, cold: &Arc<Cold>, key: &SecretKey) -> LastCopies {
-    let mut trusted = TrustedKeys::default();
-    trusted.insert(key.public());
-    let believes = move |info: &PathInfo| match info.is_signed(&StoreDir::default(), &trusted) {
-        true => Ok(()),
-        false => Err("nobody signed it".to_string()),
-    };
-    LastCopies::new(cold.clone(), store.clone(), Box::new(believes))
+    let signers = Signers::new(StoreDir::default(), std::slice::from_ref(key));
+    LastCopies::new(cold.clone(), store.clone(), signers)
 }
 
 fn read(store: &Store, cold: &Arc<Cold>, path: &StorePath) -> Result<Vec<u8>, Trouble> {
@@ -355,7 +353,7 @@ fn a_last_copy_stays_until_it_is_written_where_outputs_came_out_as_it() {
     store.add_realisation(&realisation).unwrap();
     assert!(last_copies(&store, &cold, &key).has(&path).is_empty());
     let _writer = writer(&store, &cold, &key);
-    until("a realisation in the bucket", || cold.has_lore(&store, &info.path).unwrap());
+    until("a realisation in the bucket", || cold.lore_to_ask(&store, &info.path).unwrap().is_some());
     assert_eq!(last_copies(&store, &cold, &key).has(&path), path);
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use crate::build::remote::{self, Grid};
 use crate::build::service::{self, BuildService, Defaults};
-use crate::cold::{Cold, LastCopies, Means, Writer};
+use crate::cold::{Cold, LastCopies, Means, Signers, Writer};
 use crate::config::{Config, HttpRead};
 use crate::control;
 use crate::control::builds::BuildControl;
@@ -196,9 +196,8 @@ impl Node {
         let upstreams = Upstreams::open(store.clone(), dir.clone(), builds.derivations(), neighbours.clone(), options);
         if let Some(Opened { mesh, orders, host, .. }) = opened {
             if let Some(cold) = cold.clone().filter(|_| config.cold_last_copies) {
-                let upstreams = upstreams.clone();
-                let believes = Box::new(move |info: &PathInfo| upstreams.believes(info));
-                mesh.rely_on(Arc::new(LastCopies::new(cold, store.clone(), believes)));
+                let signers = Signers::new(dir.clone(), &keys::signing_keys(config)?);
+                mesh.rely_on(Arc::new(LastCopies::new(cold, store.clone(), signers)));
             }
             let runtime = Handle::current();
             let (neighbours, upstreams) = (neighbours.clone(), upstreams.clone());

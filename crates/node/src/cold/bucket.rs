@@ -138,7 +138,7 @@ impl Bucket {
         }
     }
 
-    /// All of an object of at most `len_max` bytes.
+    /// All of an object of at most `len_max` bytes; a longer one is missing.
     pub fn get(&self, object: &str, len_max: usize) -> Result<Bytes, Refusal> {
         self.ask(object, len_max).wait(self)
     }
@@ -150,7 +150,11 @@ impl Bucket {
             // An answer that does not begin is none; one that has begun may be long.
             let got = timeout(ASK_PATIENCE, store.get(&path)).await.map_err(|_| late(ASK_PATIENCE))?;
             let got = got.map_err(refusal)?;
-            let too_long = || Refusal::Failed(format!("'{path}' has more than {len_max} bytes"));
+            // As wrong as any other contents, and not a bucket that fails.
+            let too_long = || {
+                tracing::warn!(object = %path, len_max, "an object of the bucket is too long; it counts as missing");
+                Refusal::Missing
+            };
             if got.meta.size > len_max as u64 {
                 return Err(too_long());
             }

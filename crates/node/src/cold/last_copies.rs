@@ -1,14 +1,14 @@
 //! Which last copies of paths the nodes need not keep, since the bucket has them: asked anew before each is deleted.
 //!
 //! Invariants:
-//! - nothing is let go of that was not found in the bucket just now: a record that is believed, of the very chunks that are
-//!   here, and each pack that it names, as long as it must be;
+//! - nothing is let go of that was not found in the bucket just now: a record that every node with the same signing keys
+//!   believes, of the very chunks and with the signatures that are here, and each pack that it names, as long as it must be;
 //! - whatever cannot be learned keeps the copy;
 //! - a bucket that does not answer holds no collection up: it is left alone for a while then.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +19,8 @@ use shoal_wire::mesh::manifest::ChunkRef;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
 
-use super::{Cold, Pending};
+use super::{Cold, Pending, Signers};
+use crate::session::admission::SIGNATURES_MAX;
 use crate::upstream::Refusal;
 
 /// Records that are asked for at once: with their packs' names they are in memory.
@@ -32,21 +33,45 @@ const REST_MS: u64 = 10_000;
 const ABSENT_MS: u64 = 60_000;
 /// Such paths that are remembered, some 5 MiB.
 const ABSENT_MAX: usize = 65_536;
-/// Questions about the paths of one batch end after this time, and the others stay.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Questions about the paths of one collection end after this time, and the others stay: collections wait for each other.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What is asked sooner than this after the last answer belongs to the same collection.
+const BETWEEN_COLLECTIONS_MS: u64 = 10_000;
 /// A record's object is no longer than this for each chunk, with the name of a pack for each of them, and for all else.
 const CHUNK_LEN_MAX: usize = 96;
+const REFERENCE_LEN_MAX: usize = 256;
 const REST_LEN_MAX: usize = 1 << 20;
-
-pub type Believes = Box<dyn Fn(&PathInfo) -> Result<(), String> + Send + Sync>;
 
 /// Lets go of what the bucket has.
 pub struct LastCopies {
     cold: Arc<Cold>,
     store: Store,
-    believes: Believes,
+    signers: Signers,
     rest_until_ms: AtomicU64,
+    spent: Mutex<Spent>,
     absent: Mutex<HashMap<StorePath, u64>>,
+}
+
+/// How long one collection has waited for answers.
+#[derive(Default)]
+struct Spent {
+    waited_ms: u64,
+    last_ms: u64,
+}
+
+impl Spent {
+    /// When the questions of a batch that begins now end.
+    fn deadline_ms(&mut self, now_ms: u64) -> u64 {
+        if now_ms.saturating_sub(self.last_ms) >= BETWEEN_COLLECTIONS_MS {
+            self.waited_ms = 0;
+        }
+        now_ms + (PATIENCE.as_millis() as u64).saturating_sub(self.waited_ms)
+    }
+
+    fn end(&mut self, since_ms: u64, now_ms: u64) {
+        self.waited_ms += now_ms.saturating_sub(since_ms);
+        self.last_ms = now_ms;
+    }
 }
 
 /// What came of it, since the node started.
@@ -91,18 +116,19 @@ struct Here {
 impl Vault for LastCopies {
     fn has(&self, paths: &[StorePath]) -> Vec<StorePath> {
         let since_ms = self.cold.now_ms();
+        let until_ms = self.spent().deadline_ms(since_ms);
         let mut stay: BTreeMap<Stays, usize> = BTreeMap::new();
         let mut had = Vec::new();
         for some in paths.chunks(RECORDS_AT_ONCE) {
             let now_ms = self.cold.now_ms();
-            let is_late = now_ms.saturating_sub(since_ms) >= PATIENCE.as_millis() as u64;
+            let is_late = now_ms >= until_ms;
             if is_late || now_ms < self.rest_until_ms.load(Ordering::Relaxed) {
-                let why = if is_late { "it is too slow" } else { "it did not answer a moment ago" };
+                let why = if is_late { "it is too slow for so many at once" } else { "it did not answer a moment ago" };
                 let like = stay.keys().find(|known| matches!(known, Stays::Unknown(_))).cloned();
                 *stay.entry(like.unwrap_or_else(|| Stays::Unknown(why.into()))).or_default() += some.len();
                 continue;
             }
-            for (path, found) in self.look(some) {
+            for (path, found) in self.look(some, until_ms) {
                 match found {
                     Ok(()) => had.push(path),
                     Err(why) => {
@@ -114,6 +140,7 @@ impl Vault for LastCopies {
                 }
             }
         }
+        self.spent().end(since_ms, self.cold.now_ms());
         self.tell(had.len(), &stay);
         // What a reader found wrong meanwhile.
         let doubted = self.cold.doubted();
@@ -123,8 +150,13 @@ impl Vault for LastCopies {
 }
 
 impl LastCopies {
-    pub fn new(cold: Arc<Cold>, store: Store, believes: Believes) -> LastCopies {
-        LastCopies { cold, store, believes, rest_until_ms: AtomicU64::new(0), absent: Mutex::default() }
+    pub fn new(cold: Arc<Cold>, store: Store, signers: Signers) -> LastCopies {
+        let (rest_until_ms, spent, absent) = Default::default();
+        LastCopies { cold, store, signers, rest_until_ms, spent, absent }
+    }
+
+    fn spent(&self) -> MutexGuard<'_, Spent> {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell(&self, freed: usize, stay: &BTreeMap<Stays, usize>) {
@@ -139,17 +171,18 @@ impl LastCopies {
     }
 
     /// Whether the bucket has these, few paths.
-    fn look(&self, paths: &[StorePath]) -> Vec<(StorePath, Result<(), Stays>)> {
+    fn look(&self, paths: &[StorePath], until_ms: u64) -> Vec<(StorePath, Result<(), Stays>)> {
         let asked: VecDeque<_> = paths.iter().map(|path| (path.clone(), self.ask(path))).collect();
         let mut judged = Vec::with_capacity(paths.len());
         for (path, asked) in asked {
             let needed = asked.and_then(|(here, pending)| self.judge(&path, &here, pending));
+            let needed = needed.and_then(|needed| self.check_lore(&path, until_ms).map(|()| needed));
             judged.push((path, needed));
         }
         let all: BTreeSet<PackName> =
             judged.iter().filter_map(|(_, needed)| needed.as_ref().ok()).flat_map(BTreeMap::keys).copied().collect();
         let all: Vec<PackName> = all.into_iter().collect();
-        let lens = self.cold.pack_lens(&all, PACK_MS).map_err(|why| self.unanswered(why));
+        let lens = self.cold.pack_lens(&all, PACK_MS, until_ms).map_err(|why| self.unanswered(why));
         let there: Result<HashMap<PackName, u64>, Stays> = lens.map(|lens| all.into_iter().zip(lens).collect());
         let check = |(path, needed): (StorePath, Result<BTreeMap<PackName, u64>, Stays>)| {
             let found =
@@ -168,7 +201,7 @@ impl LastCopies {
         if !is_noted && self.is_absent(path) {
             return Err(Stays::Unwritten);
         }
-        if !self.cold.has_lore(&self.store, path).map_err(|error| unknown(&error))? {
+        if self.cold.lore_to_ask(&self.store, path).map_err(|error| unknown(&error))?.is_none() {
             return Err(Stays::Unwritten);
         }
         let info = self.store.path_info(path).map_err(|error| unknown(&error))?;
@@ -177,7 +210,8 @@ impl LastCopies {
             return Err(Stays::Unknown("it is not valid here any more".into()));
         };
         let here = Here { info, chunks: manifest.chunks };
-        let len_max = (REST_LEN_MAX + here.chunks.len() * CHUNK_LEN_MAX).min(ColdRecord::OBJECT_LEN_MAX);
+        let len_max = REST_LEN_MAX + here.chunks.len() * CHUNK_LEN_MAX + here.info.references.len() * REFERENCE_LEN_MAX;
+        let len_max = len_max.min(ColdRecord::OBJECT_LEN_MAX);
         let pending = self.cold.bucket.ask(&record_object(path.hash_part()), len_max);
         Ok((here, pending))
     }
@@ -199,15 +233,35 @@ impl LastCopies {
         if said_facts != facts {
             return Err(Stays::Wrong("the bucket has other contents under their names"));
         }
-        if let Err(why) = (self.believes)(&said) {
-            self.cold.refuse_record(path.hash_part(), &why);
-            return Err(self.wrong(path, "their records are not believed"));
+        if !self.signers.vouch_for(&said) {
+            self.cold.refuse_record(path.hash_part(), "none of this node's signing keys signed it");
+            return Err(self.wrong(path, "their records are not signed with the mesh's key"));
+        }
+        let has_room = said.signatures.len() < SIGNATURES_MAX;
+        if has_room && !here.info.signatures.is_subset(&said.signatures) {
+            return Err(self.wrong(path, "their records lack signatures that are here"));
         }
         if !record.has_chunks(&here.chunks) {
             self.cold.refuse_record(path.hash_part(), "its chunks are not those of the path");
             return Err(self.wrong(path, "their records do not give their contents"));
         }
         Ok(record.pack_lens())
+    }
+
+    /// Whether the bucket has where outputs came out as this path.
+    fn check_lore(&self, path: &StorePath, until_ms: u64) -> Result<(), Stays> {
+        let lore = self.cold.lore_to_ask(&self.store, path).map_err(|error| Stays::Unknown(format!("{error:#}")))?;
+        for lore in lore.ok_or(Stays::Unwritten)? {
+            if self.cold.now_ms() >= until_ms {
+                return Err(Stays::Unknown("it is too slow".into()));
+            }
+            match self.cold.has_lore(&lore, path, &self.signers.keys) {
+                Ok(true) => {}
+                Ok(false) | Err(Refusal::Missing) => return Err(Stays::Wrong("what outputs came out as is missing")),
+                Err(Refusal::Failed(why)) => return Err(self.unanswered(why)),
+            }
+        }
+        Ok(())
     }
 
     fn check_packs(

@@ -63,23 +63,43 @@ impl Lengths {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its bytes are not what its name says, or not there.
-    pub fn found_wrong(&self, pack: &PackName) {
-        let mut wrong = self.wrong();
-        if wrong.len() <= WRONG_MAX {
-            wrong.insert(*pack);
-        }
+    /// With what was found wrong before.
+    pub fn with_wrong(wrong: BTreeSet<PackName>) -> Lengths {
+        Lengths { wrong: Mutex::new(wrong), ..Lengths::default() }
     }
 
-    /// It was written, or read whole.
-    pub fn found_right(&self, pack: &PackName) {
-        self.wrong().remove(pack);
+    pub fn is_any_wrong(&self, packs: &[PackName]) -> bool {
+        let wrong = self.wrong();
+        packs.iter().any(|pack| wrong.contains(pack))
     }
 }
 
 impl Cold {
-    /// How long packs are, 0 of those that are missing, as the bucket said within the last `age_ms`. Error: it does not say.
-    pub fn pack_lens(&self, packs: &[PackName], age_ms: u64) -> Result<Vec<u64>, String> {
+    /// A pack's bytes are not what its name says, or not there. Known over a restart: nothing else tells of a pack of the
+    /// right length.
+    pub(super) fn found_wrong(&self, pack: &PackName) {
+        let mut wrong = self.lengths.wrong();
+        if wrong.len() <= WRONG_MAX && wrong.insert(*pack) {
+            self.note_wrong(pack, true);
+        }
+    }
+
+    /// It was written, or read whole.
+    pub(super) fn found_right(&self, pack: &PackName) {
+        if self.lengths.wrong().remove(pack) {
+            self.note_wrong(pack, false);
+        }
+    }
+
+    fn note_wrong(&self, pack: &PackName, is_wrong: bool) {
+        if let Err(error) = self.notes.set_wrong(pack, is_wrong) {
+            tracing::warn!("{error:#}");
+        }
+    }
+
+    /// How long packs are, 0 of those that are missing, as the bucket said within the last `age_ms`. Nothing is
+    /// waited for after `until_ms`. Error: it does not say.
+    pub fn pack_lens(&self, packs: &[PackName], age_ms: u64, until_ms: u64) -> Result<Vec<u64>, String> {
         let now_ms = self.now_ms();
         // What was heard at the very start is not heard before it.
         let since_ms = now_ms.saturating_sub(age_ms);
@@ -99,6 +119,9 @@ impl Cold {
                 asked.push_back((index, self.bucket.ask_size(&pack_object(&packs[index]))));
             }
             let Some((index, pending)) = asked.pop_front() else { break };
+            if self.now_ms() >= until_ms {
+                return Err("it is too slow".into());
+            }
             let len = match pending.wait(&self.bucket) {
                 Ok(len) => len,
                 Err(Refusal::Missing) => 0,

@@ -7,15 +7,21 @@ use anyhow::Result;
 use shoal_store::{Lore, Store};
 use shoal_wire::mesh::cold::{LOG_OBJECT_LEN_MAX, log_object, realisation_object, seal, trace_object, unseal};
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
-use shoal_wire::nix::signature::SecretKey;
+use shoal_wire::nix::signature::{SecretKey, TrustedKeys};
 use shoal_wire::nix::store_path::StorePath;
 
-use super::Cold;
+use super::{Cold, Item};
 use crate::session::admission::SIGNATURES_MAX;
 use crate::upstream::{LOG_LEN_MAX, Refusal};
 
 /// One realisation, with what it depends on.
 const REALISATION_LEN_MAX: usize = 1 << 20;
+/// Realisations of one path that the bucket is asked for; a path that came out of more stays.
+const ASKED_MAX: usize = 64;
+/// What unpacking a log may take, as a power of two: no log is packed with more.
+const LOG_WINDOW_LOG_MAX: u32 = 24;
+/// Follows a log that is longer than what is given of it.
+const CUT_LOG: &[u8] = b"\n(the log goes on: this is the first 16 MiB of it)\n";
 
 /// What its object is called.
 pub fn object(lore: &Lore) -> String {
@@ -57,17 +63,43 @@ fn log(store: &Store, derivation: &StorePath) -> Result<Option<Vec<u8>>> {
 }
 
 impl Cold {
-    /// Whether the bucket has where outputs came out as this path, as far as this node is to write it.
-    pub(super) fn has_lore(&self, store: &Store, path: &StorePath) -> Result<bool> {
-        if !self.writes {
-            return Ok(true);
+    /// Where outputs came out as this path, as far as it is not known whether the bucket has it: `None` where that is not
+    /// to be learned by asking.
+    pub(super) fn lore_to_ask(&self, store: &Store, path: &StorePath) -> Result<Option<Vec<Lore>>> {
+        let all = store.lore_of(path)?;
+        if all.len() > ASKED_MAX {
+            return Ok(None);
         }
-        for lore in store.lore_of(path)? {
-            if self.notes.lore(&object(&lore))?.is_none() {
-                return Ok(false);
+        for lore in &all {
+            if self.writes && self.notes.lore(&object(lore))?.is_none() {
+                return Ok(None);
             }
         }
-        Ok(true)
+        Ok(Some(all))
+    }
+
+    /// Whether the bucket has that an output came out as `path`, signed by one of `keys`. What it has not is written again.
+    pub(super) fn has_lore(&self, lore: &Lore, path: &StorePath, keys: &TrustedKeys) -> Result<bool, Refusal> {
+        let is_there = match lore {
+            Lore::Log(_) => return Ok(true),
+            Lore::Realisation(id) => {
+                self.realisation(id).map(|found| found.out_path == *path && found.count_valid_signatures(keys) > 0)
+            }
+            Lore::BuildTrace(key) => self
+                .build_trace(key)
+                .map(|found| found.value.out_path == *path && found.count_valid_signatures(keys) > 0),
+        };
+        match is_there {
+            Ok(true) => return Ok(true),
+            Ok(false) | Err(Refusal::Missing) => {}
+            Err(failed) => return Err(failed),
+        }
+        if let Err(error) = self.notes.forget_lore(&object(lore)) {
+            tracing::warn!("{error:#}");
+        }
+        self.backlog().add(Item::Lore(lore.clone()));
+        self.news.notify_all();
+        Ok(false)
     }
 
     /// What a build of this derivation printed.
@@ -76,9 +108,15 @@ impl Cold {
         let object = self.bucket.get(&name, LOG_OBJECT_LEN_MAX)?;
         let packed = unseal(&object).map_err(|error| self.refuse(&name, &error.to_string()))?;
         let mut log = Vec::new();
-        zstd::stream::read::Decoder::new(packed)
-            .and_then(|decoder| decoder.take(LOG_LEN_MAX as u64).read_to_end(&mut log))
-            .map_err(|error| self.refuse(&name, &error.to_string()))?;
+        let unpack = zstd::stream::read::Decoder::new(packed).and_then(|mut decoder| {
+            decoder.window_log_max(LOG_WINDOW_LOG_MAX)?;
+            decoder.take(LOG_LEN_MAX as u64 + 1).read_to_end(&mut log)
+        });
+        unpack.map_err(|error| self.refuse(&name, &error.to_string()))?;
+        if log.len() > LOG_LEN_MAX {
+            log.truncate(LOG_LEN_MAX);
+            log.extend_from_slice(CUT_LOG);
+        }
         Ok(log)
     }
 

@@ -4,6 +4,7 @@
 //! All of it saves work only. Without the file every path is asked for once, and chunks that the bucket has are written
 //! again where a path needs them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -29,6 +30,8 @@ const CHUNKS: TableDefinition<'static, &[u8; 32], (u64, u32, u32)> = TableDefini
 /// The number of the next pack, under its only key: numbers are given once.
 const NEXT: TableDefinition<'static, &str, u64> = TableDefinition::new("next");
 const NEXT_PACK: &str = "pack";
+/// Packs that were found wrong, until they are found right.
+const WRONG: TableDefinition<'static, &[u8; 32], ()> = TableDefinition::new("wrong");
 
 /// Chunks that are remembered: a TiB of NARs, in somewhat more than a GiB. Beyond it all are forgotten, and sharing begins
 /// anew.
@@ -80,6 +83,7 @@ impl Notes {
         txn.open_table(NUMBERS)?;
         txn.open_table(CHUNKS)?;
         txn.open_table(NEXT)?;
+        txn.open_table(WRONG)?;
         txn.commit()?;
         Ok(database)
     }
@@ -98,6 +102,7 @@ impl Notes {
             txn.delete_table(PACKS)?;
             txn.delete_table(NUMBERS)?;
             txn.delete_table(CHUNKS)?;
+            txn.delete_table(WRONG)?;
             // As they are looked for.
             txn.open_table(DONE)?;
             txn.open_table(UNFIT)?;
@@ -105,6 +110,7 @@ impl Notes {
             txn.open_table(PACKS)?;
             txn.open_table(NUMBERS)?;
             txn.open_table(CHUNKS)?;
+            txn.open_table(WRONG)?;
             Ok(())
         })
     }
@@ -162,10 +168,46 @@ impl Notes {
         })
     }
 
-    /// The bucket does not have this path as it should.
-    pub fn undo(&self, path: &StorePath) -> Result<()> {
+    /// The bucket does not have the path with this hash part as it should.
+    pub fn undo(&self, hash_part: &str) -> Result<()> {
+        let find = || -> Result<Option<String>> {
+            let done = self.database.begin_read()?.open_table(DONE)?;
+            let first = done.range(hash_part..)?.next().transpose()?.map(|(name, _)| name.value().to_string());
+            Ok(first.filter(|name| name.starts_with(hash_part)))
+        };
+        let Some(name) = find().with_context(|| self.what())? else { return Ok(()) };
         self.write(|txn| {
-            txn.open_table(DONE)?.remove(path.base_name())?;
+            txn.open_table(DONE)?.remove(name.as_str())?;
+            Ok(())
+        })
+    }
+
+    /// Packs that were found wrong and not right again.
+    pub fn wrong_packs(&self) -> Result<BTreeSet<PackName>> {
+        let look = || -> Result<BTreeSet<PackName>> {
+            let rows = self.database.begin_read()?.open_table(WRONG)?;
+            let packs = rows.iter()?.map(|row| row.map(|(pack, _)| *pack.value()));
+            Ok(packs.collect::<Result<_, _>>()?)
+        };
+        look().with_context(|| self.what())
+    }
+
+    /// A pack is wrong, or is not any more. The caller keeps their number within a bound.
+    pub fn set_wrong(&self, pack: &PackName, is_wrong: bool) -> Result<()> {
+        self.write(|txn| {
+            let mut wrong = txn.open_table(WRONG)?;
+            match is_wrong {
+                true => wrong.insert(pack, ())?,
+                false => wrong.remove(pack)?,
+            };
+            Ok(())
+        })
+    }
+
+    /// What is to be written under this name was not.
+    pub fn forget_lore(&self, object: &str) -> Result<()> {
+        self.write(|txn| {
+            txn.open_table(LORE)?.remove(object)?;
             Ok(())
         })
     }
@@ -299,6 +341,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_found_wrong_is_known_after_a_restart_until_it_is_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cold.redb");
+        let notes = Notes::open(&file, "b").unwrap();
+        notes.done(&path(1)).unwrap();
+        notes.done(&path(3)).unwrap();
+        for absent in [0, 2, 4] {
+            notes.undo(path(absent).hash_part()).unwrap();
+        }
+        assert_eq!(notes.done_count().unwrap(), 2);
+        notes.undo(path(1).hash_part()).unwrap();
+        notes.set_wrong(&[8; 32], true).unwrap();
+        notes.set_wrong(&[9; 32], true).unwrap();
+        notes.set_wrong(&[8; 32], false).unwrap();
+        drop(notes);
+        let notes = Notes::open(&file, "b").unwrap();
+        assert_eq!(notes.undone(vec![path(1), path(3)]).unwrap(), [path(1)]);
+        assert_eq!(notes.wrong_packs().unwrap(), BTreeSet::from([[9; 32]]));
+    }
+
+    #[test]
     fn what_was_written_beside_paths_is_remembered_for_as_long_as_it_is_here() {
         let dir = tempfile::tempdir().unwrap();
         let notes = Notes::open(&dir.path().join("cold.redb"), "b").unwrap();
@@ -349,8 +412,10 @@ mod tests {
         notes.unfit(&path(2)).unwrap();
         notes.lore_written("logs/a", &[1; 32]).unwrap();
         notes.packed(&[9; 32], [([1; 32], 0, 5)].into_iter()).unwrap();
+        notes.set_wrong(&[8; 32], true).unwrap();
         drop(notes);
         let notes = Notes::open(&file, "c").unwrap();
+        assert!(notes.wrong_packs().unwrap().is_empty());
         assert_eq!(notes.lore("logs/a").unwrap(), None);
         assert_eq!(notes.undone(vec![path(1), path(2)]).unwrap(), [path(1), path(2)]);
         assert_eq!(notes.locate([&[1; 32]].into_iter()).unwrap(), [None]);

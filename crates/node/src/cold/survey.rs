@@ -155,11 +155,11 @@ impl Cold {
         check().inspect_err(|fault| {
             if matches!(fault, Fault::Damaged(_)) {
                 self.forget(pack);
-                self.lengths.found_wrong(pack);
+                self.found_wrong(pack);
             }
         })?;
         if !quick {
-            self.lengths.found_right(pack);
+            self.found_right(pack);
         }
         Ok(())
     }
@@ -218,9 +218,6 @@ impl Cold {
     pub(super) fn write_again(&self, store: &Store, hash_part: &str) -> bool {
         self.doubt(hash_part);
         let Ok(Some(path)) = store.path_from_hash_part(hash_part) else { return false };
-        if let Err(error) = self.notes.undo(&path) {
-            tracing::warn!("{error:#}");
-        }
         self.backlog().add(Item::Path(path));
         self.news.notify_all();
         self.writes

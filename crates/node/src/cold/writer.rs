@@ -17,7 +17,7 @@ use shoal_store::{Lore, Place, Run, Store, StoredFrames};
 use shoal_wire::mesh::cold::{CHUNKS_MAX, ColdRecord, PACK_LEN_MAX, PackName, PackedChunk, pack_object, record_object};
 use shoal_wire::mesh::manifest::ChunkRef;
 use shoal_wire::nix::path_info::PathInfo;
-use shoal_wire::nix::signature::{SecretKey, TrustedKeys};
+use shoal_wire::nix::signature::{SecretKey, Signature};
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 
 use super::claims::Claims;
@@ -25,8 +25,10 @@ use super::lengths::NAMED_MS;
 use super::notes::Packed;
 use super::{Cold, Item, follow, lore};
 use crate::neighbours::Neighbours;
-use crate::session::admission::SIGNATURES_MAX;
 use crate::upstream::Refusal;
+use there::Wanted;
+
+mod there;
 
 /// When it is looked whether another node wrote what it said it would, or whether what could not be read can be.
 const LATER_MS: u64 = 600_000;
@@ -116,13 +118,6 @@ struct Work {
     open: Open,
     backoff: Backoff,
     spread: u8,
-}
-
-/// What the bucket has under the name of a path.
-enum Found {
-    Same,
-    /// Contents that others believe in, and that are not those of this node: somebody may count on them.
-    Other,
 }
 
 /// Why a path is not written now.
@@ -246,9 +241,8 @@ impl Work {
     fn take(&mut self, path: &StorePath) {
         let cold = self.means.cold.clone();
         let is_doubted = cold.doubted().remove(path.hash_part());
-        match self.is_wanted(path, is_doubted) {
-            Ok(true) => {}
-            Ok(false) => return,
+        let wanted = match self.wanted(path, is_doubted) {
+            Ok(wanted) => wanted,
             Err(why) => {
                 if is_doubted {
                     cold.doubt(path.hash_part());
@@ -256,8 +250,13 @@ impl Work {
                 cold.backlog().add(Item::Path(path.clone()));
                 return self.pause_after(&why);
             }
-        }
-        if let Err(skipped) = self.pack(path, is_doubted) {
+        };
+        let taken = match wanted {
+            Wanted::Nothing => Ok(()),
+            Wanted::Signatures(record) => self.sign(*record),
+            Wanted::All(signatures) => self.pack(path, is_doubted, signatures),
+        };
+        if let Err(skipped) = taken {
             self.skip(path, is_doubted, skipped);
         }
     }
@@ -285,71 +284,8 @@ impl Work {
         }
     }
 
-    /// Whether this node is to write it. Error: that cannot be said now.
-    fn is_wanted(&self, path: &StorePath, is_doubted: bool) -> Result<bool, String> {
-        let Means { cold, store, .. } = &self.means;
-        let text = |error: &dyn std::fmt::Display| format!("{error:#}");
-        if !store.is_valid(path).map_err(|error| text(&error))? {
-            return Ok(false);
-        }
-        if !is_doubted && cold.notes.is_done(path).map_err(|error| text(&error))? {
-            return Ok(false);
-        }
-        if !self.claims.claim(path) {
-            cold.backlog().postpone(Item::Path(path.clone()), cold.now_ms() + LATER_MS);
-            return Ok(false);
-        }
-        let found = if is_doubted { Err(Refusal::Missing) } else { self.find(path) };
-        match found {
-            Err(Refusal::Missing) => Ok(true),
-            Ok(Found::Same) => {
-                self.claims.end(path);
-                cold.notes.done(path).map_err(|error| text(&error))?;
-                Ok(false)
-            }
-            Ok(Found::Other) => {
-                self.claims.end(path);
-                tracing::warn!(
-                    path = path.base_name(),
-                    "the bucket has other contents under a name that is here too; the first stay"
-                );
-                cold.notes.unfit(path).map_err(|error| text(&error))?;
-                Ok(false)
-            }
-            Err(Refusal::Failed(why)) => {
-                self.claims.end(path);
-                Err(why)
-            }
-        }
-    }
-
-    /// Missing: what others believe of the path is not there. Anybody may have put something there that has its name.
-    fn find(&self, path: &StorePath) -> Result<Found, Refusal> {
-        let Means { cold, store, dir, keys, believes, .. } = &self.means;
-        let found = cold.record(path.hash_part());
-        if matches!(found, Err(Refusal::Missing)) {
-            // It is written right now.
-            cold.doubted().remove(path.hash_part());
-        }
-        let (record, failed) = (found?, |error: shoal_store::Error| Refusal::Failed(error.to_string()));
-        let Some(info) = store.path_info(path).map_err(failed)? else { return Err(Refusal::Missing) };
-        let said = record.info();
-        let mut own = TrustedKeys::default();
-        keys.iter().for_each(|key| own.insert(key.public()));
-        if said.path != info.path || !(said.is_signed(dir, &own) || believes(&said).is_ok()) {
-            return Err(Refusal::Missing);
-        }
-        if said.nar_hash != info.nar_hash {
-            return Ok(Found::Other);
-        }
-        match store.manifest(path).map_err(failed)? {
-            Some(manifest) if record.has_chunks(&manifest.chunks) => Ok(Found::Same),
-            _ => Err(Refusal::Missing),
-        }
-    }
-
     /// Puts a path's new chunks into the open pack, and has its record wait for it.
-    fn pack(&mut self, path: &StorePath, is_doubted: bool) -> Result<(), Skipped> {
+    fn pack(&mut self, path: &StorePath, is_doubted: bool, signatures: BTreeSet<Signature>) -> Result<(), Skipped> {
         let not_now = |error: shoal_store::Error| Skipped::NotNow(error.to_string());
         let store = self.means.store.clone();
         let info = store.path_info(path).map_err(not_now)?;
@@ -362,7 +298,7 @@ impl Work {
         if frames.frames().len() > CHUNKS_MAX {
             return Err(Skipped::Unfit(format!("it has more than {CHUNKS_MAX} chunks")));
         }
-        self.vouch(&mut info);
+        self.vouch(&mut info, signatures);
         let parts: Vec<(ChunkRef, Place)> = frames.frames().map(|(chunk, place)| (*chunk, *place)).collect();
         let (mut chunks, mut bytes) = (Vec::with_capacity(parts.len()), Vec::new());
         for run in frames.runs(RUN_BYTES) {
@@ -424,7 +360,7 @@ impl Work {
         let cold = self.means.cold.clone();
         let packs: BTreeSet<PackName> = known.iter().flatten().map(|known| known.pack).collect();
         let packs: Vec<PackName> = packs.into_iter().collect();
-        let lens = match cold.pack_lens(&packs, NAMED_MS) {
+        let lens = match cold.pack_lens(&packs, NAMED_MS, u64::MAX) {
             Ok(lens) => lens,
             Err(why) => {
                 self.pause_after(&why);
@@ -448,19 +384,6 @@ impl Work {
         Ok(there)
     }
 
-    /// Adds this node's signatures, without which others could not believe the record. A content address proves itself.
-    fn vouch(&self, info: &mut PathInfo) {
-        if info.ca.is_some() {
-            return;
-        }
-        for key in &self.means.keys {
-            if info.signatures.len() < SIGNATURES_MAX {
-                // Fails only for a path of unknown size, which none is that is stored.
-                let _ = info.sign(&self.means.dir, key);
-            }
-        }
-    }
-
     /// Writes the open pack, and the records that wait for it. `current`: chunks of a path that is being packed.
     fn flush(&mut self, current: &mut [Placed]) -> Result<(), Skipped> {
         let Open { bytes, chunks, waiting, .. } = std::mem::take(&mut self.open);
@@ -472,7 +395,7 @@ impl Work {
         let put = self.put(&pack_object(&name), bytes);
         let noted = put.and_then(|()| {
             cold.written.packs.fetch_add(1, Ordering::Relaxed);
-            cold.lengths.found_right(&name);
+            cold.found_right(&name);
             cold.lengths.note(name, len, cold.now_ms());
             let rows = chunks.into_iter().map(|(hash, (offset, frame_len))| (hash, offset, frame_len));
             cold.notes.packed(&name, rows).map_err(noteless)

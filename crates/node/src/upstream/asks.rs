@@ -338,10 +338,12 @@ impl Asks {
             Ok(Err(why)) => {
                 tracing::debug!(upstream = cache.base(), ?wanted, why, "an upstream's answer is not used")
             }
-            // What was built meanwhile may be there, and by now nowhere else.
-            Err(Refusal::Missing) if cache.is_bucket() => return Heard::Missing,
             Err(Refusal::Missing) => {}
             Err(Refusal::Failed(_)) => return Heard::Failed,
+        }
+        // What was written meanwhile may be there, and by now nowhere else.
+        if cache.is_bucket() {
+            return Heard::Missing;
         }
         state.absent.insert((id, wanted.clone()), (), now_ms);
         Heard::Missing
@@ -396,6 +398,10 @@ impl Asks {
         let hash_part = path.hash_part().to_string();
         if state.offers.get(&hash_part, now_ms).is_some_and(|known| known.upstream() == Some(upstream)) {
             state.offers.forget(&hash_part);
+        }
+        // Who failed to read it does not ask it again; for others one slow answer does not make it absent.
+        if self.caches[upstream].is_bucket() {
+            return;
         }
         state.absent.insert((upstream, Question::Path(hash_part)), (), now_ms);
     }
