@@ -459,3 +459,123 @@ fn what_others_believe_in_is_not_replaced_by_other_contents() {
     assert!(!there.keeps(&second.path));
     assert!(last_copies(&other, &there, &key).has(&[second.path]).is_empty());
 }
+
+/// What a node wrote while it was alone, or under another key, is of no use to the mesh that it joined.
+#[test]
+fn a_record_signed_with_an_older_key_frees_no_last_copy_until_it_is_signed_anew() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let (older, newer) = (SecretKey::generate("alone-1").unwrap(), SecretKey::generate("mesh-1").unwrap());
+    let info = put(&store, 1, &nar(&random(SEED + 7, 1 << 20)));
+    let path = [info.path.clone()];
+    {
+        let _writer = writer(&store, &cold, &older);
+        wait(&cold, 1);
+    }
+    drop((store, cold));
+    let (store, cold) = lab.node("first");
+    assert!(cold.keeps(&info.path));
+    assert!(last_copies(&store, &cold, &newer).has(&path).is_empty());
+    assert!(!cold.notes.is_kept(&info.path).unwrap(), "a note hides that it is to be written again");
+    // As one that trusts what its own key signed before.
+    let mut means = means(&store, &cold, &newer);
+    means.believes = Box::new(|_| Ok(()));
+    let _writer = Writer::start(means).unwrap();
+    wait(&cold, 1);
+    assert_eq!(last_copies(&store, &cold, &newer).has(&path), path);
+    // Those of the older key still believe it, and nothing but the record was written.
+    assert_eq!(cold.record(info.path.hash_part()).unwrap().signatures.len(), 2);
+    assert_eq!(cold.status().written_packs, 0);
+}
+
+#[test]
+fn a_record_that_only_this_node_believes_is_signed_where_it_lies() {
+    let lab = Lab::new();
+    let contents = nar(&random(SEED + 8, 1 << 20));
+    let (store, cold) = lab.node("first");
+    let (lost, own) = (SecretKey::generate("lost-1").unwrap(), SecretKey::generate("own-1").unwrap());
+    let info = put(&store, 1, &contents);
+    {
+        let _writer = writer(&store, &cold, &lost);
+        wait(&cold, 1);
+    }
+    let (other, there) = lab.node("second");
+    put(&other, 1, &contents);
+    let mut means = means(&other, &there, &own);
+    means.believes = Box::new(|_| Ok(()));
+    let _writer = Writer::start(means).unwrap();
+    wait(&there, 1);
+    assert_eq!((there.status().written_paths, there.status().written_packs), (1, 0));
+    assert_eq!(there.record(info.path.hash_part()).unwrap().signatures.len(), 2);
+    assert_eq!(last_copies(&other, &there, &own).has(std::slice::from_ref(&info.path)), [info.path]);
+}
+
+#[test]
+fn a_last_copy_stays_whose_signatures_are_nowhere_else() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let (key, cache) = (SecretKey::generate("mesh-1").unwrap(), SecretKey::generate("cache-1").unwrap());
+    let mut info = put(&store, 1, &nar(b"contents"));
+    let path = [info.path.clone()];
+    let _writer = writer(&store, &cold, &key);
+    wait(&cold, 1);
+    info.sign(&StoreDir::default(), &cache).unwrap();
+    store.add_signatures(&info.path, &Vec::from_iter(info.signatures)).unwrap();
+    let lets_go = last_copies(&store, &cold, &key);
+    assert!(lets_go.has(&path).is_empty());
+    until("a record with both", || lets_go.has(&path) == path);
+    assert_eq!(cold.record(info.path.hash_part()).unwrap().signatures.len(), 2);
+}
+
+#[test]
+fn a_pack_that_was_found_wrong_is_wrong_after_a_restart() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let key = SecretKey::generate("test-1").unwrap();
+    let info = put(&store, 1, &nar(&random(SEED + 9, 1 << 20)));
+    let path = [info.path.clone()];
+    {
+        let _writer = writer(&store, &cold, &key);
+        wait(&cold, 1);
+    }
+    // What a writer wrote for stops with it.
+    drop((store, cold));
+    let (store, cold) = lab.node("first");
+    let pack = cold.record(info.path.hash_part()).unwrap().packs[0];
+    cold.refuse_pack(&pack, info.path.hash_part(), "a chunk in it has other bytes than its name says");
+    drop((store, cold));
+    let (store, cold) = lab.node("first");
+    assert!(!cold.keeps(&info.path));
+    assert!(last_copies(&store, &cold, &key).has(&path).is_empty());
+    let _writer = writer(&store, &cold, &key);
+    wait(&cold, 1);
+    assert_eq!(cold.status().written_packs, 1, "it counted as written");
+    assert_eq!(last_copies(&store, &cold, &key).has(&path), path);
+}
+
+#[test]
+fn a_realisation_that_is_gone_keeps_the_last_copy_and_an_object_that_is_too_long_is_wrong() {
+    let lab = Lab::new();
+    let (store, cold) = lab.node("first");
+    let key = SecretKey::generate("test-1").unwrap();
+    let info = put(&store, 1, &nar(b"contents"));
+    let path = [info.path.clone()];
+    let id = DrvOutput { drv_hash: [1; 32], output: "out".into() };
+    store.add_realisation(&Realisation::new(id, info.path.clone())).unwrap();
+    {
+        let _writer = writer(&store, &cold, &key);
+        wait(&cold, 1);
+        until("a realisation in the bucket", || cold.status().written_realisations == 1);
+    }
+    // What a writer wrote for stops with it.
+    drop((store, cold));
+    let (store, cold) = lab.node("first");
+    let lets_go = last_copies(&store, &cold, &key);
+    assert_eq!(lets_go.has(&path), path);
+    lab.remove(&lab.names("realisations")[0]);
+    assert!(lets_go.has(&path).is_empty());
+    lab.put(&lab.names("paths")[0], vec![0; 2 << 20]);
+    assert!(lets_go.has(&path).is_empty());
+    let _writer = writer(&store, &cold, &key);
+    until("all of it again", || lets_go.has(&path) == path);
+}
