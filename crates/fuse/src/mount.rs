@@ -162,6 +162,10 @@ impl Mount {
         let Kept { device, numbers, beneath } = kept;
         let dir = absolute(dir).map_err(|error| MountError::Directory { dir: dir.to_owned(), error })?;
         let fails = |error| MountError::Mount { dir: dir.clone(), error };
+        // Its connection lives on in mount namespaces that were copied while it was there, as builders' are.
+        if mountinfo::ours_at(&mountinfo::read().map_err(fails)?, &dir).is_none() {
+            return Err(fails(io::Error::new(io::ErrorKind::NotFound, "it was unmounted")));
+        }
         let (numbers, reserved) = Numbers::reopen(numbers).map_err(fails)?;
         let overlay = beneath.map(Overlay::over).transpose().map_err(fails)?;
         let mut parts = Parts::start(source, options, Table::keeping(numbers, reserved), overlay)?;
