@@ -69,7 +69,9 @@ fn the_package_is_installed_used_upgraded_and_purged() {
         (pid != before && debian.property("shoal.service", "ActiveState") == "active").then_some(())
     });
     assert_eq!(debian.property("shoal.socket", "ActiveState"), "active", "the doors stay open");
-    assert!(debian.run("shoal check-config").ok().stdout.contains('3'));
+    let config = debian.run("shoal check-config").ok().stdout;
+    let max_jobs = config.lines().find(|line| line.starts_with("max-jobs")).unwrap_or_default();
+    assert_eq!(max_jobs.split_whitespace().nth(1), Some("3"), "{config}");
     let stored = debian.run("shoal paths").ok().stdout;
     assert!(outputs.iter().all(|path| stored.contains(path.as_str())), "{stored}");
 

@@ -24,6 +24,8 @@ pub(super) mod bring;
 mod conduct;
 pub(super) mod guests;
 mod hearsay;
+#[cfg(test)]
+mod lab;
 mod members;
 mod offer;
 pub(super) mod seconds;

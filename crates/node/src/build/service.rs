@@ -71,7 +71,8 @@ pub struct Config {
     pub signing_keys: Vec<Arc<SecretKey>>,
 }
 
-#[derive(Clone, Debug)]
+/// Without any: no limits, and all cores.
+#[derive(Clone, Debug, Default)]
 pub struct Defaults {
     pub keep_going: bool,
     pub keep_failed: bool,

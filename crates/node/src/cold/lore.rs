@@ -122,23 +122,25 @@ impl Cold {
 
     /// Where an output came out, whoever signed it.
     pub fn realisation(&self, id: &DrvOutput) -> Result<Realisation, Refusal> {
-        let name = realisation_object(id);
-        let object = self.bucket.get(&name, REALISATION_LEN_MAX)?;
-        match Realisation::from_json(&object) {
-            Ok(realisation) if realisation.id == *id => Ok(realisation),
-            Ok(_) => Err(self.refuse(&name, "it is another realisation")),
-            Err(error) => Err(self.refuse(&name, &error.to_string())),
-        }
+        self.outcome(&realisation_object(id), Realisation::from_json, |found| found.id == *id)
     }
 
     /// The same in the form from Nix 2.35 on.
     pub fn build_trace(&self, key: &BuildTraceKey) -> Result<BuildTrace, Refusal> {
-        let name = trace_object(key);
-        let object = self.bucket.get(&name, REALISATION_LEN_MAX)?;
-        match BuildTrace::from_json(&object) {
-            Ok(trace) if trace.key == *key => Ok(trace),
-            Ok(_) => Err(self.refuse(&name, "it is another realisation")),
-            Err(error) => Err(self.refuse(&name, &error.to_string())),
+        self.outcome(&trace_object(key), BuildTrace::from_json, |found| found.key == *key)
+    }
+
+    fn outcome<T, E: std::fmt::Display>(
+        &self,
+        name: &str,
+        read: impl Fn(&[u8]) -> Result<T, E>,
+        is_wanted: impl Fn(&T) -> bool,
+    ) -> Result<T, Refusal> {
+        let object = self.bucket.get(name, REALISATION_LEN_MAX)?;
+        match read(&object) {
+            Ok(found) if is_wanted(&found) => Ok(found),
+            Ok(_) => Err(self.refuse(name, "it is another realisation")),
+            Err(error) => Err(self.refuse(name, &error.to_string())),
         }
     }
 }

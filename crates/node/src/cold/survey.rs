@@ -102,7 +102,8 @@ pub type GoOn<'a> = &'a mut dyn FnMut(&Report) -> bool;
 
 impl Cold {
     /// Reads packs, records and what records give, and compares them with each other, with their names and with hashes of
-    /// NARs. `quick`: only records are read, and lengths compared. What is damaged and here is written again. `believes`: whether a record's signatures do.
+    /// NARs. `quick`: only records are read, and lengths compared. What is damaged and here is written again. `believes`:
+    /// whether a record's signatures do.
     pub fn verify(
         &self,
         store: &Store,

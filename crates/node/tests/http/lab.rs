@@ -212,19 +212,11 @@ fn store_options() -> shoal_store::Options {
 
 /// What takes uploads in, of a node that builds nothing.
 pub fn deposits(store: &Store, dir: &Path, trusted: TrustedKeys, upstreams: Upstreams) -> Arc<Deposits> {
-    let defaults = Defaults {
-        keep_going: false,
-        keep_failed: false,
-        timeout: None,
-        max_silent: None,
-        max_log_bytes: None,
-        cores: 1,
-    };
     let config = Config {
         data_dir: dir.to_owned(),
         machine: Machine { systems: BTreeSet::new(), features: BTreeSet::new() },
         max_jobs: 1,
-        defaults,
+        defaults: Defaults::default(),
         sandbox_shell: None,
         cgroups: shoal_sandbox::cgroups(),
         memory_mib: 1 << 10,

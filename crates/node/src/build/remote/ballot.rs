@@ -97,7 +97,7 @@ impl BuildService {
         state.jobs.get(drv_path).map_or(1, |job| self.quorum(&job.options)) as usize
     }
 
-    /// Whoever wants most votes for a job gets them, unless it runs already and needs none.
+    /// Whoever wants most votes for a job gets them. One that needed none and is being built ends with what that comes to.
     pub(in crate::build) fn raise_quorum(&self, job: &mut Job, options: &BuildOptions) {
         if job.options.quorum >= options.quorum {
             return;

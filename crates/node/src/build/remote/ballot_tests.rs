@@ -1,26 +1,9 @@
 use super::*;
+use crate::build::remote::lab::told;
 
 fn outcome(status: BuildStatus, outputs: &[(&str, u8)]) -> Outcome {
-    let path = |name: &str| StorePath::from_base_name(&format!("{}-{name}", "a".repeat(32))).expect("a path");
-    let output = |&(name, hash): &(&str, u8)| {
-        let built = BuiltOutput { path: path(name), nar_size: 1, nar_hash: [hash; 32] };
-        (name.to_owned(), built)
-    };
-    Outcome {
-        status: status as u8,
-        error: Vec::new(),
-        times_built: 1,
-        is_non_deterministic: false,
-        start_time: 0,
-        stop_time: 0,
-        cpu_user: None,
-        cpu_system: None,
-        outputs: outputs.iter().map(output).collect(),
-        at: None,
-        memory_mib: 0,
-        out_of_memory: false,
-        given_up: false,
-    }
+    let outputs: Vec<(&str, &str, u8)> = outputs.iter().map(|&(name, hash)| (name, name, hash)).collect();
+    told(status as u8, &outputs)
 }
 
 #[test]

@@ -3,11 +3,11 @@ use std::sync::Arc;
 
 use shoal_grid::can_run::Machine;
 use shoal_store::Store;
-use shoal_wire::mesh::builds::BuiltOutput;
 use shoal_wire::nix::derivation::Output;
 use shoal_wire::nix::store_path::StoreDir;
 
 use super::*;
+use crate::build::remote::lab::{self, path};
 use crate::build::service::{Config, Defaults};
 use crate::inputs::Inputs;
 use crate::trees::Trees;
@@ -17,19 +17,11 @@ const LIAR: NodeKey = [9; 32];
 fn service(dir: &std::path::Path) -> Arc<BuildService> {
     let store = Store::open(&dir.join("store"), shoal_store::Options::default()).unwrap();
     let inputs = Arc::new(Inputs::unpacked(Trees::open(store.clone(), dir).unwrap()));
-    let defaults = Defaults {
-        keep_going: false,
-        keep_failed: false,
-        timeout: None,
-        max_silent: None,
-        max_log_bytes: None,
-        cores: 1,
-    };
     let config = Config {
         data_dir: dir.to_owned(),
         machine: Machine { systems: BTreeSet::new(), features: BTreeSet::new() },
         max_jobs: 1,
-        defaults,
+        defaults: Defaults::default(),
         sandbox_shell: None,
         cgroups: shoal_sandbox::cgroups(),
         memory_mib: 1 << 10,
@@ -37,10 +29,6 @@ fn service(dir: &std::path::Path) -> Arc<BuildService> {
         signing_keys: Vec::new(),
     };
     BuildService::start(store, StoreDir::default(), inputs, config).unwrap()
-}
-
-fn path(name: &str) -> StorePath {
-    StorePath::from_base_name(&format!("{}-{name}", "a".repeat(32))).unwrap()
 }
 
 /// Of two outputs with known paths.
@@ -59,24 +47,8 @@ fn two_outputs() -> Resolved {
 }
 
 fn told(status: u8, outputs: &[(&str, &str)]) -> Outcome {
-    let output = |(name, of): &(&str, &str)| {
-        (name.to_string(), BuiltOutput { path: path(of), nar_size: 1 << 20, nar_hash: [7; 32] })
-    };
-    Outcome {
-        status,
-        error: b"because".to_vec(),
-        times_built: 1,
-        is_non_deterministic: false,
-        start_time: 0,
-        stop_time: 0,
-        cpu_user: None,
-        cpu_system: None,
-        outputs: outputs.iter().map(output).collect(),
-        at: None,
-        memory_mib: 0,
-        out_of_memory: false,
-        given_up: false,
-    }
+    let outputs: Vec<(&str, &str, u8)> = outputs.iter().map(|&(name, of)| (name, of, 7)).collect();
+    lab::told(status, &outputs)
 }
 
 /// What is said of a build is an offence where it cannot be, and a success only of the outputs that were asked for.
