@@ -251,8 +251,13 @@ impl Cluster {
 
     /// What waits at the first node from now on.
     pub async fn demand(&self, jobs: u32, slot_s: u64) {
+        self.demand_of(SYSTEM, jobs, slot_s).await;
+    }
+
+    /// The same for machines of another system.
+    pub async fn demand_of(&self, system: &str, jobs: u32, slot_s: u64) {
         let amount = Amount { ready: Work { jobs, slot_s }, ..Amount::default() };
-        let kind = Kind { system: SYSTEM.to_owned(), features: Default::default(), amount };
+        let kind = Kind { system: system.to_owned(), features: Default::default(), amount };
         let demand = Demand::new(vec![kind]);
         let busy = if demand.is_none() { 0 } else { 2 };
         let tell = move |own: &mut shoal_wire::mesh::node_record::NodeRecord| {

@@ -196,3 +196,32 @@ async fn an_api_server_in_trouble_costs_time_only() {
     assert!(operator.said("nothing is wrong") <= 1 && operator.said("cannot watch") <= 2, "what goes on is said once");
     cluster.stop().await;
 }
+
+/// Work for machines of which there are none, and a pod that was evicted with what only it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_can_run_and_who_died_are_said_once_and_nothing_is_lost() {
+    let Some(mut cluster) = Cluster::start().await else { return };
+    cluster.create_set(&QUICK, 3).await;
+    for ordinal in 0..3 {
+        cluster.node(ordinal).await;
+    }
+    let operator = cluster.operator("careful", &[]).await;
+    cluster.until_leader(&operator).await;
+    cluster.demand_of("riscv64-linux", 5, 600).await;
+    cluster.until("it counts them", async || operator.counted("shoal_k8s_unserved_jobs").await == 5).await;
+    cluster.until_ordered(&[1, 2]).await;
+    cluster.stop_node(2).await;
+    cluster.until("it says who died", async || operator.said("do not live: shoal-2;") == 1).await;
+    cluster.drained(1);
+    cluster.until_considered(&operator).await;
+    assert_eq!(cluster.replicas().await, 3, "nobody knows what only the dead one has");
+    assert_eq!((operator.said("no pool can run"), operator.said("do not live")), (1, 1), "what goes on is said once");
+
+    // It comes back with all that it had.
+    cluster.node(2).await;
+    cluster.until("it is well", async || operator.said("nothing is wrong with it any more") == 1).await;
+    cluster.until_ordered(&[1, 2]).await;
+    cluster.drained(2);
+    cluster.until_replicas(1).await;
+    cluster.stop().await;
+}
