@@ -22,7 +22,8 @@ fn exit_codes_tell_what_went_wrong() {
     assert!(bad.stderr.contains("c.toml:2: maxjobs: unknown key; did you mean 'max-jobs'?"), "{bad}");
     config("serve").run().expect_code(64);
     shoal("check-config").env("SHOAL_CORES", "many").run().expect_code(64);
-    at("key show").run().expect_code(1);
+    let keyless = at("key show").run().expect_code(1);
+    assert!(keyless.stderr.contains("shoal serve --data-dir"), "{keyless}");
 }
 
 #[test]

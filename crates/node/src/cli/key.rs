@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::json;
@@ -53,5 +53,9 @@ fn public_keys(config: &Config) -> Result<Vec<String>> {
     if let Some(keys) = running.filter(|keys| !keys.is_empty()) {
         return Ok(keys);
     }
-    Ok(keys::existing_signing_keys(config)?.iter().map(|key| key.public().to_string()).collect())
+    let existing = keys::existing_signing_keys(config).with_context(|| {
+        let dir = config.data_dir.display();
+        format!("no node runs in {dir}, and its keys cannot be read: start one with `shoal serve --data-dir {dir}`, or name another --data-dir")
+    });
+    Ok(existing?.iter().map(|key| key.public().to_string()).collect())
 }

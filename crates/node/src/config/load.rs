@@ -132,6 +132,7 @@ impl Layers {
             (Some(_), None) => ("http-certificate", "http-key"),
             (None, Some(_)) => ("http-key", "http-certificate"),
             (None, None) if self.config.http3 => ("http3", "http-certificate"),
+            _ if self.config.cold_last_copies && self.config.cold.is_none() => ("cold-last-copies", "cold"),
             _ => return,
         };
         let origin = self.origins.get(given).cloned().unwrap_or(Origin::Default);
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_takes_its_key() {
+    fn what_means_something_only_together_is_given_together() {
         errors(
             "\nhttp-certificate = 'c.pem'\n",
             &[],
@@ -325,6 +326,13 @@ mod tests {
             &[],
             expect![[r#"
                 config.toml:1: http3: means nothing without 'http-certificate'; both are needed
+            "#]],
+        );
+        errors(
+            "cold-last-copies = true\n",
+            &[],
+            expect![[r#"
+                config.toml:1: cold-last-copies: means nothing without 'cold'; both are needed
             "#]],
         );
         assert!(with("http-certificate = 'none'\n", &[("SHOAL_HTTP_KEY", "none")], ConfigFlags::default()).is_ok());
