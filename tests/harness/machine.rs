@@ -149,8 +149,11 @@ impl Machine {
 
     /// To whatever is at an address and has this key.
     pub fn ssh_options_to(&self, host: &str, port: u16, host_key: &str) -> String {
-        let known = self.place.join("known_hosts");
-        fs::write(&known, format!("[{host}]:{port} {host_key}\n"))
+        // Nobody finds it empty: clients that were started before read it while the next one's is written.
+        let known = self.place.join(&format!("known_hosts-{host}-{port}"));
+        let draft = known.with_extension(format!("{:?}", std::thread::current().id()));
+        fs::write(&draft, format!("[{host}]:{port} {host_key}\n"))
+            .and_then(|()| fs::rename(&draft, &known))
             .unwrap_or_else(|error| panic!("known_hosts: {error}"));
         format!(
             "-p {port} -i {} -F none -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=yes \
