@@ -147,3 +147,22 @@ fn nodes_whose_clocks_are_minutes_apart_build_together() {
     mesh[1].kill();
     dag.build(&machine, &mesh[0], "again").patience(PATIENCE).ok();
 }
+
+/// Longer than nodes send each other, asked of a node that builds nothing itself.
+#[test]
+fn a_derivation_that_nobody_can_be_sent_fails_at_once_and_says_why() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = start(&machine, 2);
+    let needy = build(&machine, &mesh, "", &["afterLong"]).patience(SILENCE_PATIENCE).fails();
+    println!("refused in {:?}", needy.took);
+    for part in ["too long to be sent to another node", "this one builds nothing", "long.drv"] {
+        assert!(needy.stderr.contains(part), "{part}: {needy}");
+    }
+    // Others of the same request are built.
+    let both = build(&machine, &mesh, "", &["long", "hello"]).arg("--keep-going").fails();
+    assert!(both.stderr.contains("too long to be sent to another node"), "{both}");
+    assert_eq!(has_built(&mesh[1]) + has_built(&mesh[2]), 1, "{both}");
+    // A node that builds does.
+    shapes::build_command(&machine, &mesh[1], Remote::SshNg, "", &["afterLong"]).patience(PATIENCE).ok();
+    goes_on(&machine, &mut mesh, "after");
+}

@@ -58,6 +58,7 @@ rec {
   betaPeeks = run "beta-peeks" "$bb head -c 3 ${alphaLarge} > $out" { requiredSystemFeatures = [ "beta" ]; };
   # Longer than what nodes send each other.
   long = run "long" "$bb wc -c < $textPath > $out" { passAsFile = [ "text" ]; text = builtins.concatStringsSep "" (builtins.genList (i: "all work and no play makes jack a dull boy ") 110000); };
+  afterLong = run "after-long" "$bb cat ${long} > $out" { };
   onAlpha = run "on-alpha" "$bb cat ${alpha} > $out" { };
   beta = run "beta" "echo beta says one; $bb cat ${alpha}; echo beta > $out" { requiredSystemFeatures = [ "beta" ]; };
   alphaAgain = run "alpha-again" "$bb cat ${beta}; echo again > $out" { requiredSystemFeatures = [ "alpha" ]; };

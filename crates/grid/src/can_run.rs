@@ -49,6 +49,9 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |set: &BTreeSet<String>| set.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         match self {
+            Refusal::System { wanted, offered } if offered.is_empty() => {
+                write!(f, "needs a machine of system '{wanted}', this one builds nothing")
+            }
             Refusal::System { wanted, offered } => {
                 write!(f, "needs a machine of system '{wanted}', this one runs {}", list(offered))
             }

@@ -101,6 +101,8 @@ pub struct Candidate<'a, N> {
     /// Bytes of known inputs that are not there.
     pub missing_bytes: u64,
     pub tried: Option<&'a Tried>,
+    /// Why it cannot be asked for this derivation, ever.
+    pub out_of_reach: Option<&'a str>,
 }
 
 /// Why an executor does not take a derivation; the text is for people.
@@ -121,6 +123,8 @@ pub enum Reason {
         exceeded_mib: u64,
         max_mib: u64,
     },
+    /// The derivation cannot be brought there.
+    OutOfReach(String),
     /// Without a time: others are tried first.
     FailedHere {
         again_in_ms: Option<u64>,
@@ -156,7 +160,7 @@ pub fn lasting(executor: &Executor, requirement: &Requirement) -> Option<Reason>
 /// with it yet.
 pub fn passing<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>, has_fresh: bool, now_ms: u64) -> Option<Reason> {
     let (executor, standing) = (candidate.executor, candidate.standing);
-    if let Some(reason) = too_small(executor, ask.exceeded_mib) {
+    if let Some(reason) = never(ask, candidate) {
         return Some(reason);
     }
     let refused = |refused: &Refused| Reason::Refused {
@@ -191,8 +195,19 @@ pub fn lacks_memory(busy: u32, needed_mib: u64, free_mib: u64) -> Option<Reason>
     (busy > 0 && free_mib < needed_mib).then_some(Reason::Memory { needed_mib, free_mib })
 }
 
+/// What keeps an executor that is fit from this one derivation for as long as both are as they are.
+pub fn never<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>) -> Option<Reason> {
+    let out_of_reach = candidate.out_of_reach.map(|why| Reason::OutOfReach(why.to_owned()));
+    out_of_reach.or_else(|| too_small(candidate.executor, ask.exceeded_mib))
+}
+
+/// Whether another try there waits until all others were tried.
+pub fn has_failed<N>(candidate: &Candidate<'_, N>) -> bool {
+    matches!(candidate.tried, Some(Tried::Failed { .. }))
+}
+
 /// Whether a derivation that died with so much memory would die there again.
-pub fn too_small(executor: &Executor, exceeded_mib: u64) -> Option<Reason> {
+fn too_small(executor: &Executor, exceeded_mib: u64) -> Option<Reason> {
     let max_mib = executor.memory_max_mib.filter(|max_mib| exceeded_mib > 0 && *max_mib <= exceeded_mib)?;
     Some(Reason::MemoryMax { exceeded_mib, max_mib })
 }
@@ -233,9 +248,13 @@ pub fn describe<N>(whys: &[(N, impl fmt::Display)], name: impl Fn(&N) -> String)
 }
 
 impl Reason {
-    /// Whether it holds for as long as the executor is as it is: [`lasting`] gives it, or [`too_small`].
+    /// Whether it holds for as long as the executor is as it is: [`lasting`] gives it, or [`never`].
     pub fn lasts(&self) -> bool {
-        matches!(self, Reason::Unfit(_) | Reason::Draining | Reason::NoSlot { slots: 0 } | Reason::MemoryMax { .. })
+        match self {
+            Reason::Unfit(_) | Reason::Draining | Reason::MemoryMax { .. } | Reason::OutOfReach(_) => true,
+            Reason::NoSlot { slots } => *slots == 0,
+            Reason::Memory { .. } | Reason::FailedHere { .. } | Reason::Refused { .. } => false,
+        }
     }
 }
 
@@ -252,6 +271,7 @@ impl fmt::Display for Reason {
             Reason::MemoryMax { exceeded_mib, max_mib } => {
                 write!(f, "too little memory: {exceeded_mib} MiB were not enough, a build gets {max_mib} MiB at most")
             }
+            Reason::OutOfReach(why) => f.write_str(why),
             Reason::FailedHere { again_in_ms: None } => write!(f, "failed here before: others are tried first"),
             Reason::FailedHere { again_in_ms: Some(ms) } => {
                 write!(f, "failed here before: tried again in {} s", ms.div_ceil(1_000))

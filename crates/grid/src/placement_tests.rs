@@ -31,6 +31,7 @@ fn with_candidates<T>(
             standing,
             missing_bytes: *missing_bytes,
             tried: tried.as_ref(),
+            out_of_reach: None,
         })
         .collect();
     then(Ask { requirement: &requirement, memory_mib, exceeded_mib: 0 }, &candidates)
@@ -145,7 +146,14 @@ fn where_it_would_have_no_more_than_it_died_with_it_does_not_go() {
     let requirement = Requirement { system: "x86_64-linux".into(), ..Requirement::default() };
     let standing = Standing::default();
     let (small, large) = (sized(500), sized(501));
-    let candidate = |executor| Candidate { node: &0, executor, standing: &standing, missing_bytes: 0, tried: None };
+    let candidate = |executor| Candidate {
+        node: &0,
+        executor,
+        standing: &standing,
+        missing_bytes: 0,
+        tried: None,
+        out_of_reach: None,
+    };
     let ask = |exceeded_mib| Ask { requirement: &requirement, memory_mib: 2 * exceeded_mib, exceeded_mib };
     let Placement::Nowhere(reasons) = place(ask(500), &[candidate(&small)], 0) else { panic!("it may go there") };
     expect!["0: too little memory: 500 MiB were not enough, a build gets 500 MiB at most"]

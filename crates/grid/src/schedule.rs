@@ -13,6 +13,7 @@
 //! - a job that nobody can take keeps only as many behind it as are looked at in one go, [`LOOK_AHEAD`];
 //! - a job that is lost is placed again, elsewhere while another can run it, at most [`TRIES_MAX`] times in all; one that
 //!   dies for want of memory so too, with twice as much, but never where it would have no more than it died with;
+//! - a job that others cannot be asked for is for one executor alone, and for nobody if that one builds nothing;
 //! - each goal of a request is answered exactly once, and a request without open goals is forgotten;
 //! - a job that no request wants any more is dropped, and stopped if it runs;
 //! - a failure answers every goal above it; without keep-going it ends the whole request.
@@ -20,6 +21,7 @@
 //! An event costs the logarithm of what is known, and a look at the executors that are free.
 
 mod answers;
+mod choosy;
 mod demand;
 mod explain;
 mod jobs;
@@ -158,8 +160,8 @@ pub struct Schedule<K, N = NodeId> {
     seats: Seats<N>,
     queues: Queues,
     requests: BTreeMap<RequestId, Request>,
-    /// Jobs that died for want of memory; few.
-    starved: BTreeSet<u32>,
+    /// Jobs that not everybody who is fit for them can run; few.
+    choosy: BTreeSet<u32>,
     /// Jobs that have a second copy.
     seconds: BTreeSet<u32>,
     next_seq: u64,
@@ -183,7 +185,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             seats: Seats::new(),
             queues: Queues::default(),
             requests: BTreeMap::new(),
-            starved: BTreeSet::new(),
+            choosy: BTreeSet::new(),
             seconds: BTreeSet::new(),
             next_seq: 0,
             next_request: 1,
@@ -385,14 +387,13 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     }
 
     fn make_ready(&mut self, number: u32, actions: &mut Actions<K, N>) {
-        let Some(job) = self.jobs.get_mut(number) else { return };
-        if job.state == State::Waiting && job.waits_for.is_empty() {
-            job.state = State::Ready;
-            if self.queues.class(job.class).able.is_empty() {
-                actions.push(Action::Nowhere { key: job.key.clone() });
-            }
-            self.enter_queue(number);
+        let is_ready = |job: &&mut Job<K>| job.state == State::Waiting && job.waits_for.is_empty();
+        let Some(job) = self.jobs.get_mut(number).filter(is_ready) else { return };
+        job.state = State::Ready;
+        if let Some(job) = self.jobs.get(number).filter(|job| !self.has_place(job, job.exceeded_mib)) {
+            actions.push(Action::Nowhere { key: job.key.clone() });
         }
+        self.enter_queue(number);
     }
 
     fn turn(&self, request: RequestId) -> Option<Turn> {
@@ -495,6 +496,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             standing: &known.standing,
             missing_bytes: job.missing_bytes(seat),
             tried: job.tried(seat),
+            out_of_reach: job.out_of_reach(seat),
         })
     }
 }

@@ -3,6 +3,8 @@ use crate::can_run::Machine;
 use crate::placement::{Executor, FreeMemory, Placement, Reason, Verdict};
 use proptest::prelude::*;
 
+#[path = "schedule_choosy_tests.rs"]
+mod choosy;
 #[path = "schedule_seconds_tests.rs"]
 mod seconds;
 
@@ -485,33 +487,6 @@ fn of_a_large_mesh_the_best_executors_are_remembered() {
     assert_eq!(started, [(1, 0)]);
     let why = schedule.why(&1);
     assert_eq!(why.iter().map(|(node, _)| *node).collect::<Vec<_>>(), (0..WHY_MAX as u8).collect::<Vec<_>>());
-}
-
-#[test]
-fn what_died_for_want_of_memory_goes_only_where_it_gets_more() {
-    let sized = |max_mib| Executor { memory_max_mib: Some(max_mib), ..executor(1) };
-    let mut schedule = mesh(&[(1, sized(500)), (2, sized(2_000))]);
-    let (_, started) = submit(&mut schedule, vec![node(9, &[]), node(1, &[])]);
-    assert_eq!(started, [(9, 1), (1, 2)]);
-    let died = |used_mib| End::OutOfMemory { used_mib };
-    assert!(schedule.is_tried_again(&9, &died(500)) && !schedule.is_tried_again(&9, &died(2_000)));
-    assert_eq!(starts(&schedule.ended(&9, &1, died(500), 0)), [], "the larger one is busy");
-    let Some(Explanation::Place { executors, .. }) = schedule.explain(&9, 0) else { panic!("it waits for no place") };
-    assert_eq!(kinds(executors), [(1, "too-little-memory"), (2, "no-slot")]);
-    assert_eq!(starts(&schedule.ended(&1, &2, DONE, 0)), [(9, 2)]);
-    let ended = schedule.ended(&9, &2, died(2_000), 0);
-    assert!(matches!(ended[..], [Action::Answer { key: 9, answer: Answer::GivenUp { tries: 2 }, .. }]), "{ended:?}");
-    assert_eq!((schedule.running(), schedule.waiting()), (0, 0));
-}
-
-#[test]
-fn what_waits_for_memory_is_told_when_the_last_who_has_it_goes() {
-    let sized = |max_mib| Executor { memory_max_mib: Some(max_mib), ..executor(1) };
-    let mut schedule = mesh(&[(1, sized(500)), (2, sized(2_000))]);
-    submit(&mut schedule, vec![node(9, &[]), node(1, &[])]);
-    schedule.ended(&9, &1, End::OutOfMemory { used_mib: 500 }, 0);
-    assert!(schedule.set_executor(2, None, 0).contains(&Action::Nowhere { key: 9 }));
-    assert!(matches!(schedule.placement(&9, 0), Some(Placement::Nowhere(reasons)) if reasons.len() == 1));
 }
 
 /// A thousand chains of a thousand, and one above them all.

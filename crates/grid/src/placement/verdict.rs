@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use super::{Ask, Candidate, Reason, lasting, passing, rank};
-use crate::placement::Tried;
+use super::{Ask, Candidate, Reason, has_failed, lasting, never, passing, rank};
 
 const MIB: u64 = 1 << 20;
 
@@ -36,7 +35,7 @@ pub fn judge<N: Ord>(ask: Ask<'_>, candidates: &[Candidate<'_, N>], now_ms: u64)
     let has_fresh = candidates
         .iter()
         .zip(&unfit)
-        .any(|(candidate, unfit)| unfit.is_none() && !matches!(candidate.tried, Some(Tried::Failed { .. })));
+        .any(|(candidate, unfit)| unfit.is_none() && never(ask, candidate).is_none() && !has_failed(candidate));
     let kept: Vec<Option<Reason>> = candidates
         .iter()
         .zip(unfit)
@@ -73,6 +72,7 @@ impl Verdict {
             Verdict::Kept(Reason::NoSlot { .. }) => "no-slot",
             Verdict::Kept(Reason::Memory { .. }) => "no-memory",
             Verdict::Kept(Reason::MemoryMax { .. }) => "too-little-memory",
+            Verdict::Kept(Reason::OutOfReach(_)) => "out-of-reach",
             Verdict::Kept(Reason::FailedHere { .. }) => "failed-here",
             Verdict::Kept(Reason::Refused { .. }) => "refused",
         }

@@ -139,7 +139,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
 
     fn forget(&mut self, number: u32) -> Option<Job<K>> {
         let job = self.jobs.remove(number)?;
-        self.starved.remove(&number);
+        self.choosy.remove(&number);
         self.queues.exit(job.class);
         Some(job)
     }

@@ -4,7 +4,7 @@ use std::hash::Hash;
 
 use super::Schedule;
 use super::jobs::{Job, State};
-use crate::placement::{Tried, Verdict, judge, lasting, merits, passing, rank};
+use crate::placement::{Candidate, Verdict, has_failed, judge, lasting, merits, never, passing, rank};
 
 /// Executors of which it is remembered what they were to a job when it was placed: a small mesh whole.
 pub const WHY_MAX: usize = 8;
@@ -67,9 +67,10 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     pub(super) fn choose(&self, number: u32, now_ms: u64) -> Option<Choice> {
         let job = self.jobs.get(number)?;
         let class = self.queues.class(job.class);
-        let failed = |seat: &u32| matches!(job.tried(*seat), Some(Tried::Failed { .. }));
-        let has_fresh = job.tried.is_empty() || !class.able.iter().all(failed);
         let ask = self.ask(job);
+        let is_fresh = |candidate: &Candidate<'_, N>| never(ask, candidate).is_none() && !has_failed(candidate);
+        let has_fresh = job.tried.is_empty()
+            || class.able.iter().filter_map(|&seat| self.candidate(job, seat)).any(|candidate| is_fresh(&candidate));
         let candidates = class.open.iter().filter_map(|&seat| Some((seat, self.candidate(job, seat)?)));
         let free = candidates.filter(|(_, candidate)| passing(ask, candidate, has_fresh, now_ms).is_none());
         let mut ranked: Vec<_> = free.map(|(seat, candidate)| (rank(&candidate), candidate.node, seat)).collect();

@@ -39,6 +39,8 @@ pub(super) struct Job<K> {
     pub memory_mib: u64,
     /// What it had when it died for want of memory, the most of all times.
     pub exceeded_mib: u64,
+    /// The only seat that it may have, and why.
+    pub confined: Option<(u32, String)>,
     /// What it is estimated to take.
     pub estimate_ms: u64,
     /// By what others of its name took.
@@ -72,6 +74,7 @@ impl<K> Job<K> {
             losses: 0,
             memory_mib,
             exceeded_mib: 0,
+            confined: None,
             estimate_ms,
             has_estimate: false,
             second: None,
@@ -132,6 +135,11 @@ impl<K> Job<K> {
 
     pub fn tried(&self, seat: u32) -> Option<&Tried> {
         self.tried.iter().find(|(at, _)| *at == seat).map(|(_, tried)| tried)
+    }
+
+    /// Why it can never run there, whatever is there.
+    pub fn out_of_reach(&self, seat: u32) -> Option<&str> {
+        self.confined.as_ref().filter(|(to, _)| *to != seat).map(|(_, why)| why.as_str())
     }
 
     /// A refusal does not hide that it failed there.

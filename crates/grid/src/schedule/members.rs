@@ -5,7 +5,7 @@ use std::hash::Hash;
 
 use super::jobs::{Job, State};
 use super::{Action, Actions, RequestId, Schedule};
-use crate::placement::{Candidate, Executor, Placement, lasting, passing, place, rank, too_small};
+use crate::placement::{Candidate, Executor, Placement, lasting, never, passing, place, rank};
 
 impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     /// All that may build, by what they say of themselves; others are gone, and what ran there is placed again. Costs
@@ -51,7 +51,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         for key in stranded.into_iter().filter_map(|number| self.jobs.get(number)).map(|job| job.key.clone()) {
             actions.push(Action::Nowhere { key });
         }
-        self.report_starved(&mut actions);
+        self.report_stuck(&mut actions);
         // None runs there any more before the first of them is judged: a request that ends stops what runs.
         let mut gone = Vec::new();
         for seat in seats {
@@ -127,7 +127,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let Some(job) = self.jobs.find(key).and_then(|job| self.jobs.get(job)) else { return Vec::new() };
         let ask = self.ask(job);
         let able = self.queues.class(job.class).able.iter().filter_map(|seat| self.candidate(job, *seat));
-        let able = able.filter(|candidate| too_small(candidate.executor, ask.exceeded_mib).is_none());
+        let able = able.filter(|candidate| never(ask, candidate).is_none());
         let is_kept = |candidate: &Candidate<'_, N>| passing(ask, candidate, true, now_ms).is_some();
         let mut able: Vec<_> =
             able.map(|candidate| (is_kept(&candidate), rank(&candidate), candidate.node.clone())).collect();

@@ -2,18 +2,16 @@
 
 use std::hash::Hash;
 
-use super::jobs::{Job, State};
-use super::{Action, Actions, Answer, End, Schedule, TRIES_MAX};
-use crate::placement::too_small;
+use super::{Actions, Answer, End, Schedule, TRIES_MAX};
 
 impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     pub(super) fn starve(&mut self, number: u32, used_mib: u64, actions: &mut Actions<K, N>) {
         let Some(job) = self.jobs.get_mut(number) else { return };
         job.memory_mib = job.memory_mib.max(used_mib).saturating_mul(2);
         job.exceeded_mib = job.exceeded_mib.max(used_mib);
-        let (exceeded_mib, tries) = (job.exceeded_mib, job.losses + 1);
-        self.starved.insert(number);
-        match self.has_room(number, exceeded_mib) {
+        let tries = job.losses + 1;
+        self.choosy.insert(number);
+        match self.jobs.get(number).is_some_and(|job| self.has_place(job, job.exceeded_mib)) {
             true => self.try_again(number, actions),
             false => self.fail(number, Answer::GivenUp { tries }, actions),
         }
@@ -28,7 +26,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             End::Success { .. } | End::Failed => false,
             End::Refused { .. } => true,
             End::Lost => is_left,
-            End::OutOfMemory { used_mib } => is_left && self.has_room(number, job.exceeded_mib.max(*used_mib)),
+            End::OutOfMemory { used_mib } => is_left && self.has_place(job, job.exceeded_mib.max(*used_mib)),
         }
     }
 
@@ -40,25 +38,5 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     /// Memory that this coordinator's jobs at an executor need between them, as far as is known.
     pub fn memory_at(&self, node: &N) -> u64 {
         self.seats.find(node).map_or(0, |seat| self.seats.get(seat).standing.ours_mib)
-    }
-
-    /// Ready jobs for which no member that is left has memory enough.
-    pub(super) fn report_starved(&self, actions: &mut Actions<K, N>) {
-        let ready = |number: &u32| self.jobs.get(*number).filter(|job| job.state == State::Ready);
-        let starved = self.starved.iter().filter_map(|number| Some((*number, ready(number)?)));
-        let stuck = starved.filter(|(number, job)| self.has_able(job) && !self.has_room(*number, job.exceeded_mib));
-        actions.extend(stuck.map(|(_, job)| Action::Nowhere { key: job.key.clone() }));
-    }
-
-    fn has_able(&self, job: &Job<K>) -> bool {
-        !self.queues.class(job.class).able.is_empty()
-    }
-
-    /// Whether somebody who can run it gives it more than it died with.
-    fn has_room(&self, number: u32, exceeded_mib: u64) -> bool {
-        let Some(job) = self.jobs.get(number) else { return false };
-        let mut able =
-            self.queues.class(job.class).able.iter().filter_map(|seat| self.seats.get(*seat).executor.as_ref());
-        able.any(|executor| too_small(executor, exceeded_mib).is_none())
     }
 }

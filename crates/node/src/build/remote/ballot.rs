@@ -25,6 +25,7 @@ use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 use super::conduct::{Conduct, Heard, is_full};
 use super::guests::By;
 use super::members::speaks;
+use super::offer::TOO_LONG;
 use super::serve;
 use crate::build::execute::{Ended, KillSwitch};
 use crate::build::failure::{Failure, Texts};
@@ -395,10 +396,7 @@ impl Conduct<'_> {
         }
         match self.service.offer(self.grid, &self.work.task, resolved, &self.work.options, self.at) {
             Ok(Some(offer)) => self.hear_offer(offer),
-            Ok(None) => {
-                let text = "the derivation is too long to be sent to another node".to_owned();
-                Heard::Refused(Reason::Unusable, text, 0)
-            }
+            Ok(None) => Heard::Refused(Reason::Unusable, TOO_LONG.into(), 0),
             Err(error) => Heard::Lost(format!("{error:#}")),
         }
     }

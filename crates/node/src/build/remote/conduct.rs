@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::members::{builds, speaks};
+use super::offer::TOO_LONG;
 use super::{Brought, Grid, bring, translate};
 use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
@@ -297,7 +298,11 @@ impl Conduct<'_> {
                     refused(text, is_full(reason).then_some(until))
                 }
             },
-            Ok(None) => refused("the derivation is too long to be sent to another node".into(), None),
+            Ok(None) => {
+                // Nor would any other take it; where this node builds nothing, that is the end of it.
+                self.service.lock().schedule.confine(&self.work.task.drv_path, &HERE, TOO_LONG);
+                refused(TOO_LONG.into(), None)
+            }
             Err(error) => self.lost(&format!("{error:#}")),
         }
     }

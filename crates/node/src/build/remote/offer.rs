@@ -21,6 +21,9 @@ use crate::build::prepare::Resolved;
 use crate::build::request::BuildOptions;
 use crate::build::service::{BuildService, HERE};
 
+/// Why one whose text is longer than [`DERIVATION_LEN_MAX`] is built where it is.
+pub(super) const TOO_LONG: &str = "the derivation is too long to be sent to another node";
+
 /// Where outputs of a job are found that was not built.
 pub(super) struct Elsewhere {
     pub outputs: BTreeMap<String, StorePath>,

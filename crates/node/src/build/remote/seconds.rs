@@ -17,6 +17,7 @@ use shoal_wire::nix::worker::ops::BuildMode;
 
 use super::Grid;
 use super::conduct::{Conduct, Heard};
+use super::offer::TOO_LONG;
 use crate::build::execute::{Ended, KillSwitch};
 use crate::build::failure::Failure;
 use crate::build::feed::{BuildEvent, JobId};
@@ -135,7 +136,7 @@ fn conduct(service: &Arc<BuildService>, grid: &Grid, work: &Work) -> (Ended, End
     let conduct = Conduct { service, grid, work, at: work.at, announced, follows, is_mute: true };
     let offer = match service.offer(grid, &work.task, &resolved, &work.options, work.at) {
         Ok(Some(offer)) => offer,
-        Ok(None) => return unsuccessful(service, "the derivation is too long to be sent to another node"),
+        Ok(None) => return unsuccessful(service, TOO_LONG),
         Err(error) => return unsuccessful(service, &format!("{error:#}")),
     };
     match conduct.hear_offer(offer) {
