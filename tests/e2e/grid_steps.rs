@@ -13,6 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// At 3 MiB a second, moved twice.
 const IMAGE_LEN: usize = 5 << 20;
 const SMALL: Dag = Dag { nodes: 30, seed: 3, nap_ms: 150 };
+/// Requests whose client ends before anybody has seen them in a step that is short, on a busy machine.
+const TRIES_MAX: u64 = 5;
 const ENTRIES: usize = 4;
 const EXECUTORS: usize = 4;
 
@@ -20,6 +22,14 @@ const EXECUTORS: usize = 4;
 struct Cast {
     machine: Machine,
     mesh: Mesh,
+}
+
+/// A request in one of its steps, of which the executor `at` has the derivation.
+struct Seen {
+    client: Running,
+    request: u64,
+    entry: usize,
+    at: usize,
 }
 
 impl Cast {
@@ -64,27 +74,32 @@ impl Cast {
         self.run("nix-build", entry, request).arg("--no-out-link")
     }
 
-    /// A client of the first entry that lives, and which entry that is, when its derivation is in `step`; with the
-    /// executor that has it.
-    fn until(&self, request: u64, step: &str) -> (Running, usize, usize) {
+    /// A request of the first entry that lives when its derivation is in `step`; one of [`TRIES_MAX`] with numbers from
+    /// that of `kind` on.
+    fn until(&self, kind: u64, step: &str) -> Seen {
         let entry = (0..ENTRIES).find(|node| self.mesh[*node].runs()).expect("an entry");
+        let first = kind * TRIES_MAX;
+        let seen = (first..first + TRIES_MAX).find_map(|request| self.see(entry, request, step));
+        seen.unwrap_or_else(|| panic!("{TRIES_MAX} requests have ended before one was seen in this step: {step}"))
+    }
+
+    /// Asks an entry, and looks on until the derivation is in `step`. `None` if it has ended unseen.
+    fn see(&self, entry: usize, request: u64, step: &str) -> Option<Seen> {
         let drv = self.run("nix-instantiate", entry, request).ok().text().to_string();
         let mut client = self.build(entry, request).start();
+        let mut placed = None;
         let at = wait_for(step, PATIENCE, || {
-            assert!(!client.has_ended(), "it has ended before it was seen in this step: {step}");
-            let executors = ENTRIES..self.mesh.nodes.len();
-            let mut running = executors.filter(|node| self.mesh[*node].runs());
-            // Of the last steps only the executor knows which it is in.
-            let is_there = |node: &Node| state(node, &drv).as_deref() == Some(step);
-            match step {
-                "copies" => {
-                    let at = self.placed(entry, &drv)?;
-                    is_there(&self.mesh[entry]).then_some(at)
-                }
-                _ => running.find(|node| is_there(&self.mesh[*node])),
+            if client.has_ended() {
+                assert!(client.wait(PATIENCE).success(), "request {request} failed");
+                return Some(None);
             }
-        });
-        (client, entry, at)
+            placed = placed.or_else(|| self.placed(entry, &drv));
+            let at = placed?;
+            // Of the last steps only the executor knows which it is in, and of the copies the entry.
+            let knows = if step == "copies" { entry } else { at };
+            (state(&self.mesh[knows], &drv).as_deref() == Some(step)).then_some(Some(at))
+        })?;
+        Some(Seen { client, request, entry, at })
     }
 
     /// Which executor the entry says it is at.
@@ -118,8 +133,8 @@ fn state(node: &Node, drv: &str) -> Option<String> {
 #[test]
 fn an_entry_and_an_executor_may_die_in_each_step() {
     let mut cast = Cast::new();
-    for (request, step) in [(1, "fetches-inputs"), (2, "stores"), (3, "copies")] {
-        let (client, entry, _) = cast.until(request, step);
+    for (kind, step) in [(1, "fetches-inputs"), (2, "stores"), (3, "copies")] {
+        let Seen { client, request, entry, .. } = cast.until(kind, step);
         cast.mesh[entry].kill();
         let finished = client.finish(PATIENCE);
         assert!(!finished.status.success(), "its link is broken: {finished}");
@@ -127,8 +142,8 @@ fn an_entry_and_an_executor_may_die_in_each_step() {
         println!("entry n{entry} killed when its build {step}: {:?}", finished.took);
         assert_eq!(cast.hash(&finished), cast.expected(request), "{step}");
     }
-    for (request, step) in [(4, "fetches-inputs"), (5, "stores"), (6, "copies")] {
-        let (client, _, at) = cast.until(request, step);
+    for (kind, step) in [(4, "fetches-inputs"), (5, "stores"), (6, "copies")] {
+        let Seen { client, request, at, .. } = cast.until(kind, step);
         cast.mesh[at].kill();
         let finished = client.finish(PATIENCE).expect_code(0);
         println!("executor n{at} killed when it {step}: {:?}", finished.took);

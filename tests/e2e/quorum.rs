@@ -8,6 +8,7 @@ use shoal_tests::{Machine, Mesh, Nix, Node, Remote, built, shapes};
 use crate::grid::has_built;
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
+const CLIENT_PATIENCE: Duration = Duration::from_secs(120);
 
 by_each_version!(
     checks_run_on_a_node_that_did_not_build,
@@ -145,14 +146,14 @@ fn a_voter_that_dies_is_replaced() {
     let machine = Machine::new(&Nix::newest());
     let mut mesh = Mesh::start_with(4, &[&machine], &["--build-quorum", "2"]);
     let start = counts(&mesh);
-    let client = shapes::build_command(&machine, &mesh[0], Remote::SshNg, "", &["brief"]).start();
+    let client = shapes::build_command(&machine, &mesh[0], Remote::SshNg, "", &["lasting"]).start();
     let voters = |mesh: &Mesh| -> Vec<usize> {
         (0..mesh.nodes.len()).filter(|node| mesh[*node].runs() && !mesh[*node].builders().is_empty()).collect()
     };
     let first = wait_for("two builders", START_PATIENCE, || Some(voters(&mesh)).filter(|voters| voters.len() == 2));
     let killed = first.into_iter().find(|node| *node != 0).expect("one of two is not the first node");
     mesh[killed].kill();
-    let finished = client.finish(START_PATIENCE);
+    let finished = client.finish(CLIENT_PATIENCE);
     assert!(finished.status.success(), "{finished}");
     let live = (0..mesh.nodes.len()).filter(|node| *node != killed);
     let built = live.filter(|node| has_built(&mesh[*node]) > start[*node]).count();

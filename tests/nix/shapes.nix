@@ -26,12 +26,13 @@ rec {
   afterBrief = run "after-brief" "echo begun; $bb sleep 2; $bb cat ${brief} > $out" { };
   # Takes its time where a build has more than one CPU.
   paced = run "paced" "echo begun; [ $NIX_BUILD_CORES = 1 ] || $bb sleep 4; echo done > $out" { };
+  leisurely = run "leisurely" "echo begun; $bb sleep 8; echo done > $out" { };
   lasting = run "lasting" "echo begun; $bb sleep 20; echo done > $out" { };
   # Says two hundred words, ten a breath.
   talks = run "talks" "for word in $($bb seq 0 199); do echo word $word; [ $((word % 10)) != 0 ] || $bb sleep 0.2; done; echo said > $out" { };
   # Work for several nodes.
   naps = map (i: run "nap-${toString i}" "echo nap ${toString i}; $bb sleep 0.5; echo ${toString i} > $out" { }) (builtins.genList (i: i) 20);
-  slow = map (i: run "slow-${toString i}" "echo slow ${toString i}; $bb sleep 5; echo ${toString i} > $out" { }) (builtins.genList (i: i) 3);
+  slow = map (i: run "slow-${toString i}" "echo slow ${toString i}; $bb sleep 10; echo ${toString i} > $out" { }) (builtins.genList (i: i) 3);
   # Each layer needs all of the one before.
   mat = builtins.foldl' (below: layer: map (i: run "mat-${toString layer}-${toString i}" "$bb sleep 0.2; $bb mkdir $out; $bb cat ${builtins.concatStringsSep " " (map (dep: "${dep}/text") below)} > $out/text || :; echo ${toString i} ${toString below} >> $out/text" { }) (builtins.genList (i: i) 3)) [ ] (builtins.genList (i: i) 4);
   teapot = run "teapot" "echo > $out" { requiredSystemFeatures = [ "teapot" ]; };
