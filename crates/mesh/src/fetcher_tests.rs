@@ -176,14 +176,15 @@ async fn who_falls_silent_in_the_middle_is_dropped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_was_cut_goes_on_where_it_was() {
     let there = store();
-    let contents = sample(4, 40 * MIB);
+    let contents = sample(4, 20 * MIB);
     let path = add(&there.store, "resumed", &contents);
     let record = record(&there.store, &path);
-    let (cut, _) = Host::honest(&there.store, ServerLimits { upload_bytes_per_s: Some(20_000_000) }).await;
+    // Two seconds are left when it is cut.
+    let (cut, _) = Host::honest(&there.store, ServerLimits { upload_bytes_per_s: Some(4_000_000) }).await;
     let (other, server) = Host::honest(&there.store, ServerLimits::default()).await;
     let (fetcher, here, _) = fetcher(&[&cut, &other]).await;
     let fetching = fetcher.begin(want(&record, &[&cut]));
-    while fetching.progress().moved_bytes < contents.len() as u64 * 9 / 10 {
+    while fetching.progress().moved_bytes < contents.len() as u64 * 6 / 10 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     drop(cut);
@@ -192,7 +193,7 @@ async fn a_transfer_that_was_cut_goes_on_where_it_was() {
     assert!(here.store.paths().unwrap().is_empty());
     let fetched = fetcher.fetch(want(&record, &[&other])).await.unwrap();
     let moved = fetched.moved_bytes as f64 / contents.len() as f64;
-    assert!(moved <= 0.11, "{moved} of it moved after the cut; {:?}", server.served());
+    assert!(moved <= 0.42, "{moved} of it moved after the cut; {:?}", server.served());
     commit(&here.store, &path, fetched);
     assert_eq!(export(&here.store, &path).unwrap(), contents);
 }
@@ -249,18 +250,22 @@ async fn concurrent_wants_move_each_chunk_once() {
 async fn another_copy_yields_to_a_client_who_waits() {
     let there = store();
     let big = add(&there.store, "big", &sample(80, 40 * MIB));
-    let small = add(&there.store, "small", &sample(81, 2 * MIB));
+    let small = add(&there.store, "small", &sample(81, 8 * MIB));
     let (host, _server) = Host::honest(&there.store, ServerLimits { upload_bytes_per_s: Some(4_000_000) }).await;
     let (fetcher, _here, _) = fetcher(&[&host]).await;
     let copy = fetcher.begin(Want { urgency: Urgency::Replication, ..want(&record(&there.store, &big), &[&host]) });
     while copy.progress().moved_bytes < MIB as u64 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let began = Instant::now();
-    fetcher.fetch(want(&record(&there.store, &small), &[&host])).await.unwrap();
-    // Alone it takes half a second; what was asked for before it may be on its way.
-    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
-    assert!(copy.progress().moved_bytes < 20 * MIB as u64);
+    let fetching = fetcher.begin(want(&record(&there.store, &small), &[&host]));
+    while fetching.progress().moved_bytes == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let before = copy.progress().moved_bytes;
+    fetching.wait().await.unwrap();
+    // What was asked for before it may be on its way: half a second of it. Half of all would be 8 MiB.
+    let meanwhile = copy.progress().moved_bytes - before;
+    assert!(meanwhile < 4 * MIB as u64, "{meanwhile} bytes of the copy moved while a client waited");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -229,7 +229,7 @@ fn network_is_loopback_only(world: &World) {
         world,
         "grep -c : /proc/net/dev; ifconfig lo | grep -oE 'inet6? addr:.*|UP LOOPBACK RUNNING'; \
          ping -c 1 -W 1 127.0.0.1 > /dev/null 2>&1; echo hello | nc -l -p 4000 127.0.0.1 & \
-         sleep 0.2; nc 127.0.0.1 4000 < /dev/null",
+         tries=500; until nc 127.0.0.1 4000 < /dev/null 2> /dev/null || [ $((tries -= 1)) = 0 ]; do sleep 0.02; done",
         expect![[r#"
             1
             inet addr:127.0.0.1  Mask:255.0.0.0

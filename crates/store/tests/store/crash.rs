@@ -7,9 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const ROUNDS: u64 = 32;
+
+/// Until a victim has opened its store, on a busy machine.
+const READY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Set for the process that is to be killed: the store's directory.
 const VICTIM_DIR: &str = "SHOAL_TEST_VICTIM_DIR";
@@ -90,13 +93,21 @@ fn start(dir: &Path, seed: u64) -> Child {
     victim.spawn().expect("start the victim")
 }
 
+/// When a victim is killed.
+enum Moment {
+    /// So long after its start, whatever it does then.
+    Started(Duration),
+    /// So long after it began to work.
+    AtWork(Duration),
+}
+
 /// Lets a victim work for a while and kills it. Returns what it had said.
-fn run_and_kill(dir: &Path, seed: u64, delay: Duration) -> Acknowledged {
+fn run_and_kill(dir: &Path, seed: u64, moment: &Moment) -> Acknowledged {
     let mut child = start(dir, seed);
     let stdout = child.stdout.take().expect("stdout");
+    let (ready, is_ready) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
         let mut said = Acknowledged::default();
-        let mut ready = None;
         // A last line that was cut by the kill is not said.
         for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).into_owned();
@@ -105,7 +116,8 @@ fn run_and_kill(dir: &Path, seed: u64, delay: Duration) -> Acknowledged {
             };
             let mut words = line.split(' ');
             match (words.next(), words.next(), words.next()) {
-                (Some("ready"), ..) => ready = Some(Instant::now()),
+                // Nobody may wait for it.
+                (Some("ready"), ..) => drop(ready.send(())),
                 (Some("collect"), ..) => said.collecting = true,
                 (Some(what), Some(path), Some(hash)) if hash.len() == 64 => {
                     let list = if what == "rooted" { &mut said.rooted } else { &mut said.committed };
@@ -114,14 +126,20 @@ fn run_and_kill(dir: &Path, seed: u64, delay: Duration) -> Acknowledged {
                 _ => {}
             }
         }
-        (said, ready.is_some())
+        said
     });
-    std::thread::sleep(delay);
+    let delay = match moment {
+        Moment::Started(delay) => delay,
+        Moment::AtWork(delay) => {
+            is_ready.recv_timeout(READY_PATIENCE).expect("a victim that opens its store");
+            delay
+        }
+    };
+    std::thread::sleep(*delay);
     child.kill().expect("kill");
     let status = child.wait().expect("wait");
     assert!(!status.success(), "the victim ended by itself");
-    let (said, _ready) = reader.join().expect("reader");
-    said
+    reader.join().expect("reader")
 }
 
 #[test]
@@ -132,8 +150,11 @@ fn killed_at_any_moment() {
     let mut total = 0;
     for round in 0..ROUNDS {
         // Most die at work; some while they recover from the round before.
-        let delay = Duration::from_millis(if rng.below(5) == 0 { rng.below(60) } else { 60 + rng.below(400) });
-        let said = run_and_kill(dir.path(), rng.next(), delay);
+        let moment = match rng.below(5) {
+            0 => Moment::Started(Duration::from_millis(rng.below(60))),
+            _ => Moment::AtWork(Duration::from_millis(rng.below(400))),
+        };
+        let said = run_and_kill(dir.path(), rng.next(), &moment);
         rooted.extend(said.rooted.clone());
         total += said.committed.len();
         let store = Store::open(dir.path(), small_options()).expect("open after a kill");
