@@ -205,7 +205,9 @@ fn a_mesh_writes_each_path_once_and_a_new_member_reads_it() {
     let wanted = shapes::build_on(&machine, &mesh[0], Remote::SshNg, &["chain", "twice"]);
     let all: BTreeSet<String> = mesh[0].valid().union(&mesh[1].valid()).cloned().collect();
     wait_for("paths in the bucket", WRITTEN_PATIENCE, || (bucket.objects("paths").len() >= all.len()).then_some(()));
-    let written: u64 = mesh.nodes.iter().map(|node| cold(node)["written_paths"].as_u64().unwrap()).sum();
+    // Whose write it was counts it when it has heard of its end.
+    let count = || mesh.nodes.iter().map(|node| cold(node)["written_paths"].as_u64().unwrap()).sum();
+    let written: u64 = wait_for("writes", WRITTEN_PATIENCE, || Some(count()).filter(|sum| *sum >= all.len() as u64));
     assert_eq!(written, all.len() as u64, "{:?}", mesh.nodes.iter().map(cold).collect::<Vec<_>>());
     // One more node, by a ticket: it believes what the mesh's keys signed. Then the others are gone for good.
     mesh.add(&[&machine], &flags);

@@ -89,7 +89,7 @@ fn killed_while_builds_run() {
 fn a_build_outlives_its_node() {
     let machine = Machine::new(&Nix::newest());
     let mut node = Node::start(&[&machine]);
-    let client = shapes::build_command(&machine, &node, Remote::SshNg, "", &["brief"]).start();
+    let client = shapes::build_command(&machine, &node, Remote::SshNg, "", &["leisurely"]).start();
     shoal_tests::command::wait_for("a build that runs", CLIENT_PATIENCE, || {
         (!node.builders().is_empty()).then_some(())
     });
@@ -97,8 +97,8 @@ fn a_build_outlives_its_node() {
     assert!(!client.finish(CLIENT_PATIENCE).status.success());
     node.start_again();
     shoal_tests::command::wait_for("the adopted build's output", CLIENT_PATIENCE, || {
-        valid(&node).iter().any(|path| path.ends_with("-brief")).then_some(())
+        valid(&node).iter().any(|path| path.ends_with("-leisurely")).then_some(())
     });
-    let again = shapes::build_command(&machine, &node, Remote::SshNg, "", &["brief"]).ok();
+    let again = shapes::build_command(&machine, &node, Remote::SshNg, "", &["leisurely"]).ok();
     assert!(!again.stderr.contains("building '"), "{again}");
 }

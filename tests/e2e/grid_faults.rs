@@ -10,8 +10,8 @@ use shoal_tests::{Cmd, Dag, Machine, Mesh, Nix, Node, Remote, built, clocks, pla
 use crate::grid::has_built;
 
 const PATIENCE: Duration = Duration::from_secs(120);
-/// From silence to a build elsewhere: an executor that says nothing for ten seconds is taken for dead.
-const SILENCE_PATIENCE: Duration = Duration::from_secs(60);
+/// For twenty builds, of which the first are silent: an executor that says nothing for ten seconds is taken for dead.
+const SILENCE_PATIENCE: Duration = Duration::from_secs(180);
 /// Starts of a derivation whose node dies each time, before it is given up.
 const TRIES_MAX: usize = 5;
 /// Of the executor whose disk is small; the derivation wants more.

@@ -7,7 +7,7 @@ use shoal_tests::mesh::{invite, peers};
 use shoal_tests::{Machine, Nix, Node, Remote, shapes};
 
 /// Two nodes that find each other, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `node` knows `count` nodes to be there, itself among them.
 fn wait_for_nodes(node: &Node, count: usize) {

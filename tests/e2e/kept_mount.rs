@@ -128,7 +128,7 @@ fn a_mount_goes_when_no_node_comes_back_for_it() {
     }
     let machine = Machine::new(&Nix::newest());
     let point = MountPoint::new();
-    let mut node = Node::start_with(&[&machine], &["--mount", point.dir.to_str().unwrap(), "--mount-keep", "2s"]);
+    let mut node = Node::start_with(&[&machine], &["--mount", point.dir.to_str().unwrap(), "--mount-keep", "6s"]);
     if cannot_keep(&node) {
         return skip("this kernel lets no mount outlive its node");
     }

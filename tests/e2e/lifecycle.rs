@@ -12,7 +12,7 @@ use shoal_tests::command::{Running, wait_for};
 use shoal_tests::node::program;
 use shoal_tests::{Cmd, Machine, Nix, Node, Place, Remote, shapes};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn ready_json_says_where_the_node_listens_and_goes_with_it() {

@@ -10,7 +10,7 @@ use shoal_tests::command::{Running, wait_for};
 use shoal_tests::{Machine, Nix, Node, Remote, shapes};
 
 /// From being asked to stop to the end of a builder.
-const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
+const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node, a machine whose Nix makes derivations for it, and some of them.
@@ -61,10 +61,11 @@ fn builds_without_a_nix_client() {
 
 #[test]
 fn a_request_that_nobody_waits_for_is_built() {
-    let (node, _machine, [brief, fails]) = with_derivations(["brief", "fails"]);
-    let id = node.shoal("build --detach").arg(&brief).ok().text().to_string();
+    let (node, _machine, [sleeps, brief, fails]) = with_derivations(["sleeps", "brief", "fails"]);
+    let id = node.shoal("build --detach").arg(&sleeps).ok().text().to_string();
     let running = in_state(&node, "detached").expect("it is listed");
     assert_eq!(running["id"].to_string(), id, "{running}");
+    node.shoal("build --detach").arg(&brief).ok();
     let ended = wait_for("a build that ended", PATIENCE, || in_state(&node, "detached, built"));
     let out = ended["results"][0]["outputs"]["out"].as_str().unwrap();
     assert!(node.valid().contains(out), "{ended}");

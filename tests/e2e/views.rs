@@ -88,22 +88,22 @@ fn when_the_node_that_serves_a_view_is_killed_the_build_succeeds_elsewhere() {
 fn a_build_begins_before_its_inputs_have_come_and_ends_when_what_it_refers_to_has() {
     let machine = Machine::new(&Nix::newest());
     let mut mesh = Mesh { nodes: Vec::new() };
-    mesh.add(&[&machine], &["--no-build", "--copies", "1", "--mesh-upload-rate", "2MiB"]);
+    mesh.add(&[&machine], &["--no-build", "--copies", "1", "--mesh-upload-rate", "1MiB"]);
     mesh.add(&[&machine], &["--copies", "1", LAZY[0], LAZY[1]]);
     mesh.wait_until_whole();
     if cannot_show(&mesh[1]) {
         return skip("no views here; 'shoal doctor' says why");
     }
     let image = machine.path("image");
-    fs::write(&image, Random::of(7).noise(24 << 20)).unwrap();
+    fs::write(&image, Random::of(7).noise(18 << 20)).unwrap();
     let file = place::repository().join("tests/nix/peeks.nix").display().to_string();
     let (busybox, image) = (machine.nix.busybox().display().to_string(), image.display().to_string());
     let args = [file.as_str(), "--arg", "busybox", &busybox, "--arg", "image", &image].map(String::from);
     let build = |attribute: &str| machine.build(&mesh[0], Remote::SshNg, &args, &[attribute]).patience(PATIENCE).ok();
     let has_image = || mesh[1].valid().iter().any(|path| path.ends_with("-image"));
     let peeked = build("peeks");
-    println!("a build that reads 3 bytes of 24 MiB: {:?}", peeked.took);
-    assert!(!has_image(), "12 s of upload cannot be over");
+    println!("a build that reads 3 bytes of 18 MiB: {:?}", peeked.took);
+    assert!(!has_image(), "18 s of upload cannot be over");
     let kept = build("keeps");
     println!("one that refers to them: {:?}", kept.took);
     assert!(has_image());
@@ -115,7 +115,7 @@ fn a_build_begins_before_its_inputs_have_come_and_ends_when_what_it_refers_to_ha
 fn what_a_coordinator_builds_itself_begins_before_its_inputs_have_come_too() {
     let machine = Machine::new(&Nix::newest());
     let mut mesh = Mesh { nodes: Vec::new() };
-    mesh.add(&[&machine], &["--feature", "alpha", "--copies", "1", "--mesh-upload-rate", "2MiB"]);
+    mesh.add(&[&machine], &["--feature", "alpha", "--copies", "1", "--mesh-upload-rate", "1MiB"]);
     mesh.add(&[&machine], &["--feature", "beta", "--copies", "1", LAZY[0], LAZY[1]]);
     mesh.wait_until_whole();
     if cannot_show(&mesh[1]) {
@@ -124,7 +124,7 @@ fn what_a_coordinator_builds_itself_begins_before_its_inputs_have_come_too() {
     let finished = build(&machine, &mesh[1], "betaPeeks").ok();
     assert!(mesh[1].valid().contains(&built(&finished)[0]), "{finished}");
     let has_input = mesh[1].valid().iter().any(|path| path.ends_with("-alpha-large"));
-    assert!(!has_input, "12 s of upload cannot be over: {finished}");
+    assert!(!has_input, "24 s of upload cannot be over: {finished}");
 }
 
 /// What the view of a build waited for, of all that was read in it.

@@ -280,7 +280,7 @@ async fn a_thousand_silent_connections_matter_to_nobody() {
     let start = Instant::now();
     echoes(&mut lab.socket().await).await;
     echoes_over_ssh(&lab.connection().await).await;
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     lab.until("only who speaks has a thread", |lab| lab.sessions.running() == 0).await;
 }
 

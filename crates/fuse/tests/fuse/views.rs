@@ -154,7 +154,9 @@ fn a_view_of_a_thousand_paths_is_there_at_once() {
     assert_eq!(listed(&shown, "").len(), 1000);
     let again = (0..20).map(|_| view().0).min().unwrap();
     println!("1,000 paths: {first:?} when nothing is known of them, then {again:?}");
-    assert!(again < Duration::from_millis(10), "{again:?}");
+    assert!(again < first / 5, "{first:?}, then {again:?}");
+    // As it is when it is used, and not slowed down by checks.
+    assert!(cfg!(debug_assertions) || again < Duration::from_millis(10), "{again:?}");
 }
 
 #[test]

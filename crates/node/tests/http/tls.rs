@@ -143,7 +143,7 @@ fn a_pair_that_cannot_be_used_says_why() {
 #[test]
 fn who_does_not_shake_hands_is_hung_up_on() {
     let authority = Authority::make();
-    let limits = Limits { handshake: Duration::from_millis(300), ..Limits::USUAL };
+    let limits = Limits { handshake: Duration::from_secs(3), ..Limits::USUAL };
     let files = Files::of(&authority.pair());
     let lab = Lab::with(Wanted { identity: identity(&files), limits, ..Wanted::default() });
     let honest = client(&authority, &[]);

@@ -224,7 +224,8 @@ fn silence_costs_little() {
     let lab = Lab::behind(&[&bad]);
     let since = Instant::now();
     assert!(lab.upstreams.offer(published.path.hash_part()).is_none());
-    assert!(since.elapsed() < CLIENT_BUDGET + Duration::from_secs(1));
+    // It may take a while to begin, on a busy machine.
+    assert!(since.elapsed() < CLIENT_BUDGET + Duration::from_secs(10));
 }
 
 /// Who reads a path may have what it refers to, and waits for nothing of it.
