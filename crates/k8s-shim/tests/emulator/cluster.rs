@@ -175,6 +175,12 @@ impl Cluster {
         self.count("/test/writes").await
     }
 
+    /// Sizes that were written, the first one included, in their order.
+    pub async fn sizes(&self) -> Vec<u64> {
+        let (_, body) = request(self.api, "GET", "/test/sizes", None).await.unwrap();
+        body.trim().split(',').map(|size| size.parse().expect("the emulator lists sizes")).collect()
+    }
+
     /// Changes that wait, since the emulator is told to hold them.
     pub async fn held(&self) -> u64 {
         self.count("/test/held").await

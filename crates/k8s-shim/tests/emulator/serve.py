@@ -5,6 +5,8 @@ refused here, as the real API server does it.
 
 GET /test/behave?hold=SECONDS&broken=1: changes of a StatefulSet that name a version wait for so long before they are looked
 at, and every request fails. Without a parameter it behaves again.
+
+GET /test/sizes: the replicas that a StatefulSet was written with, oldest first, separated by commas.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ from kmock._internal import enums, k8s
 class Versioned(kmock.KubernetesEmulator):
     version = 0
     set_writes = 0
+    sizes = []
     hold_s = 0.0
     held = 0
     broken = False
@@ -44,7 +47,10 @@ class Versioned(kmock.KubernetesEmulator):
                     raise k8s.KubernetesObjectConflictError()
             Versioned.version += 1
             metadata["resourceVersion"] = str(Versioned.version)
-            Versioned.set_writes += request.resource.plural == "statefulsets"
+            if request.resource.plural == "statefulsets":
+                Versioned.set_writes += 1
+                if "replicas" in request.data.get("spec", {}):
+                    Versioned.sizes.append(request.data["spec"]["replicas"])
         return await super()._handle(request)
 
 
@@ -54,6 +60,7 @@ async def main():
         emulator.resources["coordination.k8s.io/v1/leases"] = {"kind": "Lease", "namespaced": True}
         emulator.resources["events.k8s.io/v1/events"] = {"kind": "Event", "namespaced": True}
         emulator["get /test/writes"] << (lambda: str(Versioned.set_writes).encode())
+        emulator["get /test/sizes"] << (lambda: ",".join(map(str, Versioned.sizes)).encode())
         emulator["get /test/held"] << (lambda: str(Versioned.held).encode())
         emulator["get /test/behave"] << b"ok"
         print(server.port, flush=True)
