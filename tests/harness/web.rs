@@ -14,6 +14,9 @@ const FETCH_PATIENCE: Duration = Duration::from_secs(600);
 /// From start to the first connection.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Ports that are tried: another program may take one between the question which is free and nginx.
+const PORTS_MAX: u32 = 3;
+
 /// Serves until dropped.
 pub struct Web {
     address: SocketAddr,
@@ -34,6 +37,18 @@ impl Web {
     }
 
     fn start_with(dir: &Path, ip: &str, main: &str, http: &str) -> Web {
+        let mut tried = Vec::new();
+        for _ in 0..PORTS_MAX {
+            match Web::try_start(dir, ip, main, http) {
+                Ok(web) => return web,
+                Err(log) => tried.push(log),
+            }
+        }
+        panic!("nginx ended at once, each of {PORTS_MAX} times:\n{}", tried.concat());
+    }
+
+    /// The error is its log, if it has ended.
+    fn try_start(dir: &Path, ip: &str, main: &str, http: &str) -> Result<Web, String> {
         let place = Place::new("w");
         // Free when this was asked, and asked for again at once.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -54,11 +69,16 @@ impl Web {
         fs::write(&file, config).unwrap_or_else(|error| panic!("nginx.conf: {error}"));
         let cmd = Cmd::new(nginx()).arg("-e").arg(&log).arg("-c").arg(&file);
         let mut running = cmd.start_into(Stdio::null(), Stdio::null());
-        wait_for("nginx that listens", START_PATIENCE, || {
-            assert!(!running.has_ended(), "nginx ended at once:\n{}", fs::read_to_string(&log).unwrap_or_default());
-            TcpStream::connect(address).ok()
+        let listens = wait_for("nginx that listens", START_PATIENCE, || {
+            // Its number is written when it has the port, which is a stranger's otherwise.
+            let answers = place.join("pid").exists() && TcpStream::connect(address).is_ok();
+            let has_ended = running.has_ended();
+            (answers || has_ended).then_some(!has_ended)
         });
-        Web { address, running, _place: place }
+        match listens {
+            true => Ok(Web { address, running, _place: place }),
+            false => Err(fs::read_to_string(&log).unwrap_or_default()),
+        }
     }
 
     /// Of the master; its workers are its children.
