@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::io::fcntl_dupfd_cloexec;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::node::Node;
 
@@ -42,6 +42,8 @@ pub struct Finished {
 /// A command that runs. Killed, with everything it started in its group, when dropped.
 pub struct Running {
     child: Child,
+    /// How it ended, once its number, and that of its group, may be another's.
+    reaped: Option<ExitStatus>,
     output: Option<Kept>,
     since: Instant,
     shown: String,
@@ -165,7 +167,7 @@ impl Cmd {
             });
         }
         let child = self.command.spawn().unwrap_or_else(|error| panic!("cannot run {}: {error}", self.shown));
-        Running { child, output: None, since: Instant::now(), shown: self.shown }
+        Running { child, reaped: None, output: None, since: Instant::now(), shown: self.shown }
     }
 
     /// Runs it to its end; panics when that does not come in time.
@@ -203,19 +205,33 @@ impl Running {
     }
 
     pub fn signal(&self, signal: Signal) {
-        // It may have ended already.
-        let _ = rustix::process::kill_process(self.pid(), signal);
+        if self.reaped.is_none() {
+            // It may have ended already.
+            let _ = rustix::process::kill_process(self.pid(), signal);
+        }
     }
 
     pub fn has_ended(&mut self) -> bool {
-        self.child.try_wait().is_ok_and(|status| status.is_some())
+        self.status().is_some()
+    }
+
+    /// How it ended, if it has. Its number stays its own, for what is left of its group.
+    fn status(&self) -> Option<ExitStatus> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        self.reaped.or_else(|| {
+            let found = waitid(WaitId::Pid(self.pid()), options);
+            let ended = found.unwrap_or_else(|error| panic!("{}: {error}", self.shown))?;
+            // As the kernel has it in one word.
+            let code = ended.exit_status().map(|code| code << 8);
+            Some(ExitStatus::from_raw(code.or(ended.terminating_signal()).unwrap_or_default()))
+        })
     }
 
     /// Waits for the end without reading the output; panics when that does not come in time.
     pub fn wait(&mut self, patience: Duration) -> ExitStatus {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(status) = self.child.try_wait().unwrap_or_else(|error| panic!("{}: {error}", self.shown)) {
+            if let Some(status) = self.status() {
                 return status;
             }
             if Instant::now() >= deadline {
@@ -239,10 +255,12 @@ impl Running {
         self.output.take().map(|(out, err)| (text(out), text(err))).unwrap_or_default()
     }
 
-    /// Ends it and its group at once.
+    /// Ends it and its group at once, or what it left of that.
     pub fn kill(&mut self) {
-        let _ = kill_process_group(self.pid(), Signal::KILL);
-        let _ = self.child.wait();
+        if self.reaped.is_none() {
+            let _ = kill_process_group(self.pid(), Signal::KILL);
+            self.reaped = self.child.wait().ok();
+        }
     }
 }
 
