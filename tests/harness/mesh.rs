@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::node::Node;
 
 /// Until all know of a node that came or went, on a busy machine.
-pub const SEEN_PATIENCE: Duration = Duration::from_secs(40);
+pub const SEEN_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Nodes by number, called `n0`, `n1` and so on. The first made the mesh, the others came by tickets of it.
 pub struct Mesh {

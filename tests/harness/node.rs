@@ -16,7 +16,7 @@ use crate::machine::Machine;
 use crate::place::{self, Place};
 
 /// From start to listening, on a busy machine.
-const READY_PATIENCE: Duration = Duration::from_secs(30);
+const READY_PATIENCE: Duration = Duration::from_secs(60);
 /// A build of the program from nothing, on a busy machine.
 const BUILD_PATIENCE: Duration = Duration::from_secs(1800);
 /// The hidden argument of the processes that run builds and outlive their node.
