@@ -265,6 +265,7 @@ async fn another_copy_yields_to_a_client_who_waits() {
     fetching.wait().await.unwrap();
     // What was asked for before it may be on its way: half a second of it. Half of all would be 8 MiB.
     let meanwhile = copy.progress().moved_bytes - before;
+    println!("{meanwhile} bytes of the copy moved meanwhile");
     assert!(meanwhile < 4 * MIB as u64, "{meanwhile} bytes of the copy moved while a client waited");
 }
 
