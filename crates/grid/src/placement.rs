@@ -18,7 +18,7 @@ mod verdict;
 pub use verdict::{Merits, Verdict, judge, merits};
 
 /// Fewer bytes than this are not worth a busier machine: they move within a tenth of a second.
-const BYTES_STEP: u64 = 8 << 20;
+pub(crate) const BYTES_STEP: u64 = 8 << 20;
 
 /// Executors named in a text before the rest is only counted.
 const EXECUTORS_NAMED_MAX: usize = 10;
@@ -128,6 +128,10 @@ pub enum Reason {
     /// Without a time: others are tried first.
     FailedHere {
         again_in_ms: Option<u64>,
+    },
+    /// It could take it, but a busy one that has more of the inputs is waited for, so long at most.
+    HasLess {
+        again_in_ms: u64,
     },
     Refused {
         text: String,
@@ -253,7 +257,9 @@ impl Reason {
         match self {
             Reason::Unfit(_) | Reason::Draining | Reason::MemoryMax { .. } | Reason::OutOfReach(_) => true,
             Reason::NoSlot { slots } => *slots == 0,
-            Reason::Memory { .. } | Reason::FailedHere { .. } | Reason::Refused { .. } => false,
+            Reason::Memory { .. } | Reason::FailedHere { .. } | Reason::HasLess { .. } | Reason::Refused { .. } => {
+                false
+            }
         }
     }
 }
@@ -275,6 +281,10 @@ impl fmt::Display for Reason {
             Reason::FailedHere { again_in_ms: None } => write!(f, "failed here before: others are tried first"),
             Reason::FailedHere { again_in_ms: Some(ms) } => {
                 write!(f, "failed here before: tried again in {} s", ms.div_ceil(1_000))
+            }
+            Reason::HasLess { again_in_ms } => {
+                let seconds = again_in_ms.div_ceil(1_000);
+                write!(f, "has less of the inputs than a busy one, which is waited for: {seconds} s at most")
             }
             Reason::Refused { text, again_in_ms } => {
                 write!(f, "refused: {text}; asked again in {} s", again_in_ms.div_ceil(1_000))

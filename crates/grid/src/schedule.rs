@@ -9,7 +9,8 @@
 //! - never are more jobs of this coordinator at an executor than it has slots, unless it has told of fewer since;
 //! - where a job runs, and why it waits, is [`placement`](crate::placement)'s to say;
 //! - requests of higher priority come first, then those with fewer jobs running: a small request is not behind a large one;
-//! - within a request the job with the longest chain of dependants above it starts first, older first among equals;
+//! - within a request the job with the longest chain of dependants above it starts first, older first among equals, but
+//!   those that have time go where their inputs are, and let others pass until then ([`pick`]);
 //! - a job that nobody can take keeps only as many behind it as are looked at in one go, [`LOOK_AHEAD`];
 //! - a job that is lost is placed again, elsewhere while another can run it, at most [`TRIES_MAX`] times in all; one that
 //!   dies for want of memory so too, with twice as much, but never where it would have no more than it died with;
@@ -27,6 +28,8 @@ mod explain;
 mod jobs;
 mod members;
 mod memory;
+mod outputs;
+mod pick;
 mod queues;
 mod seats;
 mod seconds;
@@ -42,6 +45,8 @@ pub use demand::{DEMAND_JOBS_MAX, Wanted};
 use explain::Choice;
 pub use explain::{BEFORE_MAX, Explanation, INPUTS_NAMED_MAX, WHY_MAX};
 use jobs::{Job, Jobs, Run, State};
+use outputs::{Held, Outputs};
+pub use pick::WAIT_MS_MAX;
 use queues::{Queues, Turn};
 use seats::Seats;
 pub use seats::{LOAD_BELIEVED_MS, REFUSAL_BELIEVED_MS, REFUSAL_MS_MIN};
@@ -151,12 +156,15 @@ struct Request {
     open_goals: BTreeSet<u32>,
     terms: Terms,
     running: u32,
+    /// When the longest chain above each job that runs ends, by estimates, and the job.
+    ends: BTreeSet<(u64, u32)>,
 }
 
 #[derive(Debug)]
 pub struct Schedule<K, N = NodeId> {
     running: usize,
     jobs: Jobs<K>,
+    outputs: Outputs<K>,
     seats: Seats<N>,
     queues: Queues,
     requests: BTreeMap<RequestId, Request>,
@@ -182,6 +190,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         Schedule {
             running: 0,
             jobs: Jobs::new(),
+            outputs: Outputs::new(),
             seats: Seats::new(),
             queues: Queues::default(),
             requests: BTreeMap::new(),
@@ -192,7 +201,8 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         }
     }
 
-    /// Takes a graph. Goals must be among its nodes; dependencies that are not are taken as satisfied.
+    /// Takes a graph. Goals must be among its nodes; dependencies that are not are taken as satisfied, and lie where they
+    /// are known to.
     pub fn submit(
         &mut self,
         nodes: Vec<Node<K>>,
@@ -203,8 +213,19 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let request = self.next_request;
         self.next_request += 1;
         let index: HashMap<&K, usize> = nodes.iter().enumerate().map(|(i, node)| (&node.key, i)).collect();
-        let deps: Vec<Vec<usize>> =
-            nodes.iter().map(|node| node.deps.iter().filter_map(|dep| index.get(dep).copied()).collect()).collect();
+        let mut deps: Vec<Vec<usize>> = Vec::with_capacity(nodes.len());
+        let mut outside: Vec<Vec<u32>> = Vec::with_capacity(nodes.len());
+        for node in &nodes {
+            let (mut inside, mut known) = (Vec::new(), Vec::new());
+            for dep in &node.deps {
+                match index.get(dep) {
+                    Some(dep) => inside.push(*dep),
+                    None => known.extend(self.outputs.find(dep)),
+                }
+            }
+            deps.push(inside);
+            outside.push(known);
+        }
         let estimates: Vec<u64> = nodes.iter().map(|node| node.estimate_ms).collect();
         let longest = longest_to_goal(&deps, &estimates);
         let goals: Vec<usize> = goals.iter().filter_map(|goal| index.get(goal).copied()).collect();
@@ -215,8 +236,10 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         drop(index);
         let added: Vec<(u32, bool)> =
             nodes.into_iter().zip(longest).map(|(node, ms)| self.add_job(node, ms, now_ms)).collect();
-        for (deps, (job, _)) in deps.iter().zip(&added).filter(|(_, (_, is_fresh))| *is_fresh) {
+        for ((deps, outside), (job, _)) in deps.iter().zip(&outside).zip(&added).filter(|(_, (_, is_fresh))| *is_fresh)
+        {
             self.jobs.add_edges(*job, deps.iter().map(|&dep| added[dep].0).collect());
+            outside.iter().for_each(|output| self.add_input(*job, *output));
         }
         let open_goals: BTreeSet<u32> = goals.into_iter().map(|goal| added[goal].0).collect();
         self.add_request(request, open_goals, terms);
@@ -256,6 +279,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let mut jobs = Vec::new();
         let mut places = Vec::new();
         let mut running = 0;
+        let mut ends = BTreeSet::new();
         while let Some(number) = open.pop() {
             let Some(job) = self.jobs.get_mut(number) else { continue };
             if !job.want(request) {
@@ -264,7 +288,10 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             open.extend(job.waits_for.iter().copied());
             jobs.push(number);
             match job.state {
-                State::Running(_) => running += 1,
+                State::Running(run) => {
+                    running += 1;
+                    ends.insert((run.ends_ms, number));
+                }
                 State::Ready => places.push((job.class, job.place(number))),
                 State::Waiting | State::Stopping(_) => {}
             }
@@ -273,7 +300,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             self.queues.class_mut(class).push((terms.priority, running, request), place);
         }
         let jobs = jobs.into_iter().collect();
-        self.requests.insert(request, Request { jobs, open_goals, terms, running });
+        self.requests.insert(request, Request { jobs, open_goals, terms, running, ends });
     }
 
     /// Tells that a started job has ended at `at`. What comes of an executor that was given up in the meantime counts
@@ -348,11 +375,13 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             End::Lost => self.lose(number, seat, now_ms, actions),
             End::OutOfMemory { used_mib } => self.starve(number, used_mib, actions),
             End::Refused { text, full_until_ms: Some(until_ms) } => {
+                self.call_back(number, seat);
                 self.seats.refuse(seat, Refused { text, until_ms }, now_ms);
                 self.refresh(seat, now_ms);
                 self.make_ready(number, actions);
             }
             End::Refused { text, full_until_ms: None } => {
+                self.call_back(number, seat);
                 let until_ms = now_ms.saturating_add(REFUSED_JOB_MS);
                 self.note(number, seat, Tried::Refused(Refused { text, until_ms }), until_ms);
                 self.make_ready(number, actions);
@@ -396,6 +425,20 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         self.enter_queue(number);
     }
 
+    /// A job that has not begun needs an output that is there.
+    fn add_input(&mut self, number: u32, output: u32) {
+        if let Some(job) = self.jobs.get_mut(number) {
+            job.inputs.push(output);
+            self.outputs.enter(output);
+        }
+    }
+
+    /// It did not begin at the executor that it was placed on, so nothing came there for it.
+    fn call_back(&mut self, number: u32, seat: u32) {
+        let Some(job) = self.jobs.get_mut(number) else { return };
+        std::mem::take(&mut job.fetched).into_iter().for_each(|output| self.outputs.stay_away(output, seat));
+    }
+
     fn turn(&self, request: RequestId) -> Option<Turn> {
         self.requests.get(&request).map(|open| (open.terms.priority, open.running, request))
     }
@@ -421,11 +464,20 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let Some(job) = self.jobs.get_mut(number) else { return };
         let Choice { seat, why } = choice;
         job.why = why;
+        job.waits_since_ms = None;
+        job.fetched = job.inputs.iter().copied().filter(|input| self.outputs.come(*input, seat)).collect();
         let told = self.seats.take(seat, number, job.memory_mib);
-        job.state = State::Running(Run { seat, told, memory_mib: job.memory_mib, since_ms: now_ms });
+        let run = Run {
+            seat,
+            told,
+            memory_mib: job.memory_mib,
+            since_ms: now_ms,
+            ends_ms: now_ms.saturating_add(job.longest_ms),
+        };
+        job.state = State::Running(run);
         actions.push(Action::Start { key: job.key.clone(), at: self.seats.get(seat).node.clone() });
         self.running += 1;
-        self.count_running(number, 1);
+        self.count_running(number, run, 1);
         self.refresh(seat, now_ms);
     }
 
@@ -439,17 +491,21 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         self.seats.leave(run.seat, number, run.memory_mib, run.told);
         self.running -= 1;
         if is_counted {
-            self.count_running(number, -1);
+            self.count_running(number, run, -1);
         }
         self.refresh(run.seat, now_ms);
     }
 
-    fn count_running(&mut self, number: u32, change: i32) {
+    fn count_running(&mut self, number: u32, run: Run, change: i32) {
         let Some(job) = self.jobs.get(number) else { return };
         for request in &job.wanted_by {
             let Some(open) = self.requests.get_mut(request) else { continue };
             let before = (open.terms.priority, open.running, *request);
             open.running = open.running.saturating_add_signed(change);
+            match change > 0 {
+                true => open.ends.insert((run.ends_ms, number)),
+                false => open.ends.remove(&(run.ends_ms, number)),
+            };
             self.queues.turn_changed(before, (open.terms.priority, open.running, *request));
         }
     }
@@ -469,16 +525,16 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             let Some((_, class)) = open.filter_map(|(number, class)| Some((class.first()?, number))).min() else {
                 break;
             };
-            let mut ready = self.queues.class(class).in_order().take(LOOK_AHEAD);
-            let placed = ready.find_map(|(_, place)| Some((place.2, self.choose(place.2, now_ms)?)));
-            drop(ready);
-            match placed {
+            match self.pick(class, now_ms) {
                 Some((number, choice)) => self.start(number, choice, now_ms, &mut actions),
                 None => drop(passed.insert(class)),
             }
         }
         if self.jobs.len() == 0 {
-            self.seats.forget_gone();
+            let stay = self.seats.forget_gone();
+            if let Some(seats) = stay {
+                self.outputs.renumber(&seats);
+            }
         }
         actions
     }
@@ -488,13 +544,14 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         Ask { requirement, memory_mib: job.memory_mib, exceeded_mib: job.exceeded_mib }
     }
 
-    fn candidate<'a>(&'a self, job: &'a Job<K>, seat: u32) -> Option<Candidate<'a, N>> {
+    /// `held` is what the seats have of the job's inputs.
+    fn candidate<'a>(&'a self, job: &'a Job<K>, held: &Held, seat: u32) -> Option<Candidate<'a, N>> {
         let known = self.seats.get(seat);
         Some(Candidate {
             node: &known.node,
             executor: known.executor.as_ref()?,
             standing: &known.standing,
-            missing_bytes: job.missing_bytes(seat),
+            missing_bytes: held.missing_bytes(seat),
             tried: job.tried(seat),
             out_of_reach: job.out_of_reach(seat),
         })

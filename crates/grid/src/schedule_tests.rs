@@ -5,6 +5,8 @@ use proptest::prelude::*;
 
 #[path = "schedule_choosy_tests.rs"]
 mod choosy;
+#[path = "schedule_pick_tests.rs"]
+mod pick;
 #[path = "schedule_seconds_tests.rs"]
 mod seconds;
 

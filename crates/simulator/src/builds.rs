@@ -190,27 +190,12 @@ impl Builds {
     pub fn submit_warm(&mut self, is_warm: impl Fn(u32) -> bool, terms: Terms) -> Result<RequestId, String> {
         let all: BTreeSet<u32> = (0..self.graph.tasks.len() as u32).collect();
         self.watch.succeeded.extend(all.iter().copied().filter(|key| is_warm(*key)));
-        // What begins with the request is placed before anybody could say where its inputs are.
-        let slots: Vec<u32> = self.machines.iter_mut().map(|machine| std::mem::take(&mut machine.slots)).collect();
-        self.tell_all()?;
-        let request = self.submit(&all, terms)?;
-        for (key, task) in (0u32..).zip(&self.graph.tasks).filter(|(key, _)| !is_warm(*key)) {
-            for dep in task.deps.iter().filter(|dep| is_warm(**dep)) {
-                let bytes = self.graph.tasks[*dep as usize].output_bytes;
-                for holder in self.traffic.holders(*dep) {
-                    self.schedule.learn(&key, &holder, bytes);
-                }
+        for key in all.iter().copied().filter(|key| is_warm(*key)) {
+            for holder in self.traffic.holders(key) {
+                self.schedule.learn(&key, &holder, self.graph.tasks[key as usize].output_bytes);
             }
         }
-        self.machines.iter_mut().zip(slots).for_each(|(machine, slots)| machine.slots = slots);
-        self.tell_all()?;
-        Ok(request)
-    }
-
-    fn tell_all(&mut self) -> Result<(), String> {
-        let records = (0..).zip(self.machines.iter().map(Builder::record)).collect();
-        let actions = self.schedule.set_executors(records, self.now_ms);
-        self.carry_out(actions)
+        self.submit(&all, terms)
     }
 
     pub fn cancel(&mut self, request: RequestId) -> Result<(), String> {

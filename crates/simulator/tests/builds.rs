@@ -4,6 +4,7 @@ use shoal_grid::random::Random;
 use shoal_grid::schedule::Terms;
 use shoal_simulator::builds::graph::Graph;
 use shoal_simulator::builds::machine::{Builder, MachineId};
+use shoal_simulator::builds::traffic::Traffic;
 use shoal_simulator::builds::{Builds, mayhem};
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -145,42 +146,126 @@ fn one_derivation_beside_five_thousand_starts_within_two_seconds() {
     }
 }
 
-/// A graph is built, and built again when all but its fixed outputs is new; those lie where the first run left them. Most of
-/// what moves is what nearly everything needs, and comes to each executor once wherever jobs are placed.
+/// What is new of a graph when it is built again.
+enum Change {
+    /// So many derivations that are no fixed outputs, and what needs them.
+    Some(usize),
+    /// So many of a hundred of these.
+    Percent(u64),
+    /// All but fixed outputs.
+    All,
+}
+
+impl Change {
+    fn renewed(&self, graph: &Graph, is_fixed: impl Fn(u32) -> bool, random: &mut Random) -> BTreeSet<u32> {
+        let built: Vec<u32> = (0..graph.tasks.len() as u32).filter(|key| !is_fixed(*key)).collect();
+        let changed: BTreeSet<u32> = match self {
+            Change::Some(count) => (0..*count).filter_map(|_| random.pick(&built).copied()).collect(),
+            Change::Percent(percent) => built.into_iter().filter(|_| random.chance(*percent)).collect(),
+            Change::All => built.into_iter().collect(),
+        };
+        graph.renewed(&changed, is_fixed)
+    }
+}
+
+const SETTINGS: [(&str, Change); 5] = [
+    ("3 derivations", Change::Some(3)),
+    ("1 %", Change::Percent(1)),
+    ("5 %", Change::Percent(5)),
+    ("20 %", Change::Percent(20)),
+    ("all", Change::All),
+];
+
+/// Outputs that so many of the new derivations need come to nearly every executor, wherever jobs are placed.
+const COMMON_USERS: usize = 100;
+
+/// Both have built a graph before, and have what came to their executors then; first fit moved twice as much for it.
+struct Warm {
+    graph: Graph,
+    seed: u64,
+    count: u32,
+    slots: u32,
+    ours: Traffic,
+    fit: Traffic,
+}
+
+impl Warm {
+    fn new(graph: Graph, seed: u64, (count, slots): (u32, u32)) -> Warm {
+        let mut first = Builds::new(graph.clone(), machines(count, slots), seed).unwrap();
+        first.submit(&all(&graph), KEEP_GOING).unwrap();
+        first.run_to_end(30 * DAY_MS).unwrap();
+        let mut fit = Traffic::default();
+        fit.first_fit(&graph, |_| false, count, slots);
+        let moved = [first.traffic.moved_bytes, fit.moved_bytes];
+        println!("{count} executors of {slots}, seed {seed}: first {}", beside(moved));
+        Warm { graph, seed, count, slots, ours: first.traffic, fit }
+    }
+
+    /// Bytes that move when these are built again, and those that first fit moves.
+    fn again(&self, what: &str, renewed: &BTreeSet<u32>) -> [u64; 2] {
+        let stays = |key: u32| !renewed.contains(&key);
+        let mut again = Builds::new(self.graph.clone(), machines(self.count, self.slots), self.seed).unwrap();
+        again.traffic = self.ours.warm(stays);
+        again.submit_warm(stays, KEEP_GOING).unwrap();
+        again.run_to_end(30 * DAY_MS).unwrap();
+        let mut fit = self.fit.warm(stays);
+        let fit_ms = fit.first_fit(&self.graph, stays, self.count, self.slots);
+        let mut users = vec![0; self.graph.tasks.len()];
+        let needed = renewed.iter().flat_map(|key| &self.graph.tasks[*key as usize].deps);
+        needed.for_each(|dep| users[*dep as usize] += 1);
+        let moved = [again.traffic.moved_bytes, fit.moved_bytes];
+        println!(
+            "  {what} changed, {} new: {} (common {:.1}, there before {:.1}) in {} s, first fit in {} s",
+            renewed.len(),
+            beside(moved),
+            gib(again.traffic.moved_of(&self.graph, |key| users[key as usize] >= COMMON_USERS)),
+            gib(again.traffic.moved_of(&self.graph, stays)),
+            again.now_ms() / 1_000,
+            fit_ms / 1_000,
+        );
+        assert!(again.now_ms() as f64 <= fit_ms as f64 * 1.05, "seed {}, {what}: it takes longer", self.seed);
+        moved
+    }
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+fn ratio([ours, fit]: [u64; 2]) -> f64 {
+    ours as f64 / fit.max(1) as f64
+}
+
+fn beside(moved: [u64; 2]) -> String {
+    format!("{:.1} GiB, first fit {:.1}: {:.2}", gib(moved[0]), gib(moved[1]), ratio(moved))
+}
+
+/// Some derivations change, and all that needs them is new; what is not lies where the first run brought it.
+///
+/// In each setting half as much moves as by first fit, over meshes of 3 to 64 executors. A single one may be a little above
+/// that, and where three derivations change so little moves at all that a single output decides. What is common is the least that
+/// could move: about a tenth of what does.
 #[test]
-fn what_moves_when_a_graph_is_built_again_is_about_what_first_fit_moves_or_less() {
-    let name = "what_moves_when_a_graph_is_built_again_is_about_what_first_fit_moves_or_less";
+fn what_moves_when_a_graph_is_built_again_is_half_of_what_first_fit_moves() {
+    let name = "what_moves_when_a_graph_is_built_again_is_half_of_what_first_fit_moves";
     let Some(shape) = corpus(name) else { return };
     let kinds = kinds();
     let is_fixed = |key: u32| kinds[key as usize] == "fod";
-    for (seed, (count, slots)) in (0..).zip([(3, 2), (5, 8), (16, 8), (64, 8)]) {
+    for seed in seeds(1) {
         let graph = Graph::drawn(shape.clone(), &mut Random::new(seed));
-        let goals = all(&graph);
-        let mut first = Builds::new(graph.clone(), machines(count, slots), seed).unwrap();
-        first.submit(&goals, KEEP_GOING).unwrap();
-        first.run_to_end(30 * DAY_MS).unwrap();
-        let mut again = Builds::new(graph.clone(), machines(count, slots), seed).unwrap();
-        again.traffic = first.traffic.warm(is_fixed);
-        again.submit_warm(is_fixed, KEEP_GOING).unwrap();
-        again.run_to_end(30 * DAY_MS).unwrap();
-        let mut fit = shoal_simulator::builds::traffic::Traffic::default();
-        fit.first_fit(&graph, |_| false, count, slots);
-        let mut fit_again = fit.warm(is_fixed);
-        let fit_ms = fit_again.first_fit(&graph, is_fixed, count, slots);
-        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-        println!(
-            "{count} executors of {slots}: first {:.1} GiB, first fit {:.1}; again {:.1} GiB in {} s, first fit {:.1} in {} s: {:.3}",
-            gib(first.traffic.moved_bytes),
-            gib(fit.moved_bytes),
-            gib(again.traffic.moved_bytes),
-            again.now_ms() / 1_000,
-            gib(fit_again.moved_bytes),
-            fit_ms / 1_000,
-            again.traffic.moved_bytes as f64 / fit_again.moved_bytes as f64,
-        );
-        let ratio = again.traffic.moved_bytes as f64 / fit_again.moved_bytes as f64;
-        assert!(ratio <= 1.1, "seed {seed}: {ratio} of what first fit moves");
-        assert!(again.now_ms() as f64 <= fit_ms as f64 * 1.05, "seed {seed}: it takes longer than first fit");
+        let mut sums = [[0; 2]; SETTINGS.len()];
+        for size in [(3, 2), (5, 8), (16, 8), (64, 8)] {
+            let warm = Warm::new(graph.clone(), seed, size);
+            for ((what, change), sum) in SETTINGS.iter().zip(&mut sums) {
+                let moved = warm.again(what, &change.renewed(&graph, is_fixed, &mut Random::new(!seed)));
+                assert!(matches!(change, Change::Some(_)) || ratio(moved) <= 0.6, "seed {seed}, {size:?}, {what}");
+                *sum = [sum[0] + moved[0], sum[1] + moved[1]];
+            }
+        }
+        for ((what, _), sum) in SETTINGS.iter().zip(sums) {
+            println!("{what} changed, all sizes: {}", beside(sum));
+            assert!(ratio(sum) <= 0.5, "seed {seed}, {what}: {:.3} of what first fit moves", ratio(sum));
+        }
     }
 }
 

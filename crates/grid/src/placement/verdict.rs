@@ -74,6 +74,7 @@ impl Verdict {
             Verdict::Kept(Reason::MemoryMax { .. }) => "too-little-memory",
             Verdict::Kept(Reason::OutOfReach(_)) => "out-of-reach",
             Verdict::Kept(Reason::FailedHere { .. }) => "failed-here",
+            Verdict::Kept(Reason::HasLess { .. }) => "has-less",
             Verdict::Kept(Reason::Refused { .. }) => "refused",
         }
     }

@@ -28,11 +28,12 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let Some(job) = self.jobs.get_mut(number) else { return };
         let (key, dependants) = (job.key.clone(), std::mem::take(&mut job.dependants));
         let wanted_by = job.wanted_by.clone();
+        let output = self.outputs.built(&key, output_bytes, seat);
         for dependant in dependants {
             if let Some(dependant) = self.jobs.get_mut(dependant) {
                 dependant.waits_for.remove(&number);
-                dependant.learn(seat, output_bytes);
             }
+            self.add_input(dependant, output);
             self.make_ready(dependant, actions);
         }
         for &request in &wanted_by {
@@ -43,10 +44,11 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
 
     /// Nobody wants a job any more that has ended. Where it has been started again, that is stopped.
     fn release(&mut self, number: u32, wanted_by: &[RequestId], actions: &mut Actions<K, N>) {
-        if let Some(job) = self.jobs.get(number).filter(|job| matches!(job.state, State::Running(_)))
+        if let Some(job) = self.jobs.get(number)
+            && let State::Running(run) = job.state
             && !job.wanted_by.is_empty()
         {
-            self.count_running(number, -1);
+            self.count_running(number, run, -1);
         }
         for request in wanted_by {
             if let Some(open) = self.requests.get_mut(request) {
@@ -140,6 +142,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     fn forget(&mut self, number: u32) -> Option<Job<K>> {
         let job = self.jobs.remove(number)?;
         self.choosy.remove(&number);
+        job.inputs.iter().for_each(|output| self.outputs.leave(*output));
         self.queues.exit(job.class);
         Some(job)
     }

@@ -19,9 +19,9 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
 
     /// Whether somebody is there who could run a job, at once or later, had it died with so much memory.
     pub(super) fn has_place(&self, job: &Job<K>, exceeded_mib: u64) -> bool {
-        let ask = Ask { exceeded_mib, ..self.ask(job) };
+        let (ask, held) = (Ask { exceeded_mib, ..self.ask(job) }, self.outputs.held(&job.inputs));
         let able = self.queues.class(job.class).able.iter();
-        able.filter_map(|seat| self.candidate(job, *seat)).any(|candidate| never(ask, &candidate).is_none())
+        able.filter_map(|seat| self.candidate(job, &held, *seat)).any(|candidate| never(ask, &candidate).is_none())
     }
 
     /// Ready jobs that none of the members that are left can run, though some are fit for them.

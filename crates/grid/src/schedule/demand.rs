@@ -65,7 +65,10 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         for (number, job) in self.jobs.iter() {
             match job.state {
                 State::Ready => {
-                    sums.entry(job.class).or_default().0.add(job.estimate_ms);
+                    let of_class = sums.entry(job.class).or_default();
+                    // More slots are of no use to one that waits for an executor that has its inputs.
+                    let sum = if job.is_patient(now_ms) { &mut of_class.1 } else { &mut of_class.0 };
+                    sum.add(job.estimate_ms);
                     memory_mib = memory_mib.max(job.memory_mib);
                     ends.push(Reverse((job.estimate_ms, number)));
                 }

@@ -4,7 +4,8 @@ use std::hash::Hash;
 
 use super::Schedule;
 use super::jobs::{Job, State};
-use crate::placement::{Candidate, Verdict, has_failed, judge, lasting, merits, never, passing, rank};
+use super::outputs::Held;
+use crate::placement::{Candidate, Reason, Verdict, has_failed, judge, lasting, merits, never, passing, rank};
 
 /// Executors of which it is remembered what they were to a job when it was placed: a small mesh whole.
 pub const WHY_MAX: usize = 8;
@@ -45,9 +46,15 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             State::Ready => {
                 let in_order = self.queues.class(job.class).in_order().take(BEFORE_MAX);
                 let before = in_order.take_while(|(_, place)| place.2 != number).count();
+                let held = self.outputs.held(&job.inputs);
                 let candidates: Vec<_> =
-                    self.seats.members().filter_map(|(seat, _, _)| self.candidate(job, seat)).collect();
-                let verdicts = judge(self.ask(job), &candidates, now_ms);
+                    self.seats.members().filter_map(|(seat, _, _)| self.candidate(job, &held, seat)).collect();
+                let mut verdicts = judge(self.ask(job), &candidates, now_ms);
+                if job.is_patient(now_ms) {
+                    let again_in_ms = job.waits_until_ms - now_ms;
+                    let open = verdicts.iter_mut().filter(|verdict| matches!(verdict, Verdict::Ranked { .. }));
+                    open.for_each(|verdict| *verdict = Verdict::Kept(Reason::HasLess { again_in_ms }));
+                }
                 let executors = candidates.iter().map(|candidate| candidate.node.clone()).zip(verdicts).collect();
                 Explanation::Place { before, executors }
             }
@@ -64,14 +71,18 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     }
 
     /// The best of the open seats for a ready job. What is asked of the machine needs no look: its class was made by it.
-    pub(super) fn choose(&self, number: u32, now_ms: u64) -> Option<Choice> {
+    pub(super) fn choose(&self, number: u32, held: &Held, now_ms: u64) -> Option<Choice> {
         let job = self.jobs.get(number)?;
         let class = self.queues.class(job.class);
         let ask = self.ask(job);
         let is_fresh = |candidate: &Candidate<'_, N>| never(ask, candidate).is_none() && !has_failed(candidate);
         let has_fresh = job.tried.is_empty()
-            || class.able.iter().filter_map(|&seat| self.candidate(job, seat)).any(|candidate| is_fresh(&candidate));
-        let candidates = class.open.iter().filter_map(|&seat| Some((seat, self.candidate(job, seat)?)));
+            || class
+                .able
+                .iter()
+                .filter_map(|&seat| self.candidate(job, held, seat))
+                .any(|candidate| is_fresh(&candidate));
+        let candidates = class.open.iter().filter_map(|&seat| Some((seat, self.candidate(job, held, seat)?)));
         let free = candidates.filter(|(_, candidate)| passing(ask, candidate, has_fresh, now_ms).is_none());
         let mut ranked: Vec<_> = free.map(|(seat, candidate)| (rank(&candidate), candidate.node, seat)).collect();
         if ranked.len() > WHY_MAX {
@@ -80,19 +91,19 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         }
         ranked.sort_unstable();
         let seats: Vec<u32> = ranked.into_iter().map(|(_, _, seat)| seat).collect();
-        Some(Choice { seat: *seats.first()?, why: self.verdicts(job, &seats, has_fresh, now_ms) })
+        Some(Choice { seat: *seats.first()?, why: self.verdicts(job, held, &seats, has_fresh, now_ms) })
     }
 
     /// What is remembered of a choice: those that were ranked, the best first, and what kept some of the others.
-    fn verdicts(&self, job: &Job<K>, ranked: &[u32], has_fresh: bool, now_ms: u64) -> Vec<(u32, Verdict)> {
+    fn verdicts(&self, job: &Job<K>, held: &Held, ranked: &[u32], has_fresh: bool, now_ms: u64) -> Vec<(u32, Verdict)> {
         let ranks = (1..).zip(ranked).filter_map(|(place, &seat)| {
-            let merits = merits(&self.candidate(job, seat)?);
+            let merits = merits(&self.candidate(job, held, seat)?);
             Some((seat, Verdict::Ranked { place, merits }))
         });
         let ask = self.ask(job);
         let others =
             self.seats.members().filter(|(seat, _, _)| !ranked.contains(seat)).filter_map(|(seat, _, executor)| {
-                let candidate = self.candidate(job, seat)?;
+                let candidate = self.candidate(job, held, seat)?;
                 let lasts = lasting(executor, ask.requirement);
                 let reason = lasts.or_else(|| passing(ask, &candidate, has_fresh, now_ms))?;
                 Some((seat, Verdict::Kept(reason)))

@@ -27,6 +27,8 @@ pub(super) struct Run {
     pub told: u32,
     pub memory_mib: u64,
     pub since_ms: u64,
+    /// When the longest chain above it ends, by estimates.
+    pub ends_ms: u64,
 }
 
 #[derive(Debug)]
@@ -56,9 +58,13 @@ pub(super) struct Job<K> {
     pub dependants: BTreeSet<u32>,
     /// Sorted; seldom more than one.
     pub wanted_by: Vec<RequestId>,
-    /// Bytes of inputs whose place is known, in all and by seat, sorted.
-    pub input_bytes: u64,
-    pub held: Vec<(u32, u64)>,
+    /// What it needs and somebody has, as far as it is known where.
+    pub inputs: Vec<u32>,
+    /// Those of them that came where it runs for it.
+    pub fetched: Vec<u32>,
+    /// When it first waited for an executor that has its inputs, though it could have run elsewhere.
+    pub waits_since_ms: Option<u64>,
+    pub waits_until_ms: u64,
     /// What came of placing it, by seat.
     pub tried: Vec<(u32, Tried)>,
     /// How the seats stood when it was started; of one that runs.
@@ -84,8 +90,10 @@ impl<K> Job<K> {
             waits_for: BTreeSet::new(),
             dependants: BTreeSet::new(),
             wanted_by: Vec::new(),
-            input_bytes: 0,
-            held: Vec::new(),
+            inputs: Vec::new(),
+            fetched: Vec::new(),
+            waits_since_ms: None,
+            waits_until_ms: 0,
             tried: Vec::new(),
             why: Vec::new(),
         }
@@ -119,18 +127,9 @@ impl<K> Job<K> {
         }
     }
 
-    /// An input of so many bytes lies there.
-    pub fn learn(&mut self, seat: u32, bytes: u64) {
-        self.input_bytes = self.input_bytes.saturating_add(bytes);
-        match self.held.binary_search_by_key(&seat, |held| held.0) {
-            Ok(at) => self.held[at].1 = self.held[at].1.saturating_add(bytes),
-            Err(at) => self.held.insert(at, (seat, bytes)),
-        }
-    }
-
-    pub fn missing_bytes(&self, seat: u32) -> u64 {
-        let held = self.held.binary_search_by_key(&seat, |held| held.0);
-        self.input_bytes - held.map_or(0, |at| self.held[at].1.min(self.input_bytes))
+    /// Waits for an executor that has its inputs, though others are free.
+    pub fn is_patient(&self, now_ms: u64) -> bool {
+        self.waits_since_ms.is_some() && self.waits_until_ms > now_ms
     }
 
     pub fn tried(&self, seat: u32) -> Option<&Tried> {
@@ -159,15 +158,21 @@ pub(super) struct Jobs<K> {
     jobs: Vec<Option<Job<K>>>,
     by_key: HashMap<K, u32>,
     spare: Vec<u32>,
+    work_ms: u64,
 }
 
 impl<K: Clone + Hash + Eq> Jobs<K> {
     pub fn new() -> Self {
-        Jobs { jobs: Vec::new(), by_key: HashMap::new(), spare: Vec::new() }
+        Jobs { jobs: Vec::new(), by_key: HashMap::new(), spare: Vec::new(), work_ms: 0 }
     }
 
     pub fn len(&self) -> usize {
         self.by_key.len()
+    }
+
+    /// Of all of them, by estimates.
+    pub fn work_ms(&self) -> u64 {
+        self.work_ms
     }
 
     pub fn find(&self, key: &K) -> Option<u32> {
@@ -194,6 +199,7 @@ impl<K: Clone + Hash + Eq> Jobs<K> {
                 u32::try_from(self.jobs.len() - 1).expect("four billion jobs do not fit into memory")
             }
         };
+        self.work_ms = self.work_ms.saturating_add(job.estimate_ms);
         self.by_key.insert(job.key.clone(), number);
         self.jobs[number as usize] = Some(job);
         number
@@ -202,6 +208,7 @@ impl<K: Clone + Hash + Eq> Jobs<K> {
     /// Takes it out, and out of the edges of those that it waits for. Its dependants still name it.
     pub fn remove(&mut self, number: u32) -> Option<Job<K>> {
         let job = self.jobs.get_mut(number as usize)?.take()?;
+        self.work_ms = self.work_ms.saturating_sub(job.estimate_ms);
         self.by_key.remove(&job.key);
         self.spare.push(number);
         for dep in &job.waits_for {

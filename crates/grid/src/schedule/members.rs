@@ -44,6 +44,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
                     class.open.remove(&seat);
                 }
             }
+            class.slots = self.seats.slots(&class.able);
             if was_able && class.able.is_empty() {
                 stranded.extend(class.ready_jobs());
             }
@@ -89,6 +90,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let open: Vec<u32> = able.iter().copied().filter(|&seat| self.seats.is_open(seat, now_ms)).collect();
         let class = self.queues.class_mut(class);
         class.able.extend(able);
+        class.slots = self.seats.slots(&class.able);
         class.open.extend(open);
     }
 
@@ -104,12 +106,10 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         }
     }
 
-    /// An input of `key`, of so many bytes, lies at a node: the job is better placed there.
+    /// The outputs of `key`, of so many bytes, lie at a node: jobs of requests to come that need them are better placed there.
     pub fn learn(&mut self, key: &K, at: &N, bytes: u64) {
-        if let (Some(job), Some(seat)) = (self.jobs.find(key), self.seats.find(at))
-            && let Some(job) = self.jobs.get_mut(job)
-        {
-            job.learn(seat, bytes);
+        if let Some(seat) = self.seats.find(at) {
+            self.outputs.learn(key, bytes, seat);
         }
     }
 
@@ -117,7 +117,9 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     /// runs, or waits for others.
     pub fn placement(&self, key: &K, now_ms: u64) -> Option<Placement<N>> {
         let job = self.jobs.get(self.jobs.find(key)?).filter(|job| job.state == State::Ready)?;
-        let candidates: Vec<_> = self.seats.members().filter_map(|(seat, _, _)| self.candidate(job, seat)).collect();
+        let held = self.outputs.held(&job.inputs);
+        let candidates: Vec<_> =
+            self.seats.members().filter_map(|(seat, _, _)| self.candidate(job, &held, seat)).collect();
         Some(place(self.ask(job), &candidates, now_ms))
     }
 
@@ -125,8 +127,8 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     /// others.
     pub fn able(&self, key: &K, now_ms: u64) -> Vec<N> {
         let Some(job) = self.jobs.find(key).and_then(|job| self.jobs.get(job)) else { return Vec::new() };
-        let ask = self.ask(job);
-        let able = self.queues.class(job.class).able.iter().filter_map(|seat| self.candidate(job, *seat));
+        let (ask, held) = (self.ask(job), self.outputs.held(&job.inputs));
+        let able = self.queues.class(job.class).able.iter().filter_map(|seat| self.candidate(job, &held, *seat));
         let able = able.filter(|candidate| never(ask, candidate).is_none());
         let is_kept = |candidate: &Candidate<'_, N>| passing(ask, candidate, true, now_ms).is_some();
         let mut able: Vec<_> =

@@ -27,6 +27,8 @@ pub(super) struct Class {
     pub able: BTreeSet<u32>,
     /// Those of them that may take a job now.
     pub open: BTreeSet<u32>,
+    /// Of all that can.
+    pub slots: u64,
     waiting: BTreeMap<RequestId, BTreeSet<Place>>,
     turns: BTreeSet<Turn>,
 }

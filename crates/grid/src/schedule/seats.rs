@@ -6,7 +6,7 @@
 //!   twice: a stale word costs a refusal or a short wait, never a stall;
 //! - a seat keeps its number for as long as there are jobs, so that jobs may name it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::placement::{Executor, Refused, Standing};
 
@@ -53,6 +53,12 @@ impl<N: Clone + Ord> Seats<N> {
 
     pub fn find(&self, node: &N) -> Option<u32> {
         self.by_node.get(node).copied()
+    }
+
+    /// How many jobs these build at once.
+    pub fn slots(&self, seats: &BTreeSet<u32>) -> u64 {
+        let executors = seats.iter().filter_map(|seat| self.get(*seat).executor.as_ref());
+        executors.map(|executor| u64::from(executor.slots)).sum()
     }
 
     /// All members, in the order of their ids.
@@ -173,13 +179,17 @@ impl<N: Clone + Ord> Seats<N> {
         due.into_iter().map(|(_, seat)| seat).filter(|seat| *seat != u32::MAX).collect()
     }
 
-    /// Nobody names a seat any more.
-    pub fn forget_gone(&mut self) {
+    /// No job names a seat any more. The numbers of those that stay, by their old ones, if these have changed.
+    pub fn forget_gone(&mut self) -> Option<HashMap<u32, u32>> {
         if self.seats.iter().any(|seat| seat.executor.is_none()) {
+            let stays = (0..).zip(&self.seats).filter(|(_, seat)| seat.executor.is_some());
+            let numbers = stays.map(|(seat, _)| seat).zip(0..).collect();
             self.seats.retain(|seat| seat.executor.is_some());
             self.by_node = (0..).zip(&self.seats).map(|(seat, known)| (known.node.clone(), seat)).collect();
             // Where there is no job, nothing waits for a time.
             self.wakes.clear();
+            return Some(numbers);
         }
+        None
     }
 }

@@ -31,8 +31,9 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
             let Some((number, seat)) = self.late(now_ms) else { break };
             let Some(job) = self.jobs.get_mut(number) else { break };
             let (key, memory_mib) = (job.key.clone(), job.memory_mib);
+            let ends_ms = now_ms.saturating_add(job.longest_ms);
             let told = self.seats.take(seat, number, memory_mib);
-            job.second = Some(Run { seat, told, memory_mib, since_ms: now_ms });
+            job.second = Some(Run { seat, told, memory_mib, since_ms: now_ms, ends_ms });
             job.had_second = true;
             self.seconds.insert(number);
             actions.push(Action::Second { key, at: self.seats.get(seat).node.clone() });
@@ -57,9 +58,9 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
 
     fn other_seat(&self, number: u32, run: Run, now_ms: u64) -> Option<u32> {
         let job = self.jobs.get(number)?;
-        let ask = self.ask(job);
+        let (ask, held) = (self.ask(job), self.outputs.held(&job.inputs));
         let open = self.queues.class(job.class).open.iter().copied().filter(|seat| *seat != run.seat);
-        let candidates = open.filter_map(|seat| Some((seat, self.candidate(job, seat)?)));
+        let candidates = open.filter_map(|seat| Some((seat, self.candidate(job, &held, seat)?)));
         let free = candidates.filter(|(_, candidate)| passing(ask, candidate, true, now_ms).is_none());
         free.map(|(seat, candidate)| (rank(&candidate), candidate.node, seat)).min().map(|(_, _, seat)| seat)
     }
@@ -98,7 +99,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         job.state = State::Running(second);
         self.seconds.remove(&number);
         self.running += 1;
-        self.count_running(number, 1);
+        self.count_running(number, second, 1);
         true
     }
 }

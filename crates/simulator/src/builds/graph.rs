@@ -80,6 +80,17 @@ impl Graph {
         closure
     }
 
+    /// What is new when some have changed: they, and all that needs them, but for `is_fixed` outputs.
+    pub fn renewed(&self, changed: &BTreeSet<u32>, is_fixed: impl Fn(u32) -> bool) -> BTreeSet<u32> {
+        let mut renewed = changed.clone();
+        for (key, task) in (0..).zip(&self.tasks).filter(|(key, _)| !is_fixed(*key)) {
+            if task.deps.iter().any(|dep| renewed.contains(dep)) {
+                renewed.insert(key);
+            }
+        }
+        renewed
+    }
+
     /// What it must take on so many slots, where each task takes its duration and `extra_ms` of it, and `idle_ms` of the
     /// slots' time is lost: the longest chain, or all work on all slots.
     pub fn bound_ms(&self, slots: u64, extra_ms: impl Fn(u32) -> u64, idle_ms: u64) -> u64 {

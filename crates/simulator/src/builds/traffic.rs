@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 pub struct Traffic {
     has: BTreeMap<MachineId, BTreeSet<u32>>,
     pub moved_bytes: u64,
+    /// How often each output moved.
+    pub moves: BTreeMap<u32, u32>,
 }
 
 impl Traffic {
@@ -19,6 +21,7 @@ impl Traffic {
         let has = self.has.entry(at).or_default();
         for dep in &graph.tasks[key as usize].deps {
             if has.insert(*dep) {
+                *self.moves.entry(*dep).or_default() += 1;
                 self.moved_bytes += graph.tasks[*dep as usize].output_bytes;
             }
         }
@@ -31,7 +34,13 @@ impl Traffic {
     /// Who has what of which `stays` says that it is the same in the next run; nothing has moved yet.
     pub fn warm(&self, stays: impl Fn(u32) -> bool) -> Traffic {
         let kept = |has: &BTreeSet<u32>| has.iter().copied().filter(|key| stays(*key)).collect();
-        Traffic { has: self.has.iter().map(|(at, has)| (*at, kept(has))).collect(), moved_bytes: 0 }
+        Traffic { has: self.has.iter().map(|(at, has)| (*at, kept(has))).collect(), ..Traffic::default() }
+    }
+
+    /// Bytes that moved of those outputs.
+    pub fn moved_of(&self, graph: &Graph, is_one: impl Fn(u32) -> bool) -> u64 {
+        let moves = self.moves.iter().filter(|(key, _)| is_one(**key));
+        moves.map(|(key, times)| graph.tasks[*key as usize].output_bytes * u64::from(*times)).sum()
     }
 
     pub fn holders(&self, key: u32) -> impl Iterator<Item = MachineId> + '_ {
