@@ -58,11 +58,11 @@ fn who_asks_while_others_vote_follows_the_vote() {
 fn a_node_that_stops_votes_on_what_its_clients_wait_for_and_is_followed_meanwhile() {
     let machine = Machine::new(&Nix::newest());
     let mut mesh = mesh(&machine, &[&QUORUM, &QUORUM]);
-    let client = shapes::build_command(&machine, &mesh[0], Remote::SshNg, "", &["afterBrief"]).start();
+    let client = shapes::build_command(&machine, &mesh[0], Remote::SshNg, "", &["afterLeisurely"]).start();
     wait_for("two voters", PATIENCE, || (voting(&mesh).len() == 2).then_some(()));
     mesh[0].signal(rustix::process::Signal::TERM);
     wait_for("a node that drains", PATIENCE, || mesh[0].log().contains("a second signal stops at once").then_some(()));
-    let follower = shapes::build_command(&machine, &mesh[1], Remote::SshNg, "", &["brief"]).start();
+    let follower = shapes::build_command(&machine, &mesh[1], Remote::SshNg, "", &["leisurely"]).start();
     follower.finish(PATIENCE).expect_code(0);
     let finished = client.finish(PATIENCE).expect_code(0);
     assert_eq!((built(&finished).len(), has_built(&mesh[1])), (1, 2), "{finished}");

@@ -23,10 +23,10 @@ rec {
   # Says when it runs, then waits to be killed.
   sleeps = run "sleeps" "echo now asleep; $bb sleep 1000; echo late > $out" { };
   brief = run "brief" "echo begun; $bb sleep 2; echo done > $out" { };
-  afterBrief = run "after-brief" "echo begun; $bb sleep 2; $bb cat ${brief} > $out" { };
   # Takes its time where a build has more than one CPU.
-  paced = run "paced" "echo begun; [ $NIX_BUILD_CORES = 1 ] || $bb sleep 4; echo done > $out" { };
+  paced = run "paced" "echo begun; [ $NIX_BUILD_CORES = 1 ] || $bb sleep 8; echo done > $out" { };
   leisurely = run "leisurely" "echo begun; $bb sleep 8; echo done > $out" { };
+  afterLeisurely = run "after-leisurely" "echo begun; $bb cat ${leisurely} > $out" { };
   lasting = run "lasting" "echo begun; $bb sleep 20; echo done > $out" { };
   # Says two hundred words, ten a breath.
   talks = run "talks" "for word in $($bb seq 0 199); do echo word $word; [ $((word % 10)) != 0 ] || $bb sleep 0.2; done; echo said > $out" { };
