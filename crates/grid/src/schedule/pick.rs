@@ -17,7 +17,7 @@ use super::explain::Choice;
 use super::outputs::Held;
 use super::queues::Turn;
 use super::{LOOK_AHEAD, Schedule};
-use crate::placement::BYTES_STEP;
+use crate::placement::{BYTES_STEP, never};
 
 /// Of the pace, in percent: a job with as much above it is urgent. Estimates are off by more than the rest.
 const URGENT_PERCENT: u64 = 80;
@@ -92,13 +92,14 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     /// Bytes of a job's inputs that an executor which could run it has, and none that is free.
     fn lean(&self, number: u32, held: &Held) -> u64 {
         let Some(job) = self.jobs.get(number) else { return 0 };
-        let class = self.queues.class(job.class);
+        let (ask, class) = (self.ask(job), self.queues.class(job.class));
+        let could = |seat| self.candidate(job, held, seat).is_some_and(|candidate| never(ask, &candidate).is_none());
         let mut most = None;
         for (bytes, seat) in held.holders() {
             if class.open.contains(&seat) {
                 return most.unwrap_or(bytes) - bytes;
             }
-            if most.is_none() && class.able.contains(&seat) && job.tried(seat).is_none() {
+            if most.is_none() && class.able.contains(&seat) && job.tried(seat).is_none() && could(seat) {
                 most = Some(bytes);
             }
         }
