@@ -3,7 +3,8 @@
 //! The graph of paths is marked on a snapshot. What was found dead is deleted in small transactions
 //! that ask again what may have changed since: leases ([`crate::leases`]), roots, referrers. A path's
 //! chunks are counted down by the manifests that go; those that reach nothing, and were not wanted by
-//! any ingest since the collection began ([`crate::pins`]), are swept. A segment without live records
+//! any ingest since the collection began ([`crate::pins`]), are swept, those that no path had before
+//! the first path. A segment without live records
 //! is deleted; one of which little is live is rewritten first ([`compact`]).
 
 mod chunks;
@@ -45,7 +46,8 @@ pub enum GcAction {
 pub struct GcRequest {
     pub action: GcAction,
     pub paths: Vec<StorePath>,
-    /// Stored bytes after which no further path is deleted; those used longest ago go first.
+    /// Stored bytes after which no further path is deleted; those used longest ago go first. With 0 none is, and only
+    /// what no path has is given back.
     pub max_freed: u64,
     /// Whether a live path keeps the derivation that it names as its deriver.
     pub keep_derivations: bool,
@@ -114,7 +116,7 @@ impl Store {
         let mut users = graph.manifest_users();
         // Manifests that no path has go first.
         let mut counts = ChunkCounts::read(self, |root| users.contains_key(root) || !self.pins.is_free(root))?;
-        let mut report = GcReport::default();
+        let mut report = GcReport { freed: chunks::unused(self, &counts)?, ..GcReport::default() };
         for batch in graph.oldest_first(&graph.dead(&live, &request.paths)).chunks(PATHS_BATCH) {
             if report.freed >= request.max_freed {
                 break;
@@ -134,9 +136,6 @@ impl Store {
             }
             report.freed += chunks::sweepable(self, &counts.release(&gone))?;
         }
-        if report.freed < request.max_freed {
-            report.freed = chunks::unused(self, &counts)?;
-        }
         Ok(report)
     }
 
@@ -155,6 +154,10 @@ impl Store {
         }
         let mut counts = ChunkCounts::read(self, |_| true)?;
         let mut report = GcReport::default();
+        // Before any path: what no path has is given back first.
+        if request.action == GcAction::DeleteDead {
+            report.freed = chunks::sweep_unused(self, &counts)?;
+        }
         let mut derivation_gone = false;
         for batch in graph.oldest_first(&doomed).chunks(PATHS_BATCH) {
             if report.freed >= request.max_freed {
@@ -171,9 +174,6 @@ impl Store {
             report.freed += chunks::sweep(self, &unused)?;
             derivation_gone |= gone.paths.iter().any(StorePath::is_derivation);
             report.paths.extend(gone.paths);
-        }
-        if request.action == GcAction::DeleteDead && report.freed < request.max_freed {
-            report.freed += chunks::sweep_unused(self, &counts)?;
         }
         self.forget_unwanted_damage()?;
         if derivation_gone {

@@ -1,7 +1,7 @@
 //! Keeps the store within its quota: when it grew beyond it, paths that nothing keeps are deleted.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use shoal_store::{GcAction, GcError, GcReport, GcRequest, Store};
@@ -13,6 +13,8 @@ use crate::config::units::{Quota, size_text};
 
 /// A disk fills by some 100 MB/s at most; the store's own reserve covers the time between.
 const PERIOD: Duration = Duration::from_secs(30);
+/// Longest pause before a store in which nothing can be deleted is collected again: it reads the whole index.
+const PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
 /// Collecting goes this far below the quota where nothing else is said, so that it does not start over at once.
 const SLACK_PERCENT: u64 = 5;
 
@@ -49,37 +51,118 @@ impl Watermarks {
 pub async fn watch(store: Store, builds: Arc<BuildService>, marks: Watermarks) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut keeper = Keeper { marks, stuck: None };
     loop {
         ticks.tick().await;
         let (store, builds) = (store.clone(), builds.clone());
-        let kept = tokio::task::spawn_blocking(move || keep(&store, marks, |request| builds.collect(request)));
-        match kept.await {
-            Ok(Ok(None)) => {}
-            Ok(Ok(Some(report))) => {
-                let freed = size_text(report.freed);
-                tracing::info!(paths = report.paths.len(), freed, "the store was beyond its quota");
-            }
-            Ok(Err(error)) => tracing::warn!("cannot bring the store below its quota: {error:#}"),
-            // The runtime is going down.
-            Err(_) => return,
+        let kept = tokio::task::spawn_blocking(move || {
+            let kept = keeper.keep(&store, Instant::now(), |request| builds.collect(request));
+            (keeper, kept)
+        });
+        // The runtime is going down.
+        let Ok((back, kept)) = kept.await else { return };
+        keeper = back;
+        match kept {
+            Ok(kept) => kept.tell(marks),
+            Err(error) => tracing::warn!("cannot bring the store below its quota: {error:#}"),
         }
     }
 }
 
-/// `None` when there was nothing to do.
-fn keep(
-    store: &Store,
+/// Collects a store that is beyond its quota.
+struct Keeper {
     marks: Watermarks,
-    collect: impl FnOnce(&GcRequest) -> Result<GcReport, GcError>,
-) -> Result<Option<GcReport>> {
-    store.save_uses()?;
-    let used = store.stats()?.segment_bytes;
-    if used <= marks.high {
-        return Ok(None);
+    /// Set while it is beyond it and nothing can be deleted.
+    stuck: Option<Stuck>,
+}
+
+struct Stuck {
+    /// Bytes that stayed.
+    used: u64,
+    since: Instant,
+    /// Until it is tried again.
+    pause: Duration,
+}
+
+/// What became of a store.
+#[derive(Debug, PartialEq, Eq)]
+enum Kept {
+    Within,
+    /// Beyond the quota as before, and not looked at closely.
+    Waits,
+    Collected(GcReport),
+    /// So many bytes stay, and nothing can be deleted.
+    Stuck {
+        used: u64,
+        is_new: bool,
+    },
+}
+
+impl Stuck {
+    fn is_due(&self, marks: Watermarks, used: u64, now: Instant) -> bool {
+        let grew = used.saturating_sub(self.used) > marks.high - marks.low;
+        grew || now.saturating_duration_since(self.since) >= self.pause
     }
-    let request = GcRequest { max_freed: used - marks.low, ..GcRequest::new(GcAction::DeleteDead) };
-    let report = collect(&request)?;
-    Ok((!report.paths.is_empty()).then_some(report))
+}
+
+impl Keeper {
+    /// Gives back what no path has, and only where that is not enough deletes paths.
+    fn keep(
+        &mut self,
+        store: &Store,
+        now: Instant,
+        collect: impl Fn(&GcRequest) -> Result<GcReport, GcError>,
+    ) -> Result<Kept> {
+        let Watermarks { high, low } = self.marks;
+        store.save_uses()?;
+        let before = store.stats()?.segment_bytes;
+        if before <= high {
+            self.stuck = None;
+            return Ok(Kept::Within);
+        }
+        if self.stuck.as_ref().is_some_and(|stuck| !stuck.is_due(self.marks, before, now)) {
+            return Ok(Kept::Waits);
+        }
+        let up_to = |max_freed| GcRequest { max_freed, ..GcRequest::new(GcAction::DeleteDead) };
+        let mut report = collect(&up_to(0))?;
+        let mut used = store.stats()?.segment_bytes;
+        if used > high {
+            let more = collect(&up_to(used - low))?;
+            report.freed += more.freed;
+            report.paths = more.paths;
+            used = store.stats()?.segment_bytes;
+        }
+        let was = self.stuck.take();
+        if used <= high || !report.paths.is_empty() {
+            return Ok(Kept::Collected(report));
+        }
+        let is_new = was.is_none();
+        let pause = was.map_or(PERIOD, |was| (was.pause * 2).min(PAUSE_MAX));
+        self.stuck = Some(Stuck { used, since: now, pause });
+        Ok(Kept::Stuck { used, is_new })
+    }
+}
+
+impl Kept {
+    fn tell(self, marks: Watermarks) {
+        match self {
+            Kept::Within | Kept::Waits | Kept::Stuck { is_new: false, .. } => {}
+            Kept::Collected(report) => {
+                let freed = size_text(report.freed);
+                tracing::info!(paths = report.paths.len(), freed, "the store was beyond its quota");
+            }
+            Kept::Stuck { used, is_new: true } => {
+                let (used, quota) = (size_text(used), size_text(marks.high));
+                tracing::warn!(
+                    used,
+                    quota,
+                    "the store is beyond its quota and nothing in it can be deleted: all is kept by roots, pins, clients, \
+                     builds or as the last copy of the mesh; remove some of these (`shoal gc --dry-run` says what could \
+                     go) or raise store-quota"
+                );
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -105,34 +188,110 @@ mod tests {
         nar
     }
 
-    #[test]
-    fn a_store_beyond_its_quota_loses_what_nothing_keeps() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
-        let mut paths = Vec::new();
-        for i in 0..4u8 {
-            let contents: Vec<u8> = (0..200_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 ^ i).collect();
+    fn contents(salt: u8, len: u32) -> Vec<u8> {
+        (0..len).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 ^ salt).collect()
+    }
+
+    /// Paths of 200 kB each.
+    fn filled(store: &Store, paths: u8) -> Vec<StorePath> {
+        let add = |i: u8| {
             let mut ingest = store.ingest();
-            ingest.write_all(&nar(&contents)).unwrap();
+            ingest.write_all(&nar(&contents(i, 200_000))).unwrap();
             let ingested = ingest.finish().unwrap();
             let path = StorePath::from_base_name(&format!("{}-x", i.to_string().repeat(32))).unwrap();
             let info = PathInfo::new(path.clone(), ingested.nar_hash, ingested.nar_size);
             store.commit(vec![(info, ingested)]).unwrap();
-            paths.push(path);
-        }
-        let kept = store.temp_roots();
-        kept.add(&paths[2]);
-        let marks = |high, low| Watermarks { high, low };
-        assert!(keep(&store, marks(u64::MAX, 0), |request| store.collect(request)).unwrap().is_none());
+            path
+        };
+        (0..paths).map(add).collect()
+    }
+
+    fn kept(store: &Store, high: u64, low: u64) -> Kept {
+        let mut keeper = Keeper { marks: Watermarks { high, low }, stuck: None };
+        keeper.keep(store, Instant::now(), |request| store.collect(request)).unwrap()
+    }
+
+    fn used(store: &Store) -> u64 {
+        store.stats().unwrap().segment_bytes
+    }
+
+    #[test]
+    fn a_store_beyond_its_quota_loses_what_nothing_keeps() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let paths = filled(&store, 4);
+        let roots = store.temp_roots();
+        roots.add(&paths[2]);
+        assert_eq!(kept(&store, u64::MAX, 0), Kept::Within);
         assert_eq!(store.paths().unwrap().len(), 4);
-        let used = store.stats().unwrap().segment_bytes;
-        assert!(keep(&store, marks(used, 0), |request| store.collect(request)).unwrap().is_none());
-        let goal = |request: &GcRequest| {
-            assert_eq!(request.max_freed, 100);
+        assert_eq!(kept(&store, used(&store), 0), Kept::Within);
+        let used = used(&store);
+        let mut keeper = Keeper { marks: Watermarks { high: used - 1, low: used - 100 }, stuck: None };
+        let goals = std::cell::RefCell::new(Vec::new());
+        let collect = |request: &GcRequest| {
+            goals.borrow_mut().push(request.max_freed);
             store.collect(request)
         };
-        keep(&store, marks(used - 1, used - 100), goal).unwrap().unwrap();
+        keeper.keep(&store, Instant::now(), collect).unwrap();
+        assert_eq!(*goals.borrow(), [0, 100]);
         assert_eq!(store.paths().unwrap(), [paths[2].clone()]);
+    }
+
+    /// What an upload left that broke off is given back before any path goes.
+    #[test]
+    fn bytes_of_no_path_go_before_paths_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = shoal_store::Options { segment_bytes: 4 << 20, ..shoal_store::Options::default() };
+        let store = Store::open(&dir.path().join("store"), options).unwrap();
+        filled(&store, 4);
+        let before = used(&store);
+        let mut broken = store.ingest();
+        let nar = nar(&noise(24 << 20));
+        broken.write_all(&nar[..nar.len() - 100]).unwrap();
+        drop(broken);
+        let high = before + (12 << 20);
+        assert!(used(&store) > high, "the upload left too little");
+        assert!(matches!(kept(&store, high, before / 2), Kept::Collected(_)));
+        assert!(used(&store) <= high);
+        assert_eq!(store.paths().unwrap().len(), 4);
+    }
+
+    /// Bytes that nothing compresses.
+    fn noise(len: usize) -> Vec<u8> {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let step = |_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        };
+        (0..len).map(step).collect()
+    }
+
+    #[test]
+    fn a_store_in_which_all_is_kept_is_told_of_once_and_collected_seldom() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let roots = store.temp_roots();
+        filled(&store, 4).iter().for_each(|path| roots.add(path));
+        let used = used(&store);
+        let mut keeper = Keeper { marks: Watermarks { high: used - 1, low: used - 1 }, stuck: None };
+        let start = Instant::now();
+        let mut at = |seconds: u64| {
+            let now = start + Duration::from_secs(seconds);
+            keeper.keep(&store, now, |request| store.collect(request)).unwrap()
+        };
+        assert_eq!(at(0), Kept::Stuck { used, is_new: true });
+        assert_eq!(at(29), Kept::Waits);
+        assert_eq!(at(30), Kept::Stuck { used, is_new: false });
+        assert_eq!(at(60), Kept::Waits);
+        assert_eq!(at(90), Kept::Stuck { used, is_new: false });
+        // What came in may be what can go.
+        filled(&store, 5);
+        assert!(matches!(at(91), Kept::Collected(_)));
+        assert_eq!(store.paths().unwrap().len(), 4);
+        drop(roots);
+        assert!(matches!(at(92), Kept::Collected(_)));
     }
 
     #[test]

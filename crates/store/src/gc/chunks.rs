@@ -116,7 +116,7 @@ pub fn sweepable(store: &Store, unused: &[[u8; 32]]) -> Result<u64> {
     Ok(store.places(free)?.iter().flatten().map(Place::record_len).sum())
 }
 
-/// The stored bytes of all that is swept where a collection comes to its end.
+/// The stored bytes of all that a collection sweeps before it deletes a path.
 pub fn unused(store: &Store, counts: &ChunkCounts) -> Result<u64> {
     store.index.read(|txn| {
         let mut bytes = 0;
