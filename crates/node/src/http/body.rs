@@ -9,9 +9,10 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::sync::Semaphore;
 
+use super::budget::Room;
 use super::metrics::InFlight;
 
-/// Bytes that are read of a reader at a time.
+/// Bytes that are read of a reader, or given of what is whole in memory, at a time.
 const PIECE_BYTES: u64 = 256 << 10;
 
 /// A body of known length, made as fast as the client takes it.
@@ -19,6 +20,21 @@ pub struct Body {
     kind: Kind,
     left: u64,
     in_flight: Option<InFlight>,
+    room: Option<Room>,
+}
+
+/// The last piece of a body. What hyper or QUIC holds of it is not sent: until it is, neither is the request answered
+/// nor its room free.
+struct Last {
+    piece: Bytes,
+    _in_flight: Option<InFlight>,
+    _room: Option<Room>,
+}
+
+impl AsRef<[u8]> for Last {
+    fn as_ref(&self) -> &[u8] {
+        &self.piece
+    }
 }
 
 enum Kind {
@@ -95,18 +111,23 @@ impl<F: FnMut() -> io::Result<Option<Bytes>> + Send + 'static> Pieces for Calls<
 }
 
 impl Body {
+    fn of(kind: Kind, left: u64) -> Body {
+        Body { kind, left, in_flight: None, room: None }
+    }
+
     pub fn empty() -> Body {
         Body::whole(Bytes::new())
     }
 
     pub fn whole(bytes: impl Into<Bytes>) -> Body {
         let bytes = bytes.into();
-        Body { left: bytes.len() as u64, kind: Kind::Whole(bytes), in_flight: None }
+        let len = bytes.len() as u64;
+        Body::of(Kind::Whole(bytes), len)
     }
 
     /// `len`: bytes of all pieces together.
     pub fn pieces(len: u64, pieces: impl Pieces) -> Body {
-        Body { kind: Kind::Pieces(Box::new(pieces)), left: len, in_flight: None }
+        Body::of(Kind::Pieces(Box::new(pieces)), len)
     }
 
     /// What a reader that may block, but never for long, gives to its end.
@@ -142,17 +163,22 @@ impl Body {
 
     /// The answer to HEAD where that to GET has `len` bytes.
     pub fn untold(len: u64) -> Body {
-        Body { kind: Kind::Untold, left: len, in_flight: None }
+        Body::of(Kind::Untold, len)
     }
 
-    /// The body with its first piece made, or why it can't be.
-    pub async fn begun(self) -> io::Result<Body> {
-        let Body { kind: Kind::Pieces(mut pieces), left, in_flight } = self else { return Ok(self) };
+    /// Whether nothing of it is made yet.
+    pub fn is_to_begin(&self) -> bool {
+        self.left > 0 && matches!(self.kind, Kind::Pieces(_))
+    }
+
+    /// The body with its first piece made, or why it can't be. `room`: for what it holds while it is sent.
+    pub async fn begun(self, room: Room) -> io::Result<Body> {
+        let Body { kind: Kind::Pieces(mut pieces), left, in_flight, .. } = self else { return Ok(self) };
         if left == 0 {
             return Ok(Body::empty());
         }
         match std::future::poll_fn(|context| pieces.poll_piece(context)).await {
-            Some(piece) => Ok(Body { kind: Kind::Begun(piece?, pieces), left, in_flight }),
+            Some(piece) => Ok(Body { kind: Kind::Begun(piece?, pieces), left, in_flight, room: Some(room) }),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
@@ -166,10 +192,18 @@ impl Body {
         self.left == 0
     }
 
-    /// Counts the request as unanswered until the body is gone.
-    pub fn counted(mut self, in_flight: InFlight) -> Body {
+    /// Counts the request as unanswered until the last byte is gone.
+    pub fn counted(mut self, mut in_flight: InFlight) -> Body {
+        if !self.is_over() {
+            // Flow control may keep even the first piece from being asked for.
+            in_flight.offer();
+        }
         self.in_flight = Some(in_flight);
         self
+    }
+
+    fn is_over(&self) -> bool {
+        self.left == 0 || matches!(self.kind, Kind::Untold)
     }
 
     fn sent(&mut self, piece: Bytes) -> Poll<Option<io::Result<Frame<Bytes>>>> {
@@ -178,8 +212,12 @@ impl Body {
         };
         self.left = left;
         if let Some(in_flight) = &mut self.in_flight {
-            in_flight.sent(piece.len() as u64, left > 0);
+            in_flight.sent(piece.len() as u64);
         }
+        let piece = match left {
+            0 => Bytes::from_owner(Last { piece, _in_flight: self.in_flight.take(), _room: self.room.take() }),
+            _ => piece,
+        };
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
@@ -193,7 +231,7 @@ impl http_body::Body for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         self.in_flight.iter_mut().for_each(InFlight::asked);
-        if self.is_end_stream() {
+        if self.is_over() {
             return Poll::Ready(None);
         }
         if let Kind::Begun(..) = self.kind
@@ -204,7 +242,7 @@ impl http_body::Body for Body {
         }
         let piece = match &mut self.kind {
             Kind::Untold | Kind::Begun(..) => return Poll::Ready(None),
-            Kind::Whole(bytes) => Some(Ok(std::mem::take(bytes))),
+            Kind::Whole(bytes) => Some(Ok(bytes.split_to(bytes.len().min(PIECE_BYTES as usize)))),
             Kind::Pieces(pieces) => std::task::ready!(pieces.poll_piece(context)),
         };
         match piece {
@@ -215,10 +253,46 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0 || matches!(self.kind, Kind::Untold)
+        self.is_over()
     }
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::connection::Traffic;
+    use super::super::metrics::Metrics;
+    use super::*;
+
+    fn next(body: &mut Body) -> Option<Bytes> {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        match http_body::Body::poll_frame(Pin::new(body), &mut context) {
+            Poll::Ready(frame) => frame.map(|frame| frame.unwrap().into_data().unwrap()),
+            Poll::Pending => panic!("it is whole in memory"),
+        }
+    }
+
+    /// What a protocol holds of an answer and cannot send is not answered: its client is waited for.
+    #[tokio::test]
+    async fn an_answer_in_memory_goes_piece_by_piece_and_ends_with_its_last_byte() {
+        let (metrics, traffic) = (Arc::<Metrics>::default(), Arc::<Traffic>::default());
+        let contents: Vec<u8> = (0..2 * PIECE_BYTES + 10).map(|n| n as u8).collect();
+        let mut body = Body::whole(contents.clone()).counted(InFlight::new(&metrics, &traffic));
+        assert_eq!(traffic.offered(), 1, "nothing was asked for yet");
+        let pieces: Vec<Bytes> = std::iter::from_fn(|| next(&mut body)).collect();
+        let lens: Vec<u64> = pieces.iter().map(|piece| piece.len() as u64).collect();
+        assert_eq!(lens, [PIECE_BYTES, PIECE_BYTES, 10]);
+        assert!(pieces.concat() == contents);
+        drop(body);
+        assert_eq!((traffic.offered(), traffic.unanswered(), metrics.in_flight()), (1, 1, 1));
+        drop(pieces);
+        assert_eq!((traffic.offered(), traffic.unanswered(), metrics.in_flight()), (0, 0, 0));
+        let head = Body::untold(10).counted(InFlight::new(&metrics, &traffic));
+        assert_eq!((head.len(), traffic.offered(), traffic.unanswered()), (10, 0, 1));
     }
 }

@@ -1,4 +1,5 @@
-//! Memory for answers that are whole before they are sent.
+//! Memory for answers, shared by all clients: for those that are whole before they are sent, and for what others hold
+//! while they are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +12,17 @@ use super::Body;
 
 /// All such answers of a node together, from before they are made until their last byte has gone: 32 batches of chunks.
 pub const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// What all NARs of a node that are being sent hold together: over a thousand large ones at once.
+pub const BEGUN_BYTES_MAX: usize = 1 << 30;
 /// How long one more waits for room.
 const ROOM_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What all clients share.
-pub struct Budget(Arc<Semaphore>);
+pub struct Budget {
+    bytes: usize,
+    free: Arc<Semaphore>,
+    patience: Duration,
+}
 
 /// A part of it, given back when dropped.
 pub struct Room(OwnedSemaphorePermit);
@@ -26,34 +33,34 @@ struct Held {
     _room: Room,
 }
 
-impl Default for Budget {
-    fn default() -> Budget {
-        Budget::of(ANSWER_BYTES_MAX)
-    }
-}
-
 impl Budget {
-    fn of(bytes: usize) -> Budget {
-        Budget(Arc::new(Semaphore::new(bytes)))
+    /// `bytes`: below 4 GiB.
+    pub fn of(bytes: usize) -> Budget {
+        Budget { bytes, free: Arc::new(Semaphore::new(bytes)), patience: ROOM_PATIENCE }
+    }
+
+    /// One for which nobody waits longer than this.
+    pub fn waiting(self, patience: Duration) -> Budget {
+        Budget { patience, ..self }
     }
 
     /// Room for an answer of up to `len` bytes; `None` where too many others are not taken by their clients.
     pub async fn room(&self, len: usize) -> Option<Room> {
-        timeout(ROOM_PATIENCE, self.0.clone().acquire_many_owned(permits(len))).await.ok()?.ok().map(Room)
+        let room = self.free.clone().acquire_many_owned(self.permits(len));
+        timeout(self.patience, room).await.ok()?.ok().map(Room)
     }
 
     /// An answer that is made already, of a length that nobody knew before. It does not wait, so that those that do not
     /// fit are not many.
     pub fn body(&self, bytes: Vec<u8>) -> Option<Body> {
-        let room = self.0.clone().try_acquire_many_owned(permits(bytes.len())).ok()?;
+        let room = self.free.clone().try_acquire_many_owned(self.permits(bytes.len())).ok()?;
         Some(Room(room).body(bytes))
     }
-}
 
-/// One that is longer than all there is takes all.
-fn permits(len: usize) -> u32 {
-    // Far below 4 GiB.
-    len.min(ANSWER_BYTES_MAX) as u32
+    /// One that is longer than all there is takes all.
+    fn permits(&self, len: usize) -> u32 {
+        u32::try_from(len.min(self.bytes)).unwrap_or(u32::MAX)
+    }
 }
 
 impl Room {

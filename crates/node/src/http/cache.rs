@@ -12,7 +12,7 @@ use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisa
 use shoal_wire::nix::store_path::{HASH_PART_LEN, StoreDir, StorePath};
 use tokio::sync::Semaphore;
 
-use super::budget::Budget;
+use super::budget::{ANSWER_BYTES_MAX, BEGUN_BYTES_MAX, Budget};
 use super::link::Offer;
 use super::metrics::Metrics;
 use super::put::Writer;
@@ -45,6 +45,8 @@ pub struct Cache {
     pub card: Option<Card>,
     /// For answers that are whole in memory.
     pub answers: Budget,
+    /// For what NARs hold while they are sent.
+    pub begun: Budget,
 }
 
 /// Where the path with some hash part is.
@@ -98,7 +100,8 @@ impl Cache {
             is_closed: false,
             card: None,
             cold: None,
-            answers: Budget::default(),
+            answers: Budget::of(ANSWER_BYTES_MAX),
+            begun: Budget::of(BEGUN_BYTES_MAX),
         }
     }
 

@@ -1,10 +1,11 @@
 //! A client's connection, hung up on when it stalls.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -46,10 +47,27 @@ impl Limits {
 pub struct Traffic {
     /// Requests that are not answered to their end.
     unanswered: AtomicU64,
-    /// Answers of which the next piece is made only when the client has room for it.
-    offered: AtomicU64,
-    /// Grows whenever a client had room for a piece.
+    /// Requests that were.
+    answered: AtomicU64,
+    /// Grows whenever a client took a piece of an answer and has room for more of it.
     taken: AtomicU64,
+    offers: Mutex<Offers>,
+}
+
+#[derive(Debug, Default)]
+struct Offers {
+    next: u64,
+    /// By number, and so by age: since when an answer waits for its client.
+    since: BTreeMap<u64, Instant>,
+}
+
+/// A request that is not answered to its end, until dropped.
+pub struct Unanswered(Arc<Traffic>);
+
+/// An answer of which the next piece, or the end, waits for the client, until dropped.
+pub struct Offered {
+    traffic: Arc<Traffic>,
+    number: u64,
 }
 
 impl Traffic {
@@ -57,34 +75,59 @@ impl Traffic {
         self.unanswered.load(Ordering::Relaxed)
     }
 
-    pub fn began(&self) {
+    /// Answers that wait for the client.
+    pub fn offered(&self) -> usize {
+        self.offers().since.len()
+    }
+
+    fn offers(&self) -> MutexGuard<'_, Offers> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn begin(self: &Arc<Self>) -> Unanswered {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
+        Unanswered(self.clone())
     }
 
-    pub fn ended(&self) {
-        self.unanswered.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub fn offers(&self) {
-        self.offered.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// An answer that was offered is asked for more, or is gone.
-    pub fn takes(&self) {
-        self.offered.fetch_sub(1, Ordering::Relaxed);
-        self.taken.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Ends when answers waited for the client, and for nothing else, for `limit`. On a connection with several this
-    /// is no wait for a socket: flow control may hold back each of them.
+    /// Ends when an answer waited for the client for `limit` and the client took no piece of any other. On a connection
+    /// with several this is no wait for a socket: flow control may hold back each of them.
     pub async fn stands_still(&self, limit: Duration) {
         loop {
-            let before = self.taken.load(Ordering::Relaxed);
+            let (before, began) = (self.taken.load(Ordering::Relaxed), Instant::now());
             tokio::time::sleep(limit).await;
-            if self.offered.load(Ordering::Relaxed) > 0 && self.taken.load(Ordering::Relaxed) == before {
+            let waited = self.offers().since.first_key_value().is_some_and(|(_, since)| *since <= began);
+            if waited && self.taken.load(Ordering::Relaxed) == before {
                 return;
             }
         }
+    }
+}
+
+impl Unanswered {
+    pub fn offer(&self) -> Offered {
+        let mut offers = self.0.offers();
+        let number = offers.next;
+        offers.next += 1;
+        offers.since.insert(number, Instant::now());
+        Offered { traffic: self.0.clone(), number }
+    }
+
+    /// The client has room for more of an answer of which it has a piece.
+    pub fn took(&self) {
+        self.0.taken.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.answered.fetch_add(1, Ordering::Relaxed);
+        self.0.unanswered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        self.traffic.offers().since.remove(&self.number);
     }
 }
 
@@ -95,6 +138,8 @@ pub struct Guarded<S> {
     traffic: Arc<Traffic>,
     idle: Option<Pin<Box<Sleep>>>,
     is_reading: bool,
+    /// Of the traffic, when the idle time began.
+    answered: u64,
     stall: Option<Pin<Box<Sleep>>>,
     is_writing: bool,
 }
@@ -102,7 +147,7 @@ pub struct Guarded<S> {
 impl<S> Guarded<S> {
     /// `traffic`: of the requests that come in on this connection.
     pub fn new(stream: S, limits: Limits, traffic: Arc<Traffic>) -> Guarded<S> {
-        Guarded { stream, limits, traffic, idle: None, is_reading: false, stall: None, is_writing: false }
+        Guarded { stream, limits, traffic, idle: None, is_reading: false, answered: 0, stall: None, is_writing: false }
     }
 
     fn wrote<T>(&mut self, context: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -139,12 +184,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             this.is_reading = false;
             return outcome;
         }
-        let mut begins = !std::mem::replace(&mut this.is_reading, true);
-        while poll_limit(&mut this.idle, begins, this.limits.idle, context) {
-            if this.traffic.unanswered() == 0 {
+        let begins = !std::mem::replace(&mut this.is_reading, true);
+        let mut is_over = poll_limit(&mut this.idle, begins, this.limits.idle, context);
+        if begins {
+            this.answered = this.traffic.answered.load(Ordering::Relaxed);
+        }
+        while is_over {
+            // Who took an answer meanwhile was not idle, nor is who does not have all of what is being written.
+            let answered = this.traffic.answered.load(Ordering::Relaxed);
+            let was_answered = std::mem::replace(&mut this.answered, answered) != answered;
+            if this.traffic.unanswered() == 0 && !was_answered && !this.is_writing {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client asks nothing")));
             }
-            begins = true;
+            is_over = poll_limit(&mut this.idle, true, this.limits.idle, context);
         }
         Poll::Pending
     }
@@ -196,12 +248,31 @@ mod tests {
     #[tokio::test]
     async fn who_asks_nothing_is_hung_up_on_unless_an_answer_is_due() {
         let (mut connection, _there, traffic) = guarded(Limits { idle: SHORT, ..Limits::USUAL });
-        traffic.began();
+        let unanswered = traffic.begin();
         let mut byte = [0];
         let read = tokio::time::timeout(5 * SHORT, connection.read(&mut byte)).await;
         assert!(read.is_err(), "hung up on while an answer was due");
-        traffic.ended();
+        drop(unanswered);
         let error = connection.read(&mut byte).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    /// The last bytes of an answer may be all that is under way.
+    #[tokio::test]
+    async fn who_does_not_have_all_that_is_being_written_is_not_idle() {
+        let (mut connection, mut there, _) = guarded(Limits { idle: SHORT, ..Limits::USUAL });
+        let read_or_write = std::future::poll_fn(|context| {
+            let mut byte = [0];
+            let read = Pin::new(&mut connection).poll_read(context, &mut ReadBuf::new(&mut byte));
+            assert!(!matches!(read, Poll::Ready(Ok(()))));
+            // The first 16 bytes are taken by what lies between, the others by nobody.
+            while Pin::new(&mut connection).poll_write(context, &[1; 16]).is_ready() {}
+            read.map(|_| ())
+        });
+        assert!(tokio::time::timeout(5 * SHORT, read_or_write).await.is_err(), "hung up on");
+        there.read_exact(&mut [0; 16]).await.unwrap();
+        connection.write_all(&[1; 16]).await.unwrap();
+        let error = connection.read(&mut [0]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 

@@ -15,6 +15,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use rustix::io::ReadWriteFlags;
 use shoal_store::{Place, Run, StoredFrames};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 
 use super::Body;
@@ -26,8 +27,14 @@ use super::decode;
 const RUN_BYTES: u64 = BUFFER_BYTES as u64;
 /// Bytes of NAR that one run decompresses to.
 const PLAIN_BYTES: u64 = 512 << 10;
+/// What a body holds, whoever takes it: a run, and what it decompresses to.
+pub const HELD_BYTES_MAX: u64 = RUN_BYTES + PLAIN_BYTES;
 /// Runs of one body that are decompressed at once: the next one while the last is sent.
 const RUNS_AHEAD: usize = 2;
+/// Those of all bodies, beyond the one that each may always have: 200 MiB. A body that has none makes its runs one by
+/// one.
+const RUNS_AHEAD_ALL: usize = 256;
+static AHEAD: Semaphore = Semaphore::const_new(RUNS_AHEAD_ALL);
 /// A NAR up to this is decompressed in place: a thread's help costs more.
 const INLINE_BYTES: u64 = 64 << 10;
 
@@ -95,26 +102,28 @@ impl FramedNar {
 
     /// The bytes of a range of it.
     pub fn body(self, range: Range<u64>) -> Body {
-        let len = range.end - range.start;
-        let (mut at, mut first, mut skip, mut count) = (0, 0, 0, 0);
-        for (number, frame_len) in self.lens().enumerate() {
-            if at + frame_len <= range.start {
-                first = number + 1;
-            } else if at < range.end {
-                if number == first {
-                    skip = range.start - at;
-                }
-                count = number + 1 - first;
-            }
-            at += frame_len;
-        }
-        let runs = runs(&self.stored.parts, first..first + count);
-        let FramedNar { stored, form } = self;
-        Body::pieces(
-            len,
-            FramePieces { stored, form, len, skip, left: len, runs, made: VecDeque::new(), ahead: VecDeque::new() },
-        )
+        Body::pieces(range.end - range.start, self.pieces(range))
     }
+
+    fn pieces(self, range: Range<u64>) -> FramePieces {
+        let len = range.end - range.start;
+        let (frames, skip) = touched(self.lens(), &range);
+        let runs = runs(&self.stored.parts, frames);
+        let FramedNar { stored, form } = self;
+        FramePieces { stored, form, len, skip, left: len, runs, made: VecDeque::new(), ahead: VecDeque::new() }
+    }
+}
+
+/// The frames that hold bytes of a range, and how many bytes before it the first of them has.
+fn touched(lens: impl Iterator<Item = u64>, range: &Range<u64>) -> (Range<usize>, u64) {
+    let ends = lens.scan(0, |end, len| {
+        *end += len;
+        Some((*end - len, *end))
+    });
+    let mut inside = ends.enumerate().filter(|(_, (begin, end))| *end > range.start && *begin < range.end);
+    let Some((first, (begin, _))) = inside.next() else { return (0..0, 0) };
+    let last = inside.last().map_or(first, |(last, _)| last);
+    (first..last + 1, range.start.saturating_sub(begin))
 }
 
 /// Frames that lie beside each other, up to a bound in stored and in plain bytes.
@@ -151,7 +160,13 @@ struct FramePieces {
     /// Pieces that are ready.
     made: VecDeque<Bytes>,
     /// Runs that threads are at, in order.
-    ahead: VecDeque<JoinHandle<io::Result<Vec<Bytes>>>>,
+    ahead: VecDeque<JoinHandle<io::Result<Made>>>,
+}
+
+/// A run's pieces. Those of a run ahead have the right to be held beside others.
+struct Made {
+    pieces: Vec<Bytes>,
+    _ahead: Option<SemaphorePermit<'static>>,
 }
 
 impl Pieces for FramePieces {
@@ -167,7 +182,8 @@ impl Pieces for FramePieces {
                 let made = ready!(Pin::new(helped).poll(context));
                 self.ahead.pop_front();
                 match made.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
-                    Ok(made) => self.made.extend(made),
+                    // It is the body's only run now.
+                    Ok(made) => self.made.extend(made.pieces),
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 }
                 self.help_ahead();
@@ -178,7 +194,7 @@ impl Pieces for FramePieces {
                 Some(Ok(made)) => self.made.extend(made),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => {
-                    self.help(run);
+                    self.help(run, None);
                     self.help_ahead();
                 }
             }
@@ -213,20 +229,21 @@ impl FramePieces {
         self.form == Form::Contents && self.len > INLINE_BYTES && !is_raw(&self.stored, run)
     }
 
-    fn help(&mut self, run: Run) {
+    fn help(&mut self, run: Run, ahead: Option<SemaphorePermit<'static>>) {
         let (stored, form) = (self.stored.clone(), self.form);
         self.ahead.push_back(tokio::task::spawn_blocking(move || {
             let mut buffer = Buffer::take();
             stored.frames.read(&run, buffer.vec())?;
-            make_read(&stored, form, &run, buffer)
+            Ok(Made { pieces: make_read(&stored, form, &run, buffer)?, _ahead: ahead })
         }));
     }
 
     /// Keeps threads at the runs to come, where this body needed one.
     fn help_ahead(&mut self) {
-        while self.ahead.len() < RUNS_AHEAD {
+        while self.ahead.len() < RUNS_AHEAD && !self.runs.is_empty() {
+            let Ok(ahead) = AHEAD.try_acquire() else { return };
             let Some(run) = self.runs.pop_front() else { return };
-            self.help(run);
+            self.help(run, Some(ahead));
         }
     }
 }
@@ -269,4 +286,76 @@ fn make_read(stored: &Stored, form: Form, run: &Run, buffer: Buffer) -> io::Resu
     }
     contents.finish(&mut made);
     Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use shoal_store::{Options, Store};
+    use shoal_wire::nix::nar::write::NarWriter;
+    use shoal_wire::nix::path_info::PathInfo;
+    use shoal_wire::nix::store_path::StorePath;
+
+    use super::*;
+
+    /// A NAR of several runs that have to be decompressed.
+    fn add(store: &Store) -> (PathInfo, Vec<u8>) {
+        let contents: Vec<u8> =
+            (0u64..).flat_map(|n| format!("{n} of {}\n", n * n).into_bytes()).take(4 << 20).collect();
+        let mut writer = NarWriter::new(Vec::new());
+        writer.regular(b"", false, contents.len() as u64).unwrap();
+        writer.contents(&contents).unwrap();
+        let nar = writer.finish().unwrap();
+        let mut ingest = store.ingest();
+        ingest.write_all(&nar).unwrap();
+        let ingested = ingest.finish().unwrap();
+        let path = StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap();
+        let info = PathInfo::new(path, ingested.nar_hash, ingested.nar_size);
+        store.commit(vec![(info.clone(), ingested)]).unwrap();
+        (info, nar)
+    }
+
+    async fn next(pieces: &mut FramePieces) -> Option<Bytes> {
+        std::future::poll_fn(|context| pieces.poll_piece(context)).await.transpose().unwrap()
+    }
+
+    /// However many clients take nothing, what is decompressed for them beyond a run each is bounded.
+    #[tokio::test]
+    async fn a_body_without_a_right_to_read_ahead_makes_its_runs_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), Options::default()).unwrap();
+        let (info, nar) = add(&store);
+        let begin = || {
+            let frames = store.stored_frames(&info.path, 0..info.nar_size).unwrap().unwrap();
+            FramedNar::new(frames, Form::Contents).pieces(0..info.nar_size)
+        };
+        let others = AHEAD.try_acquire_many(RUNS_AHEAD_ALL as u32 - 3).unwrap();
+        let (mut first, mut second, mut third) = (begin(), begin(), begin());
+        let mut all = Vec::new();
+        for pieces in [&mut first, &mut second, &mut third] {
+            all.push(next(pieces).await.unwrap().to_vec());
+        }
+        assert_eq!([first.ahead.len(), second.ahead.len(), third.ahead.len()], [2, 1, 0]);
+        drop(first);
+        for (pieces, mut all) in [&mut second, &mut third].into_iter().zip(all.into_iter().skip(1)) {
+            while let Some(piece) = next(pieces).await {
+                all.extend_from_slice(&piece);
+            }
+            assert!(all == nar);
+        }
+        drop(others);
+        let back = AHEAD.acquire_many(RUNS_AHEAD_ALL as u32);
+        let back = tokio::time::timeout(std::time::Duration::from_secs(60), back).await;
+        assert!(back.is_ok_and(|back| back.is_ok()), "rights were lost");
+    }
+
+    #[test]
+    fn the_frames_of_a_range_are_those_with_bytes_in_it() {
+        let of = |range: Range<u64>| touched([10, 20, 30].into_iter(), &range);
+        assert_eq!(of(0..60), (0..3, 0));
+        assert_eq!(of(10..30), (1..2, 0));
+        assert_eq!(of(9..11), (0..2, 9));
+        assert_eq!(of(59..60), (2..3, 29));
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{HeaderValue, StatusCode};
 
-use super::connection::Traffic;
+use super::connection::{Offered, Traffic, Unanswered};
 use super::{Body, Cache, Response, response};
 use crate::cold::ColdStatus;
 use crate::upstream::UpstreamStatus;
@@ -32,41 +32,42 @@ pub struct Metrics {
 /// A request that is not answered to its end. Counted until dropped.
 pub struct InFlight {
     metrics: Arc<Metrics>,
-    connection: Arc<Traffic>,
-    /// A piece was handed over and the next one not asked for yet.
-    offered: bool,
+    /// The next piece, or the end, waits for the client.
+    offered: Option<Offered>,
+    has_sent: bool,
+    unanswered: Unanswered,
 }
 
 impl InFlight {
     /// `connection`: of the client's own connection.
     pub fn new(metrics: &Arc<Metrics>, connection: &Arc<Traffic>) -> InFlight {
         metrics.in_flight.fetch_add(1, Ordering::Relaxed);
-        connection.began();
-        InFlight { metrics: metrics.clone(), connection: connection.clone(), offered: false }
+        InFlight { metrics: metrics.clone(), offered: None, has_sent: false, unanswered: connection.begin() }
+    }
+
+    /// From now on the client is waited for.
+    pub fn offer(&mut self) {
+        self.offered.get_or_insert_with(|| self.unanswered.offer());
     }
 
     /// The client has room for a piece.
     pub fn asked(&mut self) {
-        if std::mem::take(&mut self.offered) {
-            self.connection.takes();
+        if self.offered.take().is_some() && self.has_sent {
+            self.unanswered.took();
         }
     }
 
-    /// A piece of so many bytes is handed over. `is_more`: the next one waits for room.
-    pub fn sent(&mut self, bytes: u64, is_more: bool) {
+    /// A piece of so many bytes is handed over.
+    pub fn sent(&mut self, bytes: u64) {
         self.metrics.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if is_more {
-            self.connection.offers();
-            self.offered = true;
-        }
+        self.has_sent = true;
+        self.offer();
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.asked();
         self.metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.connection.ended();
     }
 }
 

@@ -10,7 +10,7 @@ use shoal_wire::nix::narinfo::Compression;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::HASH_PART_LEN;
 
-use super::frames::{Form, FramedNar};
+use super::frames::{Form, FramedNar, HELD_BYTES_MAX};
 use super::range::Ranged;
 use super::{Body, Cache, Found, Request, Response, link, put, response};
 
@@ -63,7 +63,7 @@ pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
         Err(error) => Err(error),
     };
     let begun = match found {
-        Ok(response) => begun(response).await,
+        Ok(response) => begun(&cache, response).await,
         Err(error) => Err(error.into()),
     };
     begun.unwrap_or_else(|error| response::unreadable(&request.path, &error))
@@ -87,16 +87,23 @@ async fn passed_on(cache: &Cache, request: &Request, info: &PathInfo) -> Respons
     let Some(elsewhere) = &cache.elsewhere else { return response::not_found() };
     let Some(nar) = elsewhere.nar(info).await else { return response::not_found() };
     let body = Body::arriving(info.nar_size, nar, cache.arrivals.clone());
-    begun(response::ok(NAR, response::IMMUTABLE, body)).await.unwrap_or_else(|error| {
+    begun(cache, response::ok(NAR, response::IMMUTABLE, body)).await.unwrap_or_else(|error| {
         tracing::warn!(path = info.path.base_name(), %error, "a NAR that was offered does not come");
         response::not_found()
     })
 }
 
 /// Makes the first piece before anything is sent: damage found there, or a NAR that is gone elsewhere, is a clean 404.
-async fn begun(response: Response) -> io::Result<Response> {
+/// From then on the answer holds memory, whether its client takes it or not.
+async fn begun(cache: &Cache, response: Response) -> io::Result<Response> {
+    if !response.body().is_to_begin() {
+        return Ok(response);
+    }
     let (head, body) = response.into_parts();
-    Ok(Response::from_parts(head, body.begun().await?))
+    let Some(room) = cache.begun.room(body.len().min(HELD_BYTES_MAX) as usize).await else {
+        return Ok(response::later());
+    };
+    Ok(Response::from_parts(head, body.begun(room).await?))
 }
 
 fn stored(

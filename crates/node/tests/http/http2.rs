@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::certificates::{Authority, Files};
-use crate::lab::{Lab, PATIENCE, Wanted, file_nar, nar_url, noise, words};
+use crate::lab::{Lab, PATIENCE, Wanted, file_nar, nar_url, noise, tree_nar, words};
 use crate::tls::{self, identity};
 
 struct Client {
@@ -168,6 +168,25 @@ fn a_connection_whose_answers_stand_still_is_hung_up_on() {
         drop(body);
     });
     assert_eq!(lab.get("/healthz").status, 200);
+    assert_eq!(lab.server.unanswered(), 0);
+}
+
+/// The same of answers that are whole in memory, small as they may be, of which not even the first byte is taken, or not
+/// the last.
+#[test]
+fn a_connection_whose_small_answers_stand_still_is_hung_up_on() {
+    let limits = Limits { piece: Duration::from_millis(300), ..Limits::USUAL };
+    let lab = Lab::with(Wanted { limits, ..Wanted::default() });
+    let page = format!("/serve/{}/", lab.add("tree", &tree_nar(&[("file", b"x")], &[])).path.base_name());
+    lab.runtime.block_on(async {
+        for window in [0, 1] {
+            let mut client = in_clear(&lab, window).await;
+            let body = client.ask(Method::GET, &page).await.unwrap().into_body();
+            // A clean end or a cut, whichever.
+            let _ = timeout(PATIENCE, client.ended).await.expect("the connection stays");
+            drop(body);
+        }
+    });
     assert_eq!(lab.server.unanswered(), 0);
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use shoal_grid::can_run::Machine;
 use shoal_node::build::service::{BuildService, Config, Defaults};
 use shoal_node::door::Role;
+use shoal_node::http::budget::{BEGUN_BYTES_MAX, Budget};
 use shoal_node::http::link::Offer;
 use shoal_node::http::put::Writer;
 use shoal_node::http::tls::Identity;
@@ -53,6 +54,8 @@ pub struct Wanted {
     pub behind: Option<(Store, Upstreams)>,
     /// Threads of the runtime for what blocks.
     pub blocking_threads: usize,
+    /// What NARs that are being sent may hold together.
+    pub begun_bytes: usize,
 }
 
 impl Default for Wanted {
@@ -68,6 +71,7 @@ impl Default for Wanted {
             store: None,
             behind: None,
             blocking_threads: 512,
+            begun_bytes: BEGUN_BYTES_MAX,
         }
     }
 }
@@ -113,6 +117,7 @@ impl Lab {
         let mut cache = Cache::new(store.clone(), StoreDir::default()).behind(&upstreams);
         cache.offer = wanted.offer;
         cache.is_closed = wanted.is_closed;
+        cache.begun = Budget::of(wanted.begun_bytes).waiting(Duration::from_millis(100));
         let mut token = String::new();
         if wanted.takes_uploads {
             let file = tokens::file(dir.path());
