@@ -57,9 +57,17 @@ impl Upstreams {
         order
     }
 
-    /// Whether `id` may be asked now. Every `true` must be followed by one of the three answers.
+    /// Whether `id` may be asked now. Every `true` must be followed by one of the three answers, or by
+    /// [`Upstreams::abandoned`].
     pub fn begin(&mut self, id: UpstreamId, now_ms: u64) -> bool {
         self.0.get_mut(id).is_some_and(|health| health.breaker.begin(now_ms))
+    }
+
+    /// It was not asked after all.
+    pub fn abandoned(&mut self, id: UpstreamId) {
+        if let Some(health) = self.0.get_mut(id) {
+            health.breaker.abandoned();
+        }
     }
 
     /// It gave what it was asked for, or said that it does not have it.

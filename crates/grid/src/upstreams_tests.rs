@@ -41,6 +41,20 @@ fn an_outage_opens_and_one_good_probe_closes() {
 }
 
 #[test]
+fn a_probe_that_was_never_sent_keeps_nobody_waiting() {
+    let mut upstreams = Upstreams::new([0]);
+    (0..3).for_each(|_| upstreams.failed(0, 0));
+    assert!(upstreams.begin(0, 5_000));
+    assert!(upstreams.order(5_001).is_empty(), "a probe is out");
+    upstreams.abandoned(0);
+    assert_eq!(upstreams.order(5_001), [0]);
+    assert!(upstreams.begin(0, 5_001));
+    upstreams.answered(0, true, 1);
+    upstreams.abandoned(0);
+    assert_eq!(upstreams.health()[0].breaker, Breaker::default());
+}
+
+#[test]
 fn a_lost_probe_lets_another_one_go() {
     let mut breaker = Breaker::default();
     (0..3).for_each(|_| breaker.failed(0));

@@ -65,6 +65,13 @@ impl Breaker {
         *self = Breaker::default();
     }
 
+    /// A request that was let through was never sent: the next one may be the probe.
+    pub fn abandoned(&mut self) {
+        if let Some(tripped) = &mut self.tripped {
+            tripped.probe_since_ms = None;
+        }
+    }
+
     /// A failure of a request that began before the breaker opened changes nothing.
     pub fn failed(&mut self, now_ms: u64) {
         match &mut self.tripped {

@@ -5,7 +5,7 @@
 //! next.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,8 @@ enum Heard {
 }
 
 type Key = (UpstreamId, Question);
-type Listener = (usize, Sender<(usize, UpstreamId, Heard)>);
+type Told = (usize, UpstreamId, Heard);
+type Listener = (usize, Sender<Told>);
 
 pub struct Asks {
     pub neighbours: Neighbours,
@@ -103,6 +104,83 @@ struct State {
     offers: Remembered<String, Arc<Offer>>,
     absent: Remembered<Key, ()>,
     on_their_way: HashMap<Key, Vec<Listener>>,
+}
+
+/// Questions of one caller that are being answered.
+struct Looking<'a> {
+    asks: &'a Arc<Asks>,
+    wanted: &'a [Question],
+    fits: &'a dyn Fn(usize, &Finding) -> bool,
+    budget: Duration,
+    not: &'a BTreeSet<UpstreamId>,
+    found: Vec<Option<Finding>>,
+    /// By the number of the question.
+    open: HashMap<usize, Lookup>,
+    /// How many of the questions were begun.
+    begun: usize,
+    tell: Sender<Told>,
+    told: Receiver<Told>,
+}
+
+impl Looking<'_> {
+    fn is_done(&self) -> bool {
+        self.open.is_empty() && self.begun == self.wanted.len()
+    }
+
+    /// Begins as many as may be open at a time.
+    fn begin(&mut self) {
+        while self.open.len() < LOOKUPS_MAX && self.begun < self.wanted.len() {
+            let index = self.begun;
+            self.begun += 1;
+            match self.asks.begin(&self.wanted[index], &|finding| (self.fits)(index, finding), self.budget, self.not) {
+                Ok(finding) => self.found[index] = Some(finding),
+                Err(lookup) => drop(self.open.insert(index, lookup)),
+            }
+        }
+    }
+
+    /// Asks whom it is time to ask, and leaves what is over. When somebody else is to be asked, if nobody answers.
+    fn step(&mut self) -> u64 {
+        let (asks, now_ms) = (self.asks, self.asks.now_ms());
+        let mut wake_ms = u64::MAX;
+        self.open.retain(|&index, lookup| {
+            loop {
+                match lookup.step(now_ms) {
+                    Step::Ask(id) => {
+                        if !asks.ask(id, &self.wanted[index], self.budget, (index, self.tell.clone())) {
+                            lookup.answer(id, Answer::Failed);
+                        }
+                    }
+                    Step::Wait { until_ms } => {
+                        wake_ms = wake_ms.min(until_ms);
+                        return true;
+                    }
+                    Step::Found(_) | Step::Missing => return false,
+                }
+            }
+        });
+        wake_ms
+    }
+
+    /// Takes what was answered, which is waited for until `wake_ms`.
+    fn hear(&mut self, wake_ms: u64) {
+        let wait = Duration::from_millis(wake_ms.saturating_sub(self.asks.now_ms()));
+        let mut next = self.told.recv_timeout(wait);
+        while let Ok((index, id, heard)) = next {
+            if let Some(lookup) = self.open.get_mut(&index) {
+                let answer = match heard {
+                    Heard::Found(finding) if (self.fits)(index, &finding) => {
+                        self.found[index].get_or_insert(finding);
+                        Answer::Found
+                    }
+                    Heard::Found(_) | Heard::Missing => Answer::Missing,
+                    Heard::Failed => Answer::Failed,
+                };
+                lookup.answer(id, answer);
+            }
+            next = self.told.try_recv().map_err(|_| RecvTimeoutError::Timeout);
+        }
+    }
 }
 
 impl Asks {
@@ -213,57 +291,17 @@ impl Asks {
         budget: Duration,
         not: &BTreeSet<UpstreamId>,
     ) -> Vec<Option<Finding>> {
-        let mut found = vec![None; wanted.len()];
         let (tell, told) = mpsc::channel();
-        let mut open: HashMap<usize, Lookup> = HashMap::new();
-        let mut to_begin = 0..wanted.len();
+        let (found, open) = (vec![None; wanted.len()], HashMap::new());
+        let mut looking = Looking { asks: self, wanted, fits, budget, not, found, open, begun: 0, tell, told };
         loop {
-            while open.len() < LOOKUPS_MAX {
-                let Some(index) = to_begin.next() else { break };
-                match self.begin(&wanted[index], &|finding| fits(index, finding), budget, not) {
-                    Ok(finding) => found[index] = Some(finding),
-                    Err(lookup) => drop(open.insert(index, lookup)),
-                }
+            looking.begin();
+            let wake_ms = looking.step();
+            if looking.is_done() {
+                return looking.found;
             }
-            let now_ms = self.now_ms();
-            let mut wake_ms = u64::MAX;
-            open.retain(|&index, lookup| {
-                loop {
-                    match lookup.step(now_ms) {
-                        Step::Ask(id) => {
-                            if !self.ask(id, &wanted[index], budget, (index, tell.clone())) {
-                                lookup.answer(id, Answer::Failed);
-                            }
-                        }
-                        Step::Wait { until_ms } => {
-                            wake_ms = wake_ms.min(until_ms);
-                            return true;
-                        }
-                        Step::Found(_) | Step::Missing => return false,
-                    }
-                }
-            });
-            if open.is_empty() {
-                if to_begin.is_empty() {
-                    return found;
-                }
-                continue;
-            }
-            let wait = Duration::from_millis(wake_ms.saturating_sub(self.now_ms()));
-            let mut next = told.recv_timeout(wait);
-            while let Ok((index, id, heard)) = next {
-                if let Some(lookup) = open.get_mut(&index) {
-                    let answer = match heard {
-                        Heard::Found(finding) if fits(index, &finding) => {
-                            found[index].get_or_insert(finding);
-                            Answer::Found
-                        }
-                        Heard::Found(_) | Heard::Missing => Answer::Missing,
-                        Heard::Failed => Answer::Failed,
-                    };
-                    lookup.answer(id, answer);
-                }
-                next = told.try_recv().map_err(|_| RecvTimeoutError::Timeout);
+            if !looking.open.is_empty() {
+                looking.hear(wake_ms);
             }
         }
     }
@@ -293,7 +331,7 @@ impl Asks {
         Err(Lookup::new(order, now_ms, millis(budget), millis(HEDGE)))
     }
 
-    /// Whether the question is on its way now.
+    /// Whether the listener will hear something.
     fn ask(self: &Arc<Self>, id: UpstreamId, wanted: &Question, budget: Duration, listener: Listener) -> bool {
         let key = (id, wanted.clone());
         let mut state = self.lock();
@@ -310,17 +348,29 @@ impl Asks {
         let (asks, until, asked) = (self.clone(), Instant::now() + budget, key.clone());
         let submitted = self.pools[id].submit(move || {
             // Behind a queue that was too long nobody waits any more.
-            let heard = if Instant::now() < until { asks.hear(id, &asked.1) } else { Heard::Failed };
-            let listeners = asks.lock().on_their_way.remove(&asked).unwrap_or_default();
-            for (index, tell) in listeners {
-                // Who does not listen any more has what it wanted.
-                let _ = tell.send((index, id, heard.clone()));
+            match Instant::now() < until {
+                true => asks.tell(&asked, asks.hear(id, &asked.1)),
+                false => asks.abandon(&asked),
             }
         });
         if !submitted {
-            self.lock().on_their_way.remove(&key);
+            self.abandon(&key);
         }
-        submitted
+        true
+    }
+
+    /// A question was not put after all.
+    fn abandon(&self, key: &Key) {
+        self.lock().health.abandoned(key.0);
+        self.tell(key, Heard::Failed);
+    }
+
+    fn tell(&self, key: &Key, heard: Heard) {
+        let listeners = self.lock().on_their_way.remove(key).unwrap_or_default();
+        for (index, tell) in listeners {
+            // Who does not listen any more has what it wanted.
+            let _ = tell.send((index, key.0, heard.clone()));
+        }
     }
 
     fn hear(&self, id: UpstreamId, wanted: &Question) -> Heard {
