@@ -9,12 +9,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use shoal_wire::nix::nar::write::NarWriter;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
 use shoal_wire::nix::worker::ops::{AddTempRoot, AddToStoreNar, IsValidPath, QueryAllValidPaths, QueryPathInfo};
-use shoal_wire::nix::worker::{Client, MINOR_MAX, StderrMessage};
+use shoal_wire::nix::worker::{CallError, Client, MINOR_MAX, StderrMessage};
 
 use crate::dump;
 
@@ -105,6 +105,21 @@ impl LocalStore {
     }
 }
 
+impl LocalStore {
+    /// Whether a path whose NAR broke off does so again, while the daemon answers before and after. Nix says that a NAR
+    /// comes before it looks at the files: where they are gone, it is the connection that breaks.
+    fn withholds(&self, path: &StorePath) -> bool {
+        let valid = || {
+            let mut connection = self.connect()?;
+            Ok::<_, anyhow::Error>(connection.is_valid(path)?.then_some(connection))
+        };
+        let Ok(Some(mut connection)) = valid() else { return false };
+        let Ok(client) = connection.client() else { return false };
+        let again = client.nar_from_path(path, NarWriter::new(io::sink()), ignore);
+        matches!(again, Err(CallError::Proto(_))) && matches!(valid(), Ok(Some(_)))
+    }
+}
+
 type Input = Box<dyn Read + Send>;
 type Output = Box<dyn Write + Send>;
 type DaemonClient = Client<BufReader<Input>, BufWriter<Output>>;
@@ -150,9 +165,17 @@ impl Connection {
         if real.symlink_metadata().is_ok() {
             return dump::dump(&real, writer).with_context(|| format!("cannot read {}", real.display()));
         }
-        let writer = self.client()?.nar_from_path(path, NarWriter::new(writer), ignore);
-        let writer = writer.with_context(|| format!("cannot fetch {path} from the Nix daemon"))?;
-        Ok(writer.finish()?)
+        match self.client()?.nar_from_path(path, NarWriter::new(writer), ignore) {
+            Ok(writer) => Ok(writer.finish()?),
+            Err(CallError::Proto(error)) if self.store.withholds(path) => {
+                // Without its cause, which would be one of the connection's.
+                Err(anyhow!(
+                    "the Nix daemon calls {path} valid and cannot give its files ({error}); `nix-store --verify \
+                     --check-contents` tells of such paths"
+                ))
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot fetch {path} from the Nix daemon")),
+        }
     }
 
     /// Makes a path valid; `nar` is all of its NAR.

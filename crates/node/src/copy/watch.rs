@@ -164,11 +164,18 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
     use super::*;
+    use shoal_wire::nix::proto::{Dialect, Reader, Writer};
+    use shoal_wire::nix::store_path::StoreDir;
+    use shoal_wire::nix::worker::{MINOR_MAX, Offer, RemoteError, Request, StderrMessage, Trust, handshake};
 
     #[test]
     fn errors_concern_a_path_or_the_node() {
         let url = || "http://node".to_owned();
+        use super::RemoteError;
         let of = |error: RemoteError| concern(&anyhow::Error::from(error).context("cannot push"));
         let refused = |status| RemoteError::Refused { url: url(), status, text: String::new() };
         assert_eq!(of(refused(403)), Concern::Paths);
@@ -180,6 +187,46 @@ mod tests {
         assert_eq!(concern(&anyhow::anyhow!("a file is gone")), Concern::Paths);
         let away = anyhow::Error::from(io::Error::from(io::ErrorKind::ConnectionRefused)).context("no daemon");
         assert_eq!(concern(&away), Concern::Moment);
+    }
+
+    /// A daemon that has lost its files, as Nix's is then: it says that a NAR comes, and in its place why there is none.
+    /// It is gone after so many connections.
+    fn daemon_without_files(dir: &Path, connections: usize) -> LocalStore {
+        let socket = dir.join(connections.to_string());
+        let listener = UnixListener::bind(&socket).unwrap();
+        thread::spawn(move || listener.incoming().take(connections).for_each(|stream| answer(stream.unwrap())));
+        LocalStore::find(Some(&format!("unix://{}", socket.display())), |_| None)
+    }
+
+    fn answer(stream: UnixStream) {
+        let dialect = Dialect::new(StoreDir::default(), MINOR_MAX);
+        let mut reader = Reader::new(stream.try_clone().unwrap(), dialect.clone());
+        let mut writer = Writer::new(stream, dialect);
+        let (nix_version, trust) = ("2.34.8".to_owned(), Trust::Trusted);
+        let offer = Offer { store_dir: StoreDir::default(), features: BTreeSet::new(), nix_version, trust };
+        handshake::accept(&mut reader, &mut writer, &offer).unwrap();
+        writer.put(&StderrMessage::Last).unwrap();
+        while let Ok(Some(request)) = Request::read_next(&mut reader) {
+            writer.put(&StderrMessage::Last).unwrap();
+            match request {
+                Request::IsValidPath(_) => writer.bool(true).unwrap(),
+                _ => return writer.put(&StderrMessage::Error(RemoteError::new("no such file"))).unwrap(),
+            }
+        }
+    }
+
+    #[test]
+    fn files_that_are_gone_concern_their_path_and_a_daemon_that_is_gone_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = StorePath::from_base_name("dd2s755w68andyyr5makbwzidf6whr5d-ht").unwrap();
+        let error_of = |connections| {
+            let local = daemon_without_files(dir.path(), connections);
+            local.connect().unwrap().nar(&path, Vec::new()).unwrap_err().context("cannot push")
+        };
+        let gone = error_of(3);
+        assert_eq!(concern(&gone), Concern::Paths, "{gone:#}");
+        assert!(format!("{gone:#}").contains("cannot give its files"), "{gone:#}");
+        assert_eq!(concern(&error_of(1)), Concern::Moment);
     }
 
     #[test]
