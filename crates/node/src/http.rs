@@ -33,6 +33,7 @@ pub mod response;
 pub mod router;
 pub mod server;
 pub mod tls;
+pub mod turns;
 
 pub use body::Body;
 pub use cache::{Cache, Elsewhere, Found};

@@ -27,6 +27,11 @@ use std::sync::Arc;
 /// them. Part of the format.
 const OWN_CHUNKS_FROM: u64 = 32 << 10;
 
+/// Bytes of memory that a pinned chunk takes, with its place in the tables of all pins and of its own set.
+const PIN_MEMORY: usize = 200;
+/// The same of a file in the index, with its name.
+const ENTRY_MEMORY: usize = 100;
+
 /// A NAR being taken in. Dropping it gives it up.
 pub struct Ingest {
     packing: Packing,
@@ -75,6 +80,11 @@ impl Ingested {
     /// then this cannot be committed.
     pub fn is_here(&self) -> bool {
         !self.pins.any_absent(&self.content_root)
+    }
+
+    /// Bytes of memory that it takes until it is dropped, roughly.
+    pub fn memory(&self) -> usize {
+        PIN_MEMORY * self.pins.len() + ENTRY_MEMORY * self.index.entries().len() + self.packed_manifest.len()
     }
 }
 

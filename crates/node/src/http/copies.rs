@@ -61,7 +61,7 @@ async fn push(
 ) -> Response {
     let Some(writer) = &cache.writer else { return response::not_found() };
     let Some(grant) = writer.who(&request) else { return put::refuse(request.body, put::unauthorized()).await };
-    let Some(turn) = writer.message_turn().await else { return put::refuse(request.body, put::busy()).await };
+    let Some(turn) = writer.message_turn(&grant).await else { return put::refuse(request.body, put::busy()).await };
     let body = match message(request, limit).await {
         Ok(body) => body,
         Err(response) => return response,

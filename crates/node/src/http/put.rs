@@ -13,11 +13,12 @@ use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER,
 use http::{HeaderValue, StatusCode};
 use shoal_wire::nix::narinfo::NARINFO_LEN_MAX;
 use shoal_wire::nix::realisation::JSON_LEN_MAX;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::request::RequestBody;
 use super::response::RETRY_SECONDS;
+use super::turns::{Turn, Turns};
 use super::{Body, Cache, Request, Response, response};
 use crate::door::Grant;
 use crate::session::deposit::{Deposits, Refusal};
@@ -25,8 +26,12 @@ use crate::tokens::Tokens;
 
 /// Uploads that are taken in at once; each has a thread and a few MiB.
 const UPLOADS_MAX: usize = 64;
+/// Those of one token's name.
+const UPLOADS_EACH_MAX: usize = 48;
 /// Messages of `shoal push` that are answered at once; the longest takes 64 MiB, most take a few.
 const MESSAGES_MAX: usize = 16;
+/// Those of one token's name: `shoal push` sends four at a time.
+const MESSAGES_EACH_MAX: usize = 12;
 /// How long one more waits for its turn.
 const TURN_PATIENCE: Duration = Duration::from_secs(30);
 /// Pieces between the connection and who takes them in.
@@ -45,14 +50,14 @@ const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream")
 pub struct Writer {
     deposits: Arc<Deposits>,
     tokens: Arc<Tokens>,
-    turns: Arc<Semaphore>,
-    message_turns: Arc<Semaphore>,
+    turns: Turns,
+    message_turns: Turns,
 }
 
 impl Writer {
     pub fn new(deposits: Arc<Deposits>, tokens: Arc<Tokens>) -> Writer {
-        let [turns, message_turns] = [UPLOADS_MAX, MESSAGES_MAX].map(|turns| Arc::new(Semaphore::new(turns)));
-        Writer { deposits, tokens, turns, message_turns }
+        let turns = Turns::new(UPLOADS_MAX, UPLOADS_EACH_MAX);
+        Writer { deposits, tokens, turns, message_turns: Turns::new(MESSAGES_MAX, MESSAGES_EACH_MAX) }
     }
 
     pub fn deposits(&self) -> &Arc<Deposits> {
@@ -64,9 +69,14 @@ impl Writer {
         self.tokens.authorize(request.header(AUTHORIZATION)?)
     }
 
-    /// The right to send a message; `None` where too many others do.
-    pub async fn message_turn(&self) -> Option<OwnedSemaphorePermit> {
-        timeout(TURN_PATIENCE, self.message_turns.clone().acquire_owned()).await.ok()?.ok()
+    /// The right to send a file; `None` where too many others do.
+    async fn turn(&self, grant: &Grant) -> Option<Turn> {
+        self.turns.take(&grant.who, TURN_PATIENCE).await
+    }
+
+    /// The same of a message.
+    pub async fn message_turn(&self, grant: &Grant) -> Option<Turn> {
+        self.message_turns.take(&grant.who, TURN_PATIENCE).await
     }
 }
 
@@ -162,7 +172,7 @@ async fn whole(
         }
         Err(error) => return response::status(StatusCode::BAD_REQUEST, &error.to_string()),
     };
-    let Ok(Ok(turn)) = timeout(TURN_PATIENCE, writer.turns.clone().acquire_owned()).await else { return busy() };
+    let Some(turn) = writer.turn(&grant).await else { return busy() };
     let deposits = writer.deposits.clone();
     cache.metrics.received_bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
     let done = tokio::task::spawn_blocking(move || {
@@ -180,9 +190,7 @@ async fn streamed(
 ) -> Response {
     let Some(writer) = &cache.writer else { return response::not_found() };
     let Some(grant) = writer.who(&request) else { return refuse(request.body, unauthorized()).await };
-    let Ok(Ok(turn)) = timeout(TURN_PATIENCE, writer.turns.clone().acquire_owned()).await else {
-        return refuse(request.body, busy()).await;
-    };
+    let Some(turn) = writer.turn(&grant).await else { return refuse(request.body, busy()).await };
     let deposits = writer.deposits.clone();
     let (sender, receiver) = mpsc::channel(PIECES_WAITING);
     let body = Incoming { receiver, piece: Bytes::new(), ended: false };

@@ -194,7 +194,8 @@ fn a_connection_whose_small_answers_stand_still_is_hung_up_on() {
 /// its end.
 #[test]
 fn uploads_that_wait_hold_up_no_other() {
-    const TURNS: usize = 64;
+    // Those of one token.
+    const TURNS: usize = 48;
     let lab = Lab::with(Wanted { takes_uploads: true, ..Wanted::default() });
     let nar = file_nar(&noise(2 << 20));
     lab.runtime.block_on(async {

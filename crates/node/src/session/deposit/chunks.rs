@@ -43,6 +43,23 @@ struct Kept {
     /// Of the hold, when it was last let go of.
     chunks: usize,
     heard_of: Instant,
+    /// The hold is at its commit, which takes long: nobody waits for it.
+    commits: bool,
+}
+
+/// An upload's commit, until dropped.
+struct Committing<'a> {
+    uploads: &'a Uploads,
+    name: &'a Name,
+    hold: Arc<Mutex<ChunkHold>>,
+}
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        if let Some(kept) = self.uploads.all().get_mut(self.name).filter(|kept| Arc::ptr_eq(&kept.hold, &self.hold)) {
+            kept.commits = false;
+        }
+    }
 }
 
 impl Uploads {
@@ -58,7 +75,8 @@ impl Uploads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `act` on the hold of an upload, which begins with it. `new`: how many more chunks it may hold afterwards.
+    /// Runs `act`, which takes some moments, on the hold of an upload, which begins with it. `new`: how many more chunks
+    /// it may hold afterwards.
     fn with<T>(
         &self,
         name: Name,
@@ -66,21 +84,52 @@ impl Uploads {
         new: impl FnOnce(&ChunkHold) -> usize,
         act: impl FnOnce(&mut ChunkHold) -> T,
     ) -> Outcome<T> {
-        let hold = self.hold(&name, store)?;
+        let hold = self.hold(&name, store, false)?;
+        self.act(&name, hold, new, act)
+    }
+
+    /// The same with what is the end of an upload, and may take long. Who comes back to it meanwhile is told so, instead
+    /// of waiting with a turn that others could use.
+    fn commit<T>(
+        &self,
+        name: Name,
+        store: &Store,
+        new: impl FnOnce(&ChunkHold) -> usize,
+        act: impl FnOnce(&mut ChunkHold) -> Outcome<T>,
+    ) -> Outcome<T> {
+        let hold = self.hold(&name, store, true)?;
+        let committing = Committing { uploads: self, name: &name, hold: hold.clone() };
+        let done = self.act(&name, hold, new, act)??;
+        drop(committing);
+        self.all().remove(&name);
+        Ok(done)
+    }
+
+    fn act<T>(
+        &self,
+        name: &Name,
+        hold: Arc<Mutex<ChunkHold>>,
+        new: impl FnOnce(&ChunkHold) -> usize,
+        act: impl FnOnce(&mut ChunkHold) -> T,
+    ) -> Outcome<T> {
         let mut held = hold.lock().unwrap_or_else(PoisonError::into_inner);
-        self.reserve(&name, held.len() + new(&held))?;
+        self.reserve(name, held.len() + new(&held))?;
         let done = act(&mut held);
         let chunks = held.len();
         drop(held);
-        if let Some(kept) = self.all().get_mut(&name).filter(|kept| Arc::ptr_eq(&kept.hold, &hold)) {
+        if let Some(kept) = self.all().get_mut(name).filter(|kept| Arc::ptr_eq(&kept.hold, &hold)) {
             (kept.chunks, kept.heard_of) = (chunks, Instant::now());
         }
         Ok(done)
     }
 
-    fn hold(&self, name: &Name, store: &Store) -> Outcome<Arc<Mutex<ChunkHold>>> {
+    fn hold(&self, name: &Name, store: &Store, commits: bool) -> Outcome<Arc<Mutex<ChunkHold>>> {
         let mut all = self.all();
-        if let Some(kept) = all.get(name) {
+        if let Some(kept) = all.get_mut(name) {
+            if kept.commits {
+                return Err(Refusal::busy("this upload is being committed; try again later"));
+            }
+            kept.commits = commits;
             return Ok(kept.hold.clone());
         }
         let own = all.keys().filter(|(who, _)| *who == name.0).count();
@@ -91,7 +140,7 @@ impl Uploads {
             return Err(Refusal::busy(format!("there are {UPLOADS_MAX} uploads that nobody committed; {LATER}")));
         }
         let hold = Arc::new(Mutex::new(store.hold_chunks()));
-        all.insert(name.clone(), Kept { hold: hold.clone(), chunks: 0, heard_of: Instant::now() });
+        all.insert(name.clone(), Kept { hold: hold.clone(), chunks: 0, heard_of: Instant::now(), commits });
         Ok(hold)
     }
 
@@ -112,10 +161,6 @@ impl Uploads {
             kept.chunks = chunks;
         }
         Ok(())
-    }
-
-    fn end(&self, name: &Name) {
-        self.all().remove(name);
     }
 }
 
@@ -176,9 +221,7 @@ impl Deposits {
         let name = name(&client, upload)?;
         let hashes: Vec<[u8; 32]> = commit.0.iter().flat_map(|entry| &entry.chunks).map(|chunk| chunk.hash).collect();
         let new = |hold: &ChunkHold| hold.count_new(&hashes);
-        self.uploads.with(name.clone(), client.store(), new, |hold| client.commit_entries(hold, commit))??;
-        self.uploads.end(&name);
-        Ok(())
+        self.uploads.commit(name, client.store(), new, |hold| client.commit_entries(hold, commit))
     }
 }
 
@@ -237,7 +280,8 @@ mod tests {
         let store = Store::open(&dir.path().join("store"), Options::default()).unwrap();
         let uploads = Uploads::default();
         let now = Instant::now();
-        let kept = || Kept { hold: Arc::new(Mutex::new(store.hold_chunks())), chunks: 1, heard_of: now };
+        let kept =
+            || Kept { hold: Arc::new(Mutex::new(store.hold_chunks())), chunks: 1, heard_of: now, commits: false };
         let name = |upload: &str| ("who".to_owned(), upload.to_owned());
         uploads.all().insert(name("silent"), kept());
         let busy = kept();
@@ -247,6 +291,27 @@ mod tests {
         assert_eq!(uploads.all().len(), 2);
         uploads.tidy(now + HOLD_TIME);
         assert_eq!(uploads.all().keys().collect::<Vec<_>>(), [&name("busy")]);
+    }
+
+    /// Repeats of a commit that takes long do not wait for it, and it can be begun again when it has failed.
+    #[test]
+    fn who_comes_back_during_a_commit_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), Options::default()).unwrap();
+        let uploads = Uploads::default();
+        let name = || ("who".to_owned(), "upload".to_owned());
+        let none = |_: &ChunkHold| 0;
+        let failed = uploads.commit(name(), &store, none, |_| {
+            let again = uploads.commit(name(), &store, none, |_| Ok(()));
+            assert_eq!(again.unwrap_err(), Refusal::busy("this upload is being committed; try again later"));
+            assert_eq!(uploads.with(name(), &store, none, |_| ()).unwrap_err().status, 503);
+            assert!(uploads.with(("who".into(), "other".into()), &store, none, |_| ()).is_ok());
+            Err::<(), _>(Refusal::bad("a chunk is lacking"))
+        });
+        assert_eq!(failed.unwrap_err().status, 400);
+        uploads.with(name(), &store, none, |_| ()).unwrap();
+        uploads.commit(name(), &store, none, |_| Ok(())).unwrap();
+        assert!(!uploads.all().contains_key(&name()));
     }
 
     /// Whoever names what does not exist keeps nobody but himself waiting, and what is held counts once.
@@ -263,7 +328,9 @@ mod tests {
         assert_eq!(ask("greedy", "a"), Ok(20));
         let held = |who: &str, chunks| {
             let hold = Arc::new(Mutex::new(store.hold_chunks()));
-            uploads.all().insert((who.into(), "held".into()), Kept { hold, chunks, heard_of: Instant::now() });
+            uploads
+                .all()
+                .insert((who.into(), "held".into()), Kept { hold, chunks, heard_of: Instant::now(), commits: false });
         };
         held("greedy", HELD_CHUNKS_EACH_MAX - 20);
         assert_eq!(ask("greedy", "a"), Ok(20), "what is held already is new");
@@ -272,9 +339,9 @@ mod tests {
         held("another", HELD_CHUNKS_MAX - HELD_CHUNKS_EACH_MAX);
         assert_eq!(ask("modest", "b").unwrap_err().status, 503);
         for number in 0..UPLOADS_EACH_MAX {
-            assert!(uploads.hold(&("many".into(), number.to_string()), &store).is_ok());
+            assert!(uploads.hold(&("many".into(), number.to_string()), &store, false).is_ok());
         }
-        assert!(uploads.hold(&("many".into(), "more".into()), &store).is_err());
-        assert!(uploads.hold(&("modest".into(), "c".into()), &store).is_ok());
+        assert!(uploads.hold(&("many".into(), "more".into()), &store, false).is_err());
+        assert!(uploads.hold(&("modest".into(), "c".into()), &store, false).is_ok());
     }
 }

@@ -36,7 +36,7 @@ impl Deposits {
     }
 
     fn take_nar(&self, grant: Grant, file: &str, body: impl BufRead + Send + 'static) -> Outcome {
-        self.uploader(grant)?;
+        let owner = self.uploader(grant)?.peer.grant.who;
         check_file_name(file)?;
         let io = |error: io::Error| Refusal::of_io(&error);
         let (head, body) = peek(body).map_err(io)?;
@@ -53,6 +53,8 @@ impl Deposits {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Refusal::of_io(&error)),
             };
+            // What else waits for its narinfo is not given up meanwhile.
+            self.held.hear(&owner, Instant::now());
             let used = ingest.feed(&piece[..n])?;
             if used < n {
                 return Err(Refusal::bad("bytes follow the end of the NAR"));
@@ -66,8 +68,12 @@ impl Deposits {
             let (named, hash) = (Hash::sha256(named), Hash::sha256(file_hash));
             return Err(Refusal::bad(format!("'{file}' should have the hash {named} and has {hash}")));
         }
-        let held = self.held.hold(file.to_owned(), HeldNar { ingested, file_hash, file_size }, Instant::now());
-        held.map_err(|Full| Refusal::busy("too many NARs wait for their narinfo; try again later"))
+        let nar = HeldNar { ingested, file_hash, file_size };
+        let held = self.held.hold(&owner, file.to_owned(), nar, Instant::now());
+        held.map_err(|full| match full {
+            Full::All => Refusal::busy("too many NARs wait for their narinfo; try again later"),
+            Full::Own => Refusal::busy(format!("too many NARs of '{owner}' wait for their narinfo; bring those first")),
+        })
     }
 
     /// Makes a path of a NAR that is held.
@@ -80,13 +86,15 @@ impl Deposits {
             return Err(Refusal::bad(format!("'{hash_part}.narinfo' is not the place of '{path}'")));
         }
         client.temp_roots.add(&info.path);
+        self.held.hear(&client.peer.grant.who, Instant::now());
+        let file = url.split(['?', '#']).next().and_then(|url| url.strip_prefix("nar/")).unwrap_or_default();
         if let Some(known) = client.store().path_info(&info.path)? {
             client.add_to_valid(&known, &info)?;
+            self.held.used(file, Instant::now());
             // Whoever brought it may still wait for its copies, or have given up.
             return client.acknowledge([&known]).map_err(|fault| Refusal::of_fault(503, fault));
         }
         client.judge_claim(&info)?;
-        let file = url.split(['?', '#']).next().and_then(|url| url.strip_prefix("nar/")).unwrap_or_default();
         let Some(nar) = self.held.get(file, Instant::now()) else {
             return Err(Refusal::bad(format!("'{path}' is in '{url}', which was not uploaded; upload it first")));
         };
