@@ -118,7 +118,8 @@ pub fn run(start: Start<'_>) -> Result<End> {
     tracing::info!(name = %ready.name, ssh = ready.ssh.map(tracing::field::display), http = ready.http.map(tracing::field::display), socket = %ready.socket.display(), "ready");
 
     runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), marks));
-    runtime.spawn(settle::watch(node.store.clone(), node.builds.clone(), doors.sessions()));
+    let http = doors.http.as_ref().map(HttpServer::metrics);
+    runtime.spawn(settle::watch(node.store.clone(), node.builds.clone(), doors.sessions(), http));
     node.take_part(config, &runtime, &ready);
 
     scrub_by_schedule(&scrubber, config.scrub_interval)?;

@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection::{Guarded, Limits, Traffic};
 use super::http3::QuicDoor;
-use super::metrics::InFlight;
+use super::metrics::{InFlight, Metrics};
 use super::request::{Client, RequestBody};
 use super::tls::Identity;
 use super::{Cache, Request, Response, link, router};
@@ -136,6 +136,10 @@ impl HttpServer {
         self.accepting.abort();
         self.quic.iter().for_each(QuicDoor::stop_accepting);
         self.stopping.send_replace(true);
+    }
+
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.shared.cache.metrics.clone()
     }
 
     /// Requests that are not answered to their end.

@@ -8,22 +8,24 @@ use shoal_store::Store;
 use crate::build::service::BuildService;
 use crate::config::units::size_text;
 use crate::door::Sessions;
+use crate::http::metrics::Metrics;
 
 /// How often the node looks whether it is idle.
 const PERIOD: Duration = Duration::from_secs(15);
 /// Segments rewritten at a time. The lock of collections is held meanwhile; whoever comes in ends it within some MiB.
 const BYTES_AT_ONCE: u64 = 1 << 30;
 
-/// Watches for as long as it is polled.
-pub async fn watch(store: Store, builds: Arc<BuildService>, sessions: Sessions) {
+/// Watches for as long as it is polled. `http`: of the binary cache, if there is one.
+pub async fn watch(store: Store, builds: Arc<BuildService>, sessions: Sessions, http: Option<Arc<Metrics>>) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The first tick is at once, when everything has better to do.
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        let (store, builds, sessions) = (store.clone(), builds.clone(), sessions.clone());
-        let idle = move || sessions.running() == 0 && builds.overview().running.is_empty();
+        let (store, builds, sessions, http) = (store.clone(), builds.clone(), sessions.clone(), http.clone());
+        let asks_http = move || http.as_ref().is_some_and(|http| http.in_flight() > 0);
+        let idle = move || sessions.running() == 0 && !asks_http() && builds.overview().running.is_empty();
         let settled = tokio::task::spawn_blocking(move || match idle() {
             true => store.recompress(BYTES_AT_ONCE, &idle),
             false => Ok(shoal_store::Compacted::default()),
