@@ -33,11 +33,13 @@ pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
         Ok(_) => return response::not_found(),
         Err(error) => return response::unreadable(&request.path, &error),
     };
-    match cache.store.export(&info.path) {
-        Ok(Some(export)) => contained(answer(&cache, &request, &info, export, names, raw.ends_with('/'))),
-        Ok(None) => response::not_found(),
-        Err(error) => response::unreadable(&request.path, &error),
-    }
+    let (names, path) = (names.to_vec(), request.path.clone());
+    let make = move |cache: &Cache| {
+        let export = cache.store.export(&info.path)?;
+        let answer = |export| contained(answer(cache, &request, &info, export, &names));
+        Ok(export.map_or_else(response::not_found, answer))
+    };
+    cache.made(&path, make).await
 }
 
 /// The names of a path; `None` where one is malformed or there are too many.
@@ -55,14 +57,7 @@ fn contained(mut response: Response) -> Response {
     response
 }
 
-fn answer(
-    cache: &Cache,
-    request: &Request,
-    info: &PathInfo,
-    export: Export,
-    names: &[Vec<u8>],
-    has_slash: bool,
-) -> Response {
+fn answer(cache: &Cache, request: &Request, info: &PathInfo, export: Export, names: &[Vec<u8>]) -> Response {
     let index = export.index();
     let mut entry = index.root();
     for (depth, name) in names.iter().enumerate() {
@@ -76,10 +71,10 @@ fn answer(
     }
     match &entry.node {
         Node::Symlink { target } => follow(cache, info, names, target, &[]),
-        Node::Directory { .. } if !has_slash => redirect(&format!("{}/", request.path)),
+        Node::Directory { .. } if !request.path.ends_with('/') => redirect(&format!("{}/", request.path)),
         Node::Directory { .. } => {
             let page = page(&format!("{}/{}", cache.dir.print(&info.path), lossy(&names.join(&b'/'))), index, entry);
-            response::ok(HTML, response::AN_HOUR, Body::whole(page))
+            cache.whole(HTML, response::AN_HOUR, page.into())
         }
         &Node::Regular { size, offset, .. } => {
             let name = names.last().map_or(&[][..], Vec::as_slice);

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use http::HeaderValue;
 use shoal_store::Store;
 use shoal_wire::nix::base32;
 use shoal_wire::nix::path_info::PathInfo;
@@ -16,6 +17,7 @@ use super::budget::{ANSWER_BYTES_MAX, BEGUN_BYTES_MAX, Budget};
 use super::link::Offer;
 use super::metrics::Metrics;
 use super::put::Writer;
+use super::{Response, response};
 use crate::cold::Cold;
 use crate::mesh::seek::Card;
 use crate::upstream::{UpstreamStatus, Upstreams};
@@ -24,6 +26,10 @@ use crate::upstream::{UpstreamStatus, Upstreams};
 /// none. With those for questions, fetches and uploads they are fewer than the 512 of the runtime, so that there is
 /// always one to read from the disk.
 const ARRIVALS_MAX: usize = 64;
+
+/// Answers that are made at once of what a path holds, of a length that nobody knows before: each may take a second and
+/// some 100 MiB, of a path with a million files.
+const MADE_MAX: usize = 8;
 
 pub struct Cache {
     pub dir: StoreDir,
@@ -47,6 +53,7 @@ pub struct Cache {
     pub answers: Budget,
     /// For what NARs hold while they are sent.
     pub begun: Budget,
+    makers: Arc<Semaphore>,
 }
 
 /// Where the path with some hash part is.
@@ -107,6 +114,7 @@ impl Cache {
 
     /// Also looks in these caches.
     pub fn behind(mut self, upstreams: &Upstreams) -> Cache {
+            makers: Arc::new(Semaphore::new(MADE_MAX)),
         self.elsewhere = Some(Arc::new(upstreams.clone()));
         self
     }
@@ -116,6 +124,34 @@ impl Cache {
         if !is_hash_part(hash_part) {
             return Ok(Found::Absent);
         }
+    /// An answer that is made of what a path holds, on a thread that may take its time. Makers wait for no client, so
+    /// others wait for them as long as it takes. `what`: for the log.
+    pub async fn made(
+        self: &Arc<Self>,
+        what: &str,
+        make: impl FnOnce(&Cache) -> Result<Response, shoal_store::Error> + Send + 'static,
+    ) -> Response {
+        let Ok(turn) = self.makers.clone().acquire_owned().await else { return response::later() };
+        let cache = self.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            make(&cache)
+        });
+        match made.await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => response::unreadable(what, &error),
+            Err(panicked) => response::unreadable(what, &panicked),
+        }
+    }
+
+    /// An answer that is made and whole in memory, or that there is no room for it.
+    pub fn whole(&self, content_type: HeaderValue, caching: HeaderValue, bytes: Vec<u8>) -> Response {
+        match self.answers.body(bytes) {
+            Some(body) => response::ok(content_type, caching, body),
+            None => response::later(),
+        }
+    }
+
         if let Some(info) = self.here(hash_part)? {
             return Ok(Found::Here(Box::new(info)));
         }

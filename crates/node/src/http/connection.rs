@@ -42,6 +42,9 @@ impl Limits {
     pub const BODY_BYTES_MIN: u64 = 64 << 10;
 }
 
+/// Bytes of small answers that count as a piece of a large one: a usual chunk.
+const SMALL_ANSWERS_BYTES_MIN: u64 = 64 << 10;
+
 /// What is under way on one connection.
 #[derive(Debug, Default)]
 pub struct Traffic {
@@ -51,6 +54,8 @@ pub struct Traffic {
     answered: AtomicU64,
     /// Grows whenever a client took a piece of an answer and has room for more of it.
     taken: AtomicU64,
+    /// Bytes of the last pieces of answers that are over.
+    last_bytes: AtomicU64,
     offers: Mutex<Offers>,
 }
 
@@ -89,14 +94,16 @@ impl Traffic {
         Unanswered(self.clone())
     }
 
-    /// Ends when an answer waited for the client for `limit` and the client took no piece of any other. On a connection
-    /// with several this is no wait for a socket: flow control may hold back each of them.
+    /// Ends when an answer waited for the client for `limit` and the client took no piece of any other, nor as much of
+    /// small ones. On a connection with several this is no wait for a socket: flow control may hold back each of them.
     pub async fn stands_still(&self, limit: Duration) {
+        let taken = || (self.taken.load(Ordering::Relaxed), self.last_bytes.load(Ordering::Relaxed));
         loop {
-            let (before, began) = (self.taken.load(Ordering::Relaxed), Instant::now());
+            let ((pieces, bytes), began) = (taken(), Instant::now());
             tokio::time::sleep(limit).await;
             let waited = self.offers().since.first_key_value().is_some_and(|(_, since)| *since <= began);
-            if waited && self.taken.load(Ordering::Relaxed) == before {
+            let (pieces_now, bytes_now) = taken();
+            if waited && pieces_now == pieces && bytes_now.saturating_sub(bytes) < SMALL_ANSWERS_BYTES_MIN {
                 return;
             }
         }
@@ -115,6 +122,11 @@ impl Unanswered {
     /// The client has room for more of an answer of which it has a piece.
     pub fn took(&self) {
         self.0.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The last piece of an answer, of so many bytes, is gone.
+    pub fn took_last(&self, bytes: u64) {
+        self.0.last_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 

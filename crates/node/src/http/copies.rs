@@ -8,7 +8,6 @@ use shoal_store::{Store, StoredFrames};
 use shoal_wire::mesh::transfer::{
     BATCH_LEN_MAX, ChunkBatch, ChunkQuery, ChunkRequest, Commit, Entry, MESSAGE_LEN_MAX, Message, PathQuery,
 };
-use shoal_wire::nix::path_info::PathInfo;
 use tokio::time::timeout;
 
 use super::{Body, Cache, Found, Request, Response, put, response};
@@ -92,15 +91,18 @@ pub async fn entry(cache: Arc<Cache>, request: Request) -> Response {
         Ok(Found::Elsewhere(info)) => cache.fetched(&info).await,
         found => found,
     };
-    let made_of = |info: PathInfo| Ok(cache.store.manifest(&info.path)?.map(|manifest| (info, manifest.chunks)));
-    match found.and_then(|found| if let Found::Here(info) = found { made_of(*info) } else { Ok(None) }) {
-        Ok(Some((info, chunks))) => match cache.answers.body(Entry { info, chunks }.encode()) {
-            Some(body) => response::ok(BINARY, response::NO_STORE, body),
-            None => response::later(),
-        },
-        Ok(None) => response::not_found(),
-        Err(error) => response::unreadable(&request.path, &error),
-    }
+    let info = match found {
+        Ok(Found::Here(info)) => info,
+        Ok(_) => return response::not_found(),
+        Err(error) => return response::unreadable(&request.path, &error),
+    };
+    let make = move |cache: &Cache| {
+        let manifest = cache.store.manifest(&info.path)?;
+        let entry = manifest.map(|manifest| Entry { info: *info, chunks: manifest.chunks }.encode());
+        let whole = |entry| cache.whole(BINARY, response::NO_STORE, entry);
+        Ok(entry.map_or_else(response::not_found, whole))
+    };
+    cache.made(&request.path, make).await
 }
 
 /// Chunks of a path: as many of those asked for as fit into a batch, in their order. The client asks again for the

@@ -292,7 +292,8 @@ fn make_read(stored: &Stored, form: Form, run: &Run, buffer: Buffer) -> io::Resu
 mod tests {
     use std::io::Write;
 
-    use shoal_store::{Options, Store};
+    use shoal_store::{ChunkHold, Effort, Encoder, NarCutter, Options, Store};
+    use shoal_wire::mesh::manifest::ChunkRef;
     use shoal_wire::nix::nar::write::NarWriter;
     use shoal_wire::nix::path_info::PathInfo;
     use shoal_wire::nix::store_path::StorePath;
@@ -312,6 +313,7 @@ mod tests {
         let ingested = ingest.finish().unwrap();
         let path = StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap();
         let info = PathInfo::new(path, ingested.nar_hash, ingested.nar_size);
+        let _hold = compressed(store, &nar);
         store.commit(vec![(info.clone(), ingested)]).unwrap();
         (info, nar)
     }
@@ -321,6 +323,25 @@ mod tests {
     }
 
     /// However many clients take nothing, what is decompressed for them beyond a run each is bounded.
+    /// Takes in all chunks of a NAR compressed; from memory it would come faster than that is done.
+    fn compressed(store: &Store, nar: &[u8]) -> ChunkHold {
+        let mut chunks: Vec<Vec<u8>> = Vec::new();
+        let mut cutter = NarCutter::default();
+        let mut cut = |chunk: &[u8]| Ok::<_, io::Error>(chunks.push(chunk.to_vec()));
+        cutter.feed(nar, &mut cut).unwrap();
+        cutter.finish(cut).unwrap();
+        let mut hold = store.hold_chunks();
+        hold.lacks(&chunks.iter().map(|chunk| ChunkRef::of(chunk).hash).collect::<Vec<_>>()).unwrap();
+        let mut encoder = Encoder::new(1).unwrap();
+        for chunk in &chunks {
+            let (mut arrivals, mut frame) = (store.arrivals().unwrap(), Vec::new());
+            encoder.encode(chunk, Effort::Level, &mut frame).unwrap();
+            arrivals.slot(ChunkRef::of(chunk), false, frame.len()).unwrap().copy_from_slice(&frame);
+            hold.keep(arrivals.verify().unwrap()).unwrap();
+        }
+        hold
+    }
+
     #[tokio::test]
     async fn a_body_without_a_right_to_read_ahead_makes_its_runs_one_by_one() {
         let dir = tempfile::tempdir().unwrap();

@@ -11,16 +11,12 @@ pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
         Ok(_) => return response::not_found(),
         Err(error) => return response::unreadable(&request.path, &error),
     };
-    match cache.store.index(&info.path) {
-        Ok(Some(index)) => match index.listing() {
-            Ok(listing) => match cache.answers.body(listing.into()) {
-                Some(body) => response::ok(response::JSON, response::AN_HOUR, body),
-                None => response::later(),
-            },
-            // JSON cannot hold the names of this path. Listings are optional.
-            Err(_) => response::not_found(),
-        },
-        Ok(None) => response::not_found(),
-        Err(error) => response::unreadable(&request.path, &error),
-    }
+    let make = move |cache: &Cache| {
+        let index = cache.store.index(&info.path)?;
+        // JSON cannot hold the names of some paths. Listings are optional.
+        let listing = index.and_then(|index| index.listing().ok());
+        let whole = |listing: String| cache.whole(response::JSON, response::AN_HOUR, listing.into());
+        Ok(listing.map_or_else(response::not_found, whole))
+    };
+    cache.made(&request.path, make).await
 }

@@ -34,7 +34,8 @@ pub struct InFlight {
     metrics: Arc<Metrics>,
     /// The next piece, or the end, waits for the client.
     offered: Option<Offered>,
-    has_sent: bool,
+    /// Bytes of the last piece that was handed over.
+    sent: Option<u64>,
     unanswered: Unanswered,
 }
 
@@ -42,7 +43,7 @@ impl InFlight {
     /// `connection`: of the client's own connection.
     pub fn new(metrics: &Arc<Metrics>, connection: &Arc<Traffic>) -> InFlight {
         metrics.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight { metrics: metrics.clone(), offered: None, has_sent: false, unanswered: connection.begin() }
+        InFlight { metrics: metrics.clone(), offered: None, sent: None, unanswered: connection.begin() }
     }
 
     /// From now on the client is waited for.
@@ -52,7 +53,7 @@ impl InFlight {
 
     /// The client has room for a piece.
     pub fn asked(&mut self) {
-        if self.offered.take().is_some() && self.has_sent {
+        if self.offered.take().is_some() && self.sent.is_some() {
             self.unanswered.took();
         }
     }
@@ -60,13 +61,16 @@ impl InFlight {
     /// A piece of so many bytes is handed over.
     pub fn sent(&mut self, bytes: u64) {
         self.metrics.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.has_sent = true;
+        self.sent = Some(bytes);
         self.offer();
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if let (Some(_), Some(bytes)) = (&self.offered, self.sent) {
+            self.unanswered.took_last(bytes);
+        }
         self.metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

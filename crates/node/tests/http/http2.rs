@@ -187,7 +187,33 @@ fn a_connection_whose_small_answers_stand_still_is_hung_up_on() {
             drop(body);
         }
     });
-    assert_eq!(lab.server.unanswered(), 0);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while lab.server.unanswered() > 0 {
+        assert!(std::time::Instant::now() < deadline, "{} requests stay", lab.server.unanswered());
+        std::thread::yield_now();
+    }
+}
+
+/// Pages, listings and what paths are made of are whole in memory until their clients have them.
+#[test]
+fn answers_that_nobody_takes_leave_no_room_for_more() {
+    let lab = Lab::with(Wanted { answer_bytes: 100, ..Wanted::default() });
+    let info = lab.add("tree", &tree_nar(&[("file", &noise(1000))], &[]));
+    let (page, hash_part) = (format!("/serve/{}/", info.path.base_name()), info.path.hash_part());
+    lab.runtime.block_on(async {
+        for path in [page.clone(), format!("/{hash_part}.ls"), format!("/api/v1/pull/{hash_part}")] {
+            let mut client = in_clear(&lab, 0).await;
+            let taken_by_nobody = client.ask(Method::GET, &path).await.unwrap();
+            assert_eq!(taken_by_nobody.status(), 200, "{path}");
+            let mut other = in_clear(&lab, 65_535).await;
+            assert_eq!(other.get(&page).await.0, 503, "{path}");
+            drop(taken_by_nobody);
+            let deadline = tokio::time::Instant::now() + PATIENCE;
+            while other.get(&page).await.0 == 503 {
+                assert!(tokio::time::Instant::now() < deadline, "{path} takes its room for ever");
+            }
+        }
+    });
 }
 
 /// Uploads that wait for their turn, with all that a stream may run ahead, do not keep one of the same connection from

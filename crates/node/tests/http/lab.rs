@@ -10,7 +10,7 @@ use std::time::Duration;
 use shoal_grid::can_run::Machine;
 use shoal_node::build::service::{BuildService, Config, Defaults};
 use shoal_node::door::Role;
-use shoal_node::http::budget::{BEGUN_BYTES_MAX, Budget};
+use shoal_node::http::budget::{ANSWER_BYTES_MAX, BEGUN_BYTES_MAX, Budget};
 use shoal_node::http::link::Offer;
 use shoal_node::http::put::Writer;
 use shoal_node::http::tls::Identity;
@@ -56,6 +56,8 @@ pub struct Wanted {
     pub blocking_threads: usize,
     /// What NARs that are being sent may hold together.
     pub begun_bytes: usize,
+    /// What answers that are whole in memory may take together.
+    pub answer_bytes: usize,
 }
 
 impl Default for Wanted {
@@ -72,6 +74,7 @@ impl Default for Wanted {
             behind: None,
             blocking_threads: 512,
             begun_bytes: BEGUN_BYTES_MAX,
+            answer_bytes: ANSWER_BYTES_MAX,
         }
     }
 }
@@ -118,6 +121,7 @@ impl Lab {
         cache.offer = wanted.offer;
         cache.is_closed = wanted.is_closed;
         cache.begun = Budget::of(wanted.begun_bytes).waiting(Duration::from_millis(100));
+        cache.answers = Budget::of(wanted.answer_bytes);
         let mut token = String::new();
         if wanted.takes_uploads {
             let file = tokens::file(dir.path());
