@@ -83,6 +83,7 @@ fn answer(cache: &Cache, request: &Request, info: &PathInfo, export: Export, nam
                 len: size,
                 content_type: content_type(name),
                 caching: response::AN_HOUR,
+                has_parts: true,
             };
             let answer = file.answer(request, |range| {
                 let len = range.end - range.start;

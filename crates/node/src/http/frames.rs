@@ -90,6 +90,11 @@ impl FramedNar {
         })
     }
 
+    /// Whether some of it is stored as it came in haste. That is compressed anew one day, all else is only moved.
+    pub fn is_hasty(&self) -> bool {
+        self.stored.parts.iter().any(|part| part.place.hasty)
+    }
+
     /// Names the bytes of the stored form: lengths and checks of all frames.
     pub fn fingerprint(&self) -> [u8; 32] {
         let mut named = Vec::with_capacity(8 * self.stored.parts.len());
@@ -308,21 +313,16 @@ mod tests {
         writer.regular(b"", false, contents.len() as u64).unwrap();
         writer.contents(&contents).unwrap();
         let nar = writer.finish().unwrap();
+        let _hold = compressed(store, &nar);
         let mut ingest = store.ingest();
         ingest.write_all(&nar).unwrap();
         let ingested = ingest.finish().unwrap();
         let path = StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap();
         let info = PathInfo::new(path, ingested.nar_hash, ingested.nar_size);
-        let _hold = compressed(store, &nar);
         store.commit(vec![(info.clone(), ingested)]).unwrap();
         (info, nar)
     }
 
-    async fn next(pieces: &mut FramePieces) -> Option<Bytes> {
-        std::future::poll_fn(|context| pieces.poll_piece(context)).await.transpose().unwrap()
-    }
-
-    /// However many clients take nothing, what is decompressed for them beyond a run each is bounded.
     /// Takes in all chunks of a NAR compressed; from memory it would come faster than that is done.
     fn compressed(store: &Store, nar: &[u8]) -> ChunkHold {
         let mut chunks: Vec<Vec<u8>> = Vec::new();
@@ -342,6 +342,11 @@ mod tests {
         hold
     }
 
+    async fn next(pieces: &mut FramePieces) -> Option<Bytes> {
+        std::future::poll_fn(|context| pieces.poll_piece(context)).await.transpose().unwrap()
+    }
+
+    /// However many clients take nothing, what is decompressed for them beyond a run each is bounded.
     #[tokio::test]
     async fn a_body_without_a_right_to_read_ahead_makes_its_runs_one_by_one() {
         let dir = tempfile::tempdir().unwrap();

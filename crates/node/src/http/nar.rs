@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use http::HeaderValue;
-use http::header::{ACCEPT_RANGES, CONTENT_ENCODING, RANGE, VARY};
+use http::header::{CONTENT_ENCODING, RANGE, VARY};
 use shoal_wire::nix::base32;
 use shoal_wire::nix::narinfo::Compression;
 use shoal_wire::nix::path_info::PathInfo;
@@ -128,15 +128,15 @@ fn stored(
         Form::Frames => format!("\"{}-zstd\"", base32::encode(&framed.fingerprint())),
     };
     let content_type = if is_compressed { ZST } else { NAR };
-    let nar = Ranged { etag, len: framed.size(), content_type, caching: response::IMMUTABLE };
+    // Nix would resume what it takes for plain with a range of the plain bytes, and does not compare etags.
+    let has_parts = !is_encoded && (form == Form::Contents || !framed.is_hasty());
+    let nar = Ranged { etag, len: framed.size(), content_type, caching: response::IMMUTABLE, has_parts };
     let mut response = nar.answer(request, |range| Ok::<_, shoal_store::Error>(framed.body(range)))?;
     if !is_compressed {
         response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
     }
     if is_encoded {
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("zstd"));
-        // Nix would resume with a range of the plain bytes.
-        response.headers_mut().remove(ACCEPT_RANGES);
     }
     Ok(response)
 }

@@ -13,6 +13,8 @@ pub struct Ranged {
     pub len: u64,
     pub content_type: HeaderValue,
     pub caching: HeaderValue,
+    /// Whether parts of it are given: not of what may be other bytes the next time it is asked for.
+    pub has_parts: bool,
 }
 
 /// What of it a client wants.
@@ -58,7 +60,7 @@ impl Ranged {
             return Wanted::Whole;
         }
         // Ranges are defined for GET alone: section 14.2.
-        if request.is_head() {
+        if request.is_head() || !self.has_parts {
             return Wanted::Whole;
         }
         request.header(RANGE).map_or(Wanted::Whole, |range| parse(range, self.len))
@@ -66,7 +68,9 @@ impl Ranged {
 
     fn name(&self, response: &mut Response) {
         insert(response, ETAG, &self.etag);
-        response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        if self.has_parts {
+            response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        }
     }
 
     fn unsatisfiable(&self) -> Response {

@@ -75,20 +75,21 @@ struct SharedFile(Arc<Mutex<File>>);
 impl SharedFile {
     fn open(cache: Arc<Cache>, offer: &CacheFile, counter: Arc<AtomicU64>) -> Result<SharedFile, Refusal> {
         let url = cache.file_url(&offer.url);
-        let opened = cache.web.open(&url, 0)?;
+        let opened = cache.web.open(&url, 0, None)?;
         if let (Some(length), Some(size)) = (opened.length, offer.file_size)
             && length != size
         {
             return Err(Refusal::Failed(format!("its file has {length} bytes, not the {size} it promised")));
         }
         counter.store(0, Ordering::Relaxed);
-        let Opened { body, length, resumable } = opened;
+        let Opened { body, length, resumable, etag } = opened;
         Ok(SharedFile(Arc::new(Mutex::new(File {
             cache,
             url,
             body,
             length: length.or(offer.file_size),
             resumable,
+            etag,
             resumes: 0,
             bytes: 0,
             hasher: offer.file_hash.map(|hash| (Hasher::new(hash.algo()), hash)),
@@ -116,6 +117,8 @@ struct File {
     /// Of the whole file, where that is known.
     length: Option<u64>,
     resumable: bool,
+    /// Where the server named these bytes: they may be others under the same URL later.
+    etag: Option<String>,
     resumes: u32,
     bytes: u64,
     hasher: Option<(Hasher, Hash)>,
@@ -132,7 +135,7 @@ impl File {
             return Err(error);
         }
         self.resumes += 1;
-        let opened = self.cache.web.open(&self.url, self.bytes).map_err(|_| error)?;
+        let opened = self.cache.web.open(&self.url, self.bytes, self.etag.as_deref()).map_err(|_| error)?;
         self.body = opened.body;
         Ok(())
     }

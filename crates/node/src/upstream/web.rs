@@ -108,6 +108,15 @@ pub struct Opened {
     pub length: Option<u64>,
     /// Whether the server would send the same from a later byte on.
     pub resumable: bool,
+    /// What the server calls these very bytes.
+    pub etag: Option<String>,
+}
+
+/// What of a file is asked for: its rest, if it is still the file that is known.
+#[derive(Default)]
+struct Part<'a> {
+    offset: u64,
+    etag: Option<&'a str>,
 }
 
 /// Requests to one cache, over connections that are kept.
@@ -128,7 +137,7 @@ impl Web {
 
     /// All of a document of at most `len_max` bytes, within `budget` from connecting to its end.
     pub fn get(&self, url: &str, len_max: usize, budget: Duration) -> Result<Vec<u8>, Refusal> {
-        let response = self.request(url, 0, Some(budget))?;
+        let response = self.request(url, &Part::default(), Some(budget))?;
         let encoding = text(response.headers(), header::CONTENT_ENCODING).unwrap_or_default();
         let body = BufReader::new(response.into_body().into_reader());
         let body = decode::content(&encoding, body).map_err(Refusal::failed)?;
@@ -140,9 +149,9 @@ impl Web {
         }
     }
 
-    /// A file from `offset` on.
-    pub fn open(&self, url: &str, offset: u64) -> Result<Opened, Refusal> {
-        let response = self.request(url, offset, None)?;
+    /// A file from `offset` on, of the bytes that have this etag.
+    pub fn open(&self, url: &str, offset: u64, etag: Option<&str>) -> Result<Opened, Refusal> {
+        let response = self.request(url, &Part { offset, etag }, None)?;
         let headers = response.headers();
         if offset > 0 && !(response.status().as_u16() == 206 && continues_at(headers, offset)) {
             return Err(Refusal::Failed("the server sends the whole again instead of the rest".into()));
@@ -151,15 +160,18 @@ impl Web {
         let stored = encoding.is_empty() || encoding == "identity";
         let resumable = stored && text(headers, header::ACCEPT_RANGES).is_some_and(|unit| unit == "bytes");
         let length = text(headers, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+        let etag = headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
+        // A weak one may stand for other bytes of the same meaning.
+        let etag = etag.filter(|etag| etag.starts_with('"'));
         let body = BufReader::with_capacity(INPUT_BUFFER_BYTES, response.into_body().into_reader());
         let body = decode::content(&encoding, body).map_err(Refusal::failed)?;
-        Ok(Opened { body, length: length.filter(|_| stored), resumable })
+        Ok(Opened { body, length: length.filter(|_| stored), resumable, etag })
     }
 
-    fn request(&self, url: &str, offset: u64, budget: Option<Duration>) -> Result<Response<ureq::Body>, Refusal> {
-        let response = match self.call(url, offset, budget) {
+    fn request(&self, url: &str, part: &Part<'_>, budget: Option<Duration>) -> Result<Response<ureq::Body>, Refusal> {
+        let response = match self.call(url, part, budget) {
             // The server may have closed a kept connection just when it was used.
-            Err(error) if is_broken(&error) => self.call(url, offset, budget),
+            Err(error) if is_broken(&error) => self.call(url, part, budget),
             other => other,
         };
         let response = response.map_err(Refusal::failed)?;
@@ -177,13 +189,16 @@ impl Web {
         }
     }
 
-    fn call(&self, url: &str, offset: u64, budget: Option<Duration>) -> Result<Response<ureq::Body>, ureq::Error> {
+    fn call(&self, url: &str, part: &Part<'_>, budget: Option<Duration>) -> Result<Response<ureq::Body>, ureq::Error> {
         let mut request = self.agent.get(url);
         if let Some(authorization) = self.authorization.as_ref().filter(|_| url.starts_with(&self.origin)) {
             request = request.header(header::AUTHORIZATION, authorization);
         }
-        if offset > 0 {
-            request = request.header(header::RANGE, format!("bytes={offset}-"));
+        if part.offset > 0 {
+            request = request.header(header::RANGE, format!("bytes={}-", part.offset));
+            if let Some(etag) = part.etag {
+                request = request.header(header::IF_RANGE, etag);
+            }
         }
         let request = match budget {
             Some(_) => request.config().timeout_global(budget).build(),

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 use shoal_node::http::link::Offer;
+use shoal_node::upstream::Upstreams;
+use shoal_store::{Options, Store};
 use shoal_wire::nix::narinfo::{Compression, NarInfo};
 use shoal_wire::nix::store_path::StoreDir;
 
@@ -46,6 +48,32 @@ fn what_is_absent_is_not_remembered() {
     }
 }
 
+/// A client that goes on with a .zst where it broke off would get the rest of another file once it is compressed anew.
+#[test]
+fn no_parts_are_given_of_a_file_that_will_be_compressed_anew() {
+    // At this level most is stored in haste.
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { level: 19, segment_bytes: 1 << 30, ..Options::default() };
+    let store = Store::open(&dir.path().join("store"), options).unwrap();
+    let behind = Some((store, Upstreams::default()));
+    let lab = Lab::with(Wanted { offer: Offer::Zstd, behind, ..Wanted::default() });
+    let nar = file_nar(&words(16 << 20));
+    let url = nar_url(&lab, &lab.add("words", &nar));
+    assert!(lab.store.stats().unwrap().hasty_bytes > 4 << 20);
+    let part = |url: &str| {
+        let answer = lab.ask("GET", url, "Range: bytes=1000-1999\r\n");
+        (answer.status, answer.header("accept-ranges").map(str::to_owned), answer.body.len())
+    };
+    let whole = lab.get(&url).body;
+    assert_eq!(part(&url), (200, None, whole.len()));
+    let in_parts = (206, Some("bytes".to_owned()), 1000);
+    assert_eq!(part(url.strip_suffix(".zst").unwrap()), in_parts);
+    lab.store.recompress(u64::MAX, &|| true).unwrap();
+    let settled = lab.get(&url).body;
+    assert!(settled.len() < whole.len() && zstd::decode_all(&settled[..]).unwrap() == nar);
+    assert_eq!(part(&url), in_parts);
+}
+
 #[test]
 fn frames_one_after_the_other_are_a_zst_file_of_the_nar() {
     let lab = Lab::offering(Offer::Zstd);
@@ -69,7 +97,8 @@ fn frames_one_after_the_other_are_a_zst_file_of_the_nar() {
 fn parts_of_a_nar_are_parts_of_the_whole() {
     for offer in [Offer::None, Offer::Zstd] {
         let lab = Lab::offering(offer);
-        let info = lab.add("mixed", &file_nar(&[words(600_000), noise(300_000)].concat()));
+        // Too little to be stored in haste.
+        let info = lab.add("mixed", &file_nar(&[words(300_000), noise(100_000)].concat()));
         let url = nar_url(&lab, &info);
         let whole = lab.get(&url);
         let len = whole.body.len();

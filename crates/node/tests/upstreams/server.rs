@@ -16,6 +16,9 @@ use shoal_wire::nix::base64;
 /// Between two bytes of [`Reply::Dripping`].
 pub const DRIP_TIME: Duration = Duration::from_millis(100);
 
+/// Of every file.
+const ETAG: &str = "\"the-file\"";
+
 /// What is done with a request.
 #[derive(Clone)]
 pub enum Reply {
@@ -32,7 +35,7 @@ pub enum Reply {
     Nothing,
     /// The body, and then hangs up without having said so.
     HangUp(Vec<u8>),
-    /// Announces all and sends so many bytes of it; ranges are served whole.
+    /// Announces all and sends so many bytes of it; ranges are served whole, to who names the file by its etag.
     Cut(Vec<u8>, usize),
     /// The same, but no range is offered or served.
     CutForGood(Vec<u8>, usize),
@@ -159,7 +162,9 @@ fn serve(mut stream: impl Read + Write, shared: &Shared) -> std::io::Result<()> 
         let path = head.split(' ').nth(1).unwrap_or_default().to_string();
         let lower = head.to_ascii_lowercase();
         let range = lower.lines().find_map(|line| line.strip_prefix("range: bytes="));
-        let from = range.and_then(|range| range.trim_end_matches('-').parse().ok()).unwrap_or(0);
+        // What is not named may be other bytes by now: all of it is sent.
+        let is_named = lower.lines().any(|line| line == format!("if-range: {ETAG}"));
+        let from = range.filter(|_| is_named).and_then(|range| range.trim_end_matches('-').parse().ok()).unwrap_or(0);
         shared.asked.lock().unwrap().push(path.clone());
         let reply = shared.site.lock().unwrap().get(&path).cloned().unwrap_or(Reply::Status(404));
         let again = answer(reply, from, &mut stream, shared)?;
@@ -175,7 +180,7 @@ fn answer(reply: Reply, from: usize, out: &mut impl Write, shared: &Shared) -> s
     let head = |out: &mut dyn Write, len: usize, more: &str| {
         write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n{more}\r\n")
     };
-    let ranges = "Accept-Ranges: bytes\r\n";
+    let ranges = format!("Accept-Ranges: bytes\r\nETag: {ETAG}\r\n");
     match reply {
         Reply::Body(body) => {
             head(out, body.len(), "")?;
@@ -218,7 +223,7 @@ fn answer(reply: Reply, from: usize, out: &mut impl Write, shared: &Shared) -> s
             out.write_all(&body[from..])?;
         }
         Reply::Cut(body, after) => {
-            head(out, body.len(), ranges)?;
+            head(out, body.len(), &ranges)?;
             out.write_all(&body[..after])?;
             return Ok(false);
         }
