@@ -36,7 +36,7 @@ pub mod tls;
 pub mod turns;
 
 pub use body::Body;
-pub use cache::{Cache, Elsewhere, Found};
+pub use cache::{Arriving, Cache, Elsewhere, Found};
 pub use connection::Limits;
 pub use request::Request;
 pub use response::Response;

@@ -206,6 +206,7 @@ impl Upstreams {
     pub fn nar(&self, path: &StorePath) -> Result<Option<NarStream>> {
         let Some(engine) = &self.0 else { return Ok(None) };
         if let Some(flight) = engine.flight(path) {
+            flight.want_tape(&engine.tmp());
             return Ok(Some(NarStream::of_flight(engine.store.clone(), flight)));
         }
         if let Some(export) = engine.store.export(path)?

@@ -10,6 +10,7 @@ use http_body::{Frame, SizeHint};
 use tokio::sync::Semaphore;
 
 use super::budget::Room;
+use super::cache::{Arriving, Later};
 use super::metrics::InFlight;
 
 /// Bytes that are read of a reader, or given of what is whole in memory, at a time.
@@ -55,56 +56,110 @@ pub trait Pieces: Send + 'static {
 
 /// Pieces that blocking code makes. It has a thread only while it makes one, so that a client that takes nothing holds
 /// none.
-struct Calls<F> {
+struct Calls<M> {
     turns: Option<Arc<Semaphore>>,
-    state: State<F>,
+    state: State<M>,
 }
 
-enum State<F> {
-    Idle(F),
-    Called(Call<F>),
+/// That code.
+trait Make: Send + 'static {
+    /// Ends when a piece can be made without waiting for others.
+    fn ready(&self) -> Option<Later<'static, ()>>;
+
+    fn piece(&mut self) -> io::Result<Option<Bytes>>;
+}
+
+enum State<M> {
+    Idle(M),
+    Called(Call<M>),
     Ended,
 }
 
 /// The code comes back with its piece.
-type Call<F> = Pin<Box<dyn Future<Output = io::Result<(F, Option<Bytes>)>> + Send>>;
+type Call<M> = Pin<Box<dyn Future<Output = io::Result<(M, Option<Bytes>)>> + Send>>;
 
-impl<F: FnMut() -> io::Result<Option<Bytes>> + Send + 'static> Calls<F> {
-    fn call(&self, mut next: F) -> Call<F> {
+impl<M: Make> Calls<M> {
+    fn call(&self, mut make: M) -> Call<M> {
         let turns = self.turns.clone();
+        // Who waits for others has no turn: it may be long, and somebody else could go on.
+        let ready = make.ready();
         Box::pin(async move {
+            if let Some(ready) = ready {
+                ready.await;
+            }
             let turn = match turns {
                 Some(turns) => Some(turns.acquire_owned().await.map_err(io::Error::other)?),
                 None => None,
             };
             let called = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
-                let piece = next()?;
-                Ok((next, piece))
+                let piece = make.piece()?;
+                Ok((make, piece))
             });
             called.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)))
         })
     }
 }
 
-impl<F: FnMut() -> io::Result<Option<Bytes>> + Send + 'static> Pieces for Calls<F> {
+impl<M: Make> Pieces for Calls<M> {
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         loop {
             match std::mem::replace(&mut self.state, State::Ended) {
-                State::Idle(next) => self.state = State::Called(self.call(next)),
+                State::Idle(make) => self.state = State::Called(self.call(make)),
                 State::Called(mut call) => match call.as_mut().poll(context) {
                     Poll::Pending => {
                         self.state = State::Called(call);
                         return Poll::Pending;
                     }
-                    Poll::Ready(Ok((next, Some(piece)))) => {
-                        self.state = State::Idle(next);
+                    Poll::Ready(Ok((make, Some(piece)))) => {
+                        self.state = State::Idle(make);
                         return Poll::Ready(Some(Ok(piece)));
                     }
                     Poll::Ready(Ok((_, None))) => return Poll::Ready(None),
                     Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
                 },
                 State::Ended => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+/// What a reader gives that waits for nobody.
+struct Reading<R> {
+    reader: R,
+    /// The longest piece.
+    len_max: u64,
+}
+
+impl<R: Read + Send + 'static> Make for Reading<R> {
+    fn ready(&self) -> Option<Later<'static, ()>> {
+        None
+    }
+
+    fn piece(&mut self) -> io::Result<Option<Bytes>> {
+        let mut piece = Vec::with_capacity(self.len_max as usize);
+        self.reader.by_ref().take(self.len_max).read_to_end(&mut piece)?;
+        Ok((!piece.is_empty()).then(|| Bytes::from(piece)))
+    }
+}
+
+/// What one gives that waits for others. A piece has what there is.
+struct Coming {
+    nar: Box<dyn Arriving>,
+    buffer: Vec<u8>,
+}
+
+impl Make for Coming {
+    fn ready(&self) -> Option<Later<'static, ()>> {
+        Some(self.nar.ready())
+    }
+
+    fn piece(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            match self.nar.read(&mut self.buffer) {
+                Ok(n) => return Ok((n > 0).then(|| Bytes::copy_from_slice(&self.buffer[..n]))),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -131,34 +186,15 @@ impl Body {
     }
 
     /// What a reader that may block, but never for long, gives to its end.
-    pub fn reading(len: u64, mut reader: impl Read + Send + 'static) -> Body {
-        Body::calls(len, None, move || {
-            let mut piece = Vec::with_capacity(len.min(PIECE_BYTES) as usize);
-            reader.by_ref().take(PIECE_BYTES).read_to_end(&mut piece)?;
-            Ok((!piece.is_empty()).then(|| Bytes::from(piece)))
-        })
+    pub fn reading(len: u64, reader: impl Read + Send + 'static) -> Body {
+        let make = Reading { reader, len_max: len.min(PIECE_BYTES) };
+        Body::pieces(len, Calls { turns: None, state: State::Idle(make) })
     }
 
-    /// The same of a reader that waits for others: it needs a turn for each piece, which has what there is.
-    pub fn arriving(len: u64, mut reader: impl Read + Send + 'static, turns: Arc<Semaphore>) -> Body {
-        let mut buffer = vec![0; PIECE_BYTES as usize];
-        Body::calls(len, Some(turns), move || {
-            loop {
-                match reader.read(&mut buffer) {
-                    Ok(n) => return Ok((n > 0).then(|| Bytes::copy_from_slice(&buffer[..n]))),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        })
-    }
-
-    fn calls(
-        len: u64,
-        turns: Option<Arc<Semaphore>>,
-        next: impl FnMut() -> io::Result<Option<Bytes>> + Send + 'static,
-    ) -> Body {
-        Body::pieces(len, Calls { turns, state: State::Idle(next) })
+    /// The same of a NAR that is on its way here: it needs a turn for each piece, once there is one.
+    pub fn arriving(len: u64, nar: Box<dyn Arriving>, turns: Arc<Semaphore>) -> Body {
+        let make = Coming { nar, buffer: vec![0; PIECE_BYTES as usize] };
+        Body::pieces(len, Calls { turns: Some(turns), state: State::Idle(make) })
     }
 
     /// The answer to HEAD where that to GET has `len` bytes.
@@ -294,5 +330,46 @@ mod tests {
         assert_eq!((traffic.offered(), traffic.unanswered(), metrics.in_flight()), (0, 0, 0));
         let head = Body::untold(10).counted(InFlight::new(&metrics, &traffic));
         assert_eq!((head.len(), traffic.offered(), traffic.unanswered()), (10, 0, 1));
+    }
+
+    /// A NAR of which nothing comes before somebody says so.
+    struct Held(tokio::sync::watch::Receiver<bool>, &'static [u8]);
+
+    impl Read for Held {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+            assert!(*self.0.borrow(), "read before there is something");
+            self.1.read(out)
+        }
+    }
+
+    impl Arriving for Held {
+        fn ready(&self) -> Later<'static, ()> {
+            let mut may_go = self.0.clone();
+            Box::pin(async move { drop(may_go.wait_for(|may_go| *may_go).await) })
+        }
+    }
+
+    /// However many wait for NARs that do not come, one that does is passed on.
+    #[tokio::test]
+    async fn who_waits_for_others_has_no_turn() {
+        let turns = Arc::new(Semaphore::new(1));
+        let (lets_go, may_go) = tokio::sync::watch::channel(false);
+        let (_never, never_goes) = tokio::sync::watch::channel(false);
+        let body = |may_go| Body::arriving(4, Box::new(Held(may_go, b"late")), turns.clone());
+        let frame = async |body: &mut Body| {
+            let frame = std::future::poll_fn(|context| http_body::Body::poll_frame(Pin::new(body), context)).await;
+            frame.unwrap().unwrap().into_data().unwrap()
+        };
+        let (mut waits, mut other) = (body(never_goes), body(may_go));
+        let poll = |body: &mut Body| {
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            http_body::Body::poll_frame(Pin::new(body), &mut context).is_pending()
+        };
+        assert!(poll(&mut waits) && poll(&mut other));
+        tokio::task::yield_now().await;
+        assert!(poll(&mut waits) && poll(&mut other));
+        assert_eq!(turns.available_permits(), 1);
+        lets_go.send_replace(true);
+        assert_eq!(&frame(&mut other).await[..], b"late");
     }
 }

@@ -22,7 +22,7 @@ use crate::cold::Cold;
 use crate::mesh::seek::Card;
 use crate::upstream::{UpstreamStatus, Upstreams};
 
-/// Threads that wait for the next bytes of NARs on their way here, a piece at a time; a client that takes nothing needs
+/// Threads that read NARs on their way here, a piece at a time, once there is one; a client that takes nothing needs
 /// none. With those for questions, fetches and uploads they are fewer than the 512 of the runtime, so that there is
 /// always one to read from the disk.
 const ARRIVALS_MAX: usize = 64;
@@ -39,7 +39,7 @@ pub struct Cache {
     pub offer: Offer,
     /// Asked for what the store lacks.
     pub elsewhere: Option<Arc<dyn Elsewhere>>,
-    /// Threads that may wait for bytes from there.
+    /// Threads that may read what comes from there.
     pub arrivals: Arc<Semaphore>,
     /// The bucket behind the mesh, for who looks at what is written to it.
     pub cold: Option<Arc<Cold>>,
@@ -68,15 +68,20 @@ pub enum Found {
 
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// A NAR as it comes. A reader that blocks; an error in the middle takes back what came before.
+pub trait Arriving: Read + Send {
+    /// Ends when the next read does not wait for more to come, or only for a moment.
+    fn ready(&self) -> Later<'static, ()>;
+}
+
 /// Other caches and nodes.
 pub trait Elsewhere: Send + Sync + 'static {
     /// What is known there of the path with this hash part. Takes no longer than a client is willing to wait for a
     /// narinfo; who cannot be asked has nothing.
     fn find<'a>(&'a self, hash_part: &'a str) -> Later<'a, Option<PathInfo>>;
 
-    /// The NAR of a path that was found, as it comes, while it goes into the store. A reader that blocks; an error in
-    /// the middle takes back what came before.
-    fn nar<'a>(&'a self, info: &'a PathInfo) -> Later<'a, Option<Box<dyn Read + Send>>>;
+    /// The NAR of a path that was found, as it comes, while it goes into the store.
+    fn nar<'a>(&'a self, info: &'a PathInfo) -> Later<'a, Option<Box<dyn Arriving>>>;
 
     /// Makes a path that was found valid here, with all it refers to, and waits for that. What goes wrong is in the log.
     fn fetch<'a>(&'a self, info: &'a PathInfo) -> Later<'a, ()>;
@@ -109,21 +114,16 @@ impl Cache {
             cold: None,
             answers: Budget::of(ANSWER_BYTES_MAX),
             begun: Budget::of(BEGUN_BYTES_MAX),
+            makers: Arc::new(Semaphore::new(MADE_MAX)),
         }
     }
 
     /// Also looks in these caches.
     pub fn behind(mut self, upstreams: &Upstreams) -> Cache {
-            makers: Arc::new(Semaphore::new(MADE_MAX)),
         self.elsewhere = Some(Arc::new(upstreams.clone()));
         self
     }
 
-    /// Looks for a path here, then elsewhere.
-    pub async fn lookup(&self, hash_part: &str) -> Result<Found, shoal_store::Error> {
-        if !is_hash_part(hash_part) {
-            return Ok(Found::Absent);
-        }
     /// An answer that is made of what a path holds, on a thread that may take its time. Makers wait for no client, so
     /// others wait for them as long as it takes. `what`: for the log.
     pub async fn made(
@@ -152,6 +152,11 @@ impl Cache {
         }
     }
 
+    /// Looks for a path here, then elsewhere.
+    pub async fn lookup(&self, hash_part: &str) -> Result<Found, shoal_store::Error> {
+        if !is_hash_part(hash_part) {
+            return Ok(Found::Absent);
+        }
         if let Some(info) = self.here(hash_part)? {
             return Ok(Found::Here(Box::new(info)));
         }

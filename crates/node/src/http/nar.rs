@@ -86,6 +86,8 @@ async fn passed_on(cache: &Cache, request: &Request, info: &PathInfo) -> Respons
     }
     let Some(elsewhere) = &cache.elsewhere else { return response::not_found() };
     let Some(nar) = elsewhere.nar(info).await else { return response::not_found() };
+    // While others are fetched before it, it holds nothing.
+    nar.ready().await;
     let body = Body::arriving(info.nar_size, nar, cache.arrivals.clone());
     begun(cache, response::ok(NAR, response::IMMUTABLE, body)).await.unwrap_or_else(|error| {
         tracing::warn!(path = info.path.base_name(), %error, "a NAR that was offered does not come");

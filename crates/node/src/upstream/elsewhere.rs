@@ -1,6 +1,5 @@
 //! What the HTTP server gets from upstreams: questions that block, on threads made for that.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +9,8 @@ use shoal_wire::nix::store_path::StorePath;
 use tokio::time::timeout;
 
 use super::{CLIENT_BUDGET, UpstreamStatus, Upstreams};
-use crate::http::Elsewhere;
 use crate::http::cache::Later;
+use crate::http::{Arriving, Elsewhere};
 
 /// From a turn to the answer: the question has its budget, and as long again to get a thread and to look into the store.
 const ASKED_PATIENCE: Duration = Duration::from_secs(2 * CLIENT_BUDGET.as_secs());
@@ -51,7 +50,7 @@ impl Elsewhere for Upstreams {
         Box::pin(async move { offer.await.map(|offer| offer.info.clone()) })
     }
 
-    fn nar<'a>(&'a self, info: &'a PathInfo) -> Later<'a, Option<Box<dyn Read + Send>>> {
+    fn nar<'a>(&'a self, info: &'a PathInfo) -> Later<'a, Option<Box<dyn Arriving>>> {
         let info = info.clone();
         let stream = self.asked(move |upstreams, _| {
             let stream = upstreams.nar(&info.path).unwrap_or_else(|error| {
@@ -61,7 +60,7 @@ impl Elsewhere for Upstreams {
             // What is fetched now may not be what was described.
             stream.filter(|stream| stream.nar_hash == info.nar_hash)
         });
-        Box::pin(async move { stream.await.map(|stream| Box::new(stream) as Box<dyn Read + Send>) })
+        Box::pin(async move { stream.await.map(|stream| Box::new(stream) as Box<dyn Arriving>) })
     }
 
     fn fetch<'a>(&'a self, info: &'a PathInfo) -> Later<'a, ()> {

@@ -78,7 +78,8 @@ impl Engine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tmp(&self) -> PathBuf {
+    /// Where tapes of flights go.
+    pub fn tmp(&self) -> PathBuf {
         self.store.dir().join("tmp")
     }
 

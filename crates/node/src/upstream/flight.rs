@@ -9,11 +9,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use shoal_mesh::fetcher::{Progress, Urgency};
 use shoal_store::TempRoots;
 use shoal_wire::nix::store_path::StorePath;
+use tokio::sync::Notify;
 
 use super::offer::Offer;
 use crate::session::spool::nameless;
@@ -31,9 +32,12 @@ pub struct Flight {
     urgency: Mutex<Urgency>,
     pub nar_bytes: AtomicU64,
     pub file_bytes: Arc<AtomicU64>,
-    tape: Option<File>,
+    /// Made before bytes begin to arrive, or not at all.
+    tape: OnceLock<File>,
     state: Mutex<State>,
     changed: Condvar,
+    /// The same for who waits on no thread.
+    told: Notify,
     /// Keeps the path and what it refers to until everybody has seen it.
     _roots: TempRoots,
 }
@@ -55,24 +59,36 @@ impl Flight {
     pub fn new(offer: Arc<Offer>, roots: TempRoots, urgency: Urgency, dir: Option<&Path>) -> Flight {
         roots.add(&offer.info.path);
         offer.info.references.iter().for_each(|reference| roots.add(reference));
-        let tape = dir.and_then(|dir| match nameless(dir) {
-            Ok(file) => Some(file),
-            Err(error) => {
-                tracing::warn!(%error, "cannot pass an upstream's path on while it comes in; it is passed on afterwards");
-                None
-            }
-        });
-        Flight {
+        let flight = Flight {
             path: offer.info.path.clone(),
             offer,
             begun: AtomicBool::new(false),
             urgency: Mutex::new(urgency),
             nar_bytes: AtomicU64::new(0),
             file_bytes: Arc::default(),
-            tape,
+            tape: OnceLock::new(),
             state: Mutex::default(),
             changed: Condvar::new(),
+            told: Notify::new(),
             _roots: roots,
+        };
+        if let Some(dir) = dir {
+            flight.want_tape(dir);
+        }
+        flight
+    }
+
+    /// Somebody wants to read it while it comes in. Of what has begun to come the first bytes are not kept.
+    pub fn want_tape(&self, dir: &Path) {
+        let _not_begun_meanwhile = self.lock();
+        if self.begun.load(Ordering::Acquire) || self.has_tape() {
+            return;
+        }
+        match nameless(dir) {
+            Ok(file) => drop(self.tape.set(file)),
+            Err(error) => {
+                tracing::warn!(%error, "cannot pass an upstream's path on while it comes in; it is passed on afterwards");
+            }
         }
     }
 
@@ -91,13 +107,16 @@ impl Flight {
     }
 
     pub fn has_tape(&self) -> bool {
-        self.tape.is_some()
+        self.tape.get().is_some()
     }
 
     /// A download begins, the first or one after another failed.
     pub fn begin(&self, offer: &Offer) {
         self.nar_bytes.store(0, Ordering::Relaxed);
-        self.begun.store(true, Ordering::Release);
+        {
+            let _no_tape_meanwhile = self.lock();
+            self.begun.store(true, Ordering::Release);
+        }
         if offer.info.nar_hash != self.offer.info.nar_hash {
             self.spoil("another upstream has other contents for it");
         }
@@ -106,7 +125,7 @@ impl Flight {
     /// The next bytes of the current download. What an earlier download left is compared with them.
     pub fn record(&self, bytes: &[u8]) {
         let at = self.nar_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let Some(tape) = &self.tape else { return };
+        let Some(tape) = self.tape.get() else { return };
         let (written, spoiled) = {
             let state = self.lock();
             (state.written, state.spoiled.is_some())
@@ -125,7 +144,7 @@ impl Flight {
         state.written = state.written.max(at + bytes.len() as u64);
         state.readable = state.readable.max(state.written.min(self.offer.info.nar_size.saturating_sub(1)));
         drop(state);
-        self.changed.notify_all();
+        self.tell();
     }
 
     /// How far a transfer from other nodes is, of which no bytes are passed on.
@@ -145,17 +164,22 @@ impl Flight {
         }
         state.readable = state.written;
         drop(state);
+        self.tell();
+    }
+
+    fn tell(&self) {
         self.changed.notify_all();
+        self.told.notify_waiters();
     }
 
     fn spoil(&self, why: &str) {
         self.lock().spoiled.get_or_insert_with(|| why.to_string());
-        self.changed.notify_all();
+        self.tell();
     }
 
     pub fn settle(&self, result: Result<(), String>) {
         self.lock().settled.get_or_insert(result);
-        self.changed.notify_all();
+        self.tell();
     }
 
     pub fn settled(&self) -> Option<Result<(), String>> {
@@ -173,10 +197,30 @@ impl Flight {
         }
     }
 
+    /// Ends when [`Flight::read_at`] at `offset` would not wait; without one, at the end.
+    pub async fn ready(&self, offset: Option<u64>) {
+        loop {
+            let mut told = std::pin::pin!(self.told.notified());
+            // Before looking, so that nothing is missed.
+            told.as_mut().enable();
+            if self.is_ready(offset) {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    fn is_ready(&self, offset: Option<u64>) -> bool {
+        let state = self.lock();
+        let has_bytes =
+            |offset: u64| state.spoiled.is_some() || state.readable > offset || offset >= self.offer.info.nar_size;
+        state.settled.is_some() || offset.is_some_and(has_bytes)
+    }
+
     /// Reads from the tape at `offset`, waiting for bytes; 0 only at the end of a whole and right NAR. `None`: the path
     /// is valid by now, and the tape does not have the rest.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
-        let tape = self.tape.as_ref().ok_or_else(|| io::Error::other("it is not passed on while it comes in"))?;
+        let tape = self.tape.get().ok_or_else(|| io::Error::other("it is not passed on while it comes in"))?;
         let nar_size = self.offer.info.nar_size;
         let mut state = self.lock();
         loop {

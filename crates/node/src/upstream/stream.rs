@@ -6,6 +6,8 @@ use std::sync::Arc;
 use shoal_store::{Export, Store};
 
 use super::flight::Flight;
+use crate::http::Arriving;
+use crate::http::cache::Later;
 
 /// The bytes of a path's NAR in order. An error in the middle means that what came before must not be used.
 pub struct NarStream {
@@ -46,6 +48,17 @@ impl NarStream {
         let export = self.store.export(&flight.path)?.filter(|_| same);
         let export = export.ok_or_else(|| io::Error::other("it has other contents than were promised"))?;
         Ok(From::Store(Box::new(export.range(offset, self.nar_size - offset))))
+    }
+}
+
+impl Arriving for NarStream {
+    fn ready(&self) -> Later<'static, ()> {
+        let (flight, offset) = match &self.from {
+            From::Flight { flight, offset } => (flight.clone(), Some(*offset)),
+            From::Afterwards(flight) => (flight.clone(), None),
+            From::Store(_) => return Box::pin(std::future::ready(())),
+        };
+        Box::pin(async move { flight.ready(offset).await })
     }
 }
 

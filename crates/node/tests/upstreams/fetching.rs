@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shoal_node::upstream::CLIENT_BUDGET;
 use shoal_wire::nix::content_address::{CaMethod, ContentAddress};
@@ -93,6 +93,44 @@ fn one_fetch_a_path_however_many_ask() {
     });
     assert_eq!((server.count(&published.narinfo_url()), server.count(&published.nar_url())), (1, 1));
     assert!(lab.stored(&published.path).unwrap() == published.nar);
+}
+
+/// A build wants it too, and others before it: who reads it gets its bytes as they come all the same.
+#[test]
+fn a_path_whose_turn_is_to_come_is_read_while_it_comes_in() {
+    let (busy, other) = (cache(40), cache(50));
+    let first: Vec<_> = "12345678"
+        .chars()
+        .map(|digit| Published::new(digit, &noise(digit.into(), 300_000), &[], Compression::None))
+        .collect();
+    first.iter().for_each(|published| published.on_with(&busy, Reply::Gated(published.file.clone(), 100_000)));
+    let last = Published::new('9', &noise(9, 300_000), &[], Compression::None);
+    last.on_with(&other, Reply::Gated(last.file.clone(), 200_000));
+    let lab = Lab::behind(&[&busy, &other]);
+    let begin = |paths: BTreeSet<StorePath>| {
+        let closure = lab.upstreams.closure(&paths, CLIENT_BUDGET).unwrap();
+        lab.upstreams.begin(&closure).unwrap()
+    };
+    let _first = begin(first.iter().map(|published| published.path.clone()).collect());
+    let _last = begin(BTreeSet::from([last.path.clone()]));
+    assert_eq!(lab.upstreams.counts(), (8, 1));
+    let mut reader = lab.upstreams.nar(&last.path).unwrap().unwrap();
+    let (read, was_read) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut nar = vec![0; 150_000];
+            reader.read_exact(&mut nar).unwrap();
+            // Who waits for it may have given up.
+            let _ = read.send(nar.clone());
+            reader.read_to_end(&mut nar).unwrap();
+            let _ = read.send(nar);
+        });
+        busy.open_gate();
+        let begun = was_read.recv_timeout(Duration::from_secs(60));
+        other.open_gate();
+        assert!(begun.expect("nothing is read before all is here") == last.nar[..150_000]);
+        assert!(was_read.recv().unwrap() == last.nar);
+    });
 }
 
 /// Who reads a path gets it even if the node cannot keep it, because something it refers to is nowhere.
