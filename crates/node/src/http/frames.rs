@@ -327,7 +327,10 @@ mod tests {
     fn compressed(store: &Store, nar: &[u8]) -> ChunkHold {
         let mut chunks: Vec<Vec<u8>> = Vec::new();
         let mut cutter = NarCutter::default();
-        let mut cut = |chunk: &[u8]| Ok::<_, io::Error>(chunks.push(chunk.to_vec()));
+        let mut cut = |chunk: &[u8]| {
+            chunks.push(chunk.to_vec());
+            Ok::<_, io::Error>(())
+        };
         cutter.feed(nar, &mut cut).unwrap();
         cutter.finish(cut).unwrap();
         let mut hold = store.hold_chunks();
