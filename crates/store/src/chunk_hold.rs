@@ -2,7 +2,7 @@
 //!
 //! A hold pins what its owner named or brought: neither a collection nor another upload's end takes it away, and it is
 //! still here when the NARs are put together. Chunks of a hold that is dropped before anything was committed are dead
-//! bytes. Nothing of a chunk is kept that was not compared with its name.
+//! bytes, which the next collection gives back. Nothing of a chunk is kept that was not compared with its name.
 
 use crate::chunk_source::{ChunkSource, HeldChunks};
 use crate::chunker;

@@ -188,14 +188,16 @@ impl Pins {
         self.state().is_free(hash)
     }
 
-    /// Segments with records that the index does not know yet.
-    pub fn unpublished_segments(&self) -> HashSet<SegmentId> {
+    /// Segments with records that the index does not know yet, and the bytes of these.
+    pub fn unpublished_segments(&self) -> HashMap<SegmentId, u64> {
         let state = self.state();
-        let segment = |pin: &Pin| match pin.home {
-            Home::Written(place) => Some(place.segment),
-            _ => None,
-        };
-        state.pinned.values().filter_map(segment).collect()
+        let mut bytes = HashMap::new();
+        for pin in state.pinned.values() {
+            if let Home::Written(place) = pin.home {
+                *bytes.entry(place.segment).or_insert(0) += place.record_len();
+            }
+        }
+        bytes
     }
 
     /// Chunks pinned now.

@@ -282,6 +282,11 @@ impl Appender<'_> {
         self.tail.writing.last().filter(|_| self.tail.open).map(|w| w.id)
     }
 
+    /// Segments that are open or have bytes that are not committed, and where they end.
+    pub fn unfinished(&self) -> impl Iterator<Item = (SegmentId, u64)> {
+        self.tail.writing.iter().map(|w| (w.id, w.end))
+    }
+
     /// Appends no more to the segment that is open: the next bytes begin another.
     pub fn close(&mut self) {
         let open = std::mem::replace(&mut self.tail.open, false);

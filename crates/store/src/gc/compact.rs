@@ -6,7 +6,7 @@
 //! the segment ([`crate::segment::hold`]). Runs under the lock of collections, so nothing is swept
 //! meanwhile and no segment is deleted that has copies which are not published yet.
 
-use super::segments;
+use super::{COMPACT_BELOW_PERCENT, segments};
 use crate::chunks::ChunkReader;
 use crate::commit::LiveChange;
 use crate::error::{Error, Result};
@@ -17,7 +17,8 @@ use crate::segment::record::{HEADER_LEN, Header};
 use crate::store::Store;
 use redb::ReadableTable;
 use shoal_wire::mesh::manifest::ChunkRef;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{PoisonError, TryLockError};
 
 /// Bytes copied with one sync and one transaction. Writers wait for it, some milliseconds.
 const BATCH_LEN: usize = 4 << 20;
@@ -54,10 +55,24 @@ pub struct Compacted {
 }
 
 impl Store {
+    /// Gives back what nothing wants any more, and deletes no path: segments that are dead go, and those of which little
+    /// is live are rewritten. Does nothing beside a collection, which ends with the same. Returns the bytes given back to
+    /// the file system.
+    pub fn reclaim(&self) -> Result<u64> {
+        let _one = match self.collecting.try_lock() {
+            Ok(one) => one,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(0),
+        };
+        let deleted = segments::delete_dead(self)?;
+        let compacted = compact(self, Compaction::LiveBelow(COMPACT_BELOW_PERCENT), &|| true)?;
+        Ok(deleted + compacted.deleted)
+    }
+
     /// Compresses segments anew that were stored in haste, for idle times. `more` is asked before
     /// every few MiB whether to go on.
     pub fn recompress(&self, bytes_max: u64, more: &dyn Fn() -> bool) -> Result<Compacted> {
-        let _one = self.collecting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         self.close_hasty()?;
         compact(self, Compaction::Hasty { bytes_max }, more)
     }
@@ -103,16 +118,23 @@ pub fn compact(store: &Store, why: Compaction, more: &dyn Fn() -> bool) -> Resul
 
 /// Closed segments to rewrite, in groups with a bounded number of live chunks each.
 fn chosen(store: &Store, why: Compaction) -> Result<Vec<BTreeSet<SegmentId>>> {
-    let (open, unpublished) = (store.segments.appender().open_id(), store.pins.unpublished_segments());
+    let (open, ends) = {
+        let appender = store.segments.appender();
+        (appender.open_id(), appender.unfinished().collect::<BTreeMap<_, _>>())
+    };
+    let unpublished = store.pins.unpublished_segments();
     let mut rows: Vec<(SegmentId, SegmentRow)> = store.index.read(|txn| {
         let mut rows = Vec::new();
         for row in txn.open_table(SEGMENTS)?.iter()? {
             let (id, row) = row?;
-            rows.push((id.value(), SegmentRow::decode(row.value())));
+            let (id, mut row) = (id.value(), SegmentRow::decode(row.value()));
+            // What no commit has published is dead too.
+            row.committed = row.committed.max(ends.get(&id).copied().unwrap_or(0));
+            rows.push((id, row));
         }
         Ok(rows)
     })?;
-    rows.retain(|(id, row)| Some(*id) != open && !unpublished.contains(id) && row.live_records > 0);
+    rows.retain(|(id, row)| Some(*id) != open && !unpublished.contains_key(id) && row.live_records > 0);
     rows.retain(|(_, row)| match why {
         Compaction::LiveBelow(percent) => row.live_bytes < row.committed / 100 * percent,
         Compaction::Hasty { .. } => is_hasty(row),

@@ -1,7 +1,9 @@
 //! Chunks that come one by one: cut as an ingest cuts them, checked, and held until their paths are made.
 
 use crate::support::*;
-use shoal_store::{ChunkError, ChunkHold, Effort, Encoder, GcAction, GcRequest, IngestError, NarCutter, Store};
+use shoal_store::{
+    ChunkError, ChunkHold, Effort, Encoder, GcAction, GcRequest, IngestError, NarCutter, Options, Store,
+};
 use shoal_wire::mesh::manifest::ChunkRef;
 use std::io::Read;
 
@@ -153,4 +155,50 @@ fn chunks_that_are_not_what_they_say_are_refused() {
     assert_eq!(hold.lacks(&[one.0.hash, [1; 32]]).unwrap(), [true, true]);
     bring(&mut hold, &[one.clone(), two]).unwrap();
     assert_eq!(hold.lacks(&[one.0.hash]).unwrap(), [false]);
+}
+
+/// As a node is used that only reads what others have, and commits nothing.
+#[test]
+fn what_was_held_and_never_committed_is_counted_and_given_back() {
+    let mut rng = Rng::seeded("held");
+    let test = TestStore::new();
+    let mut holds = Vec::new();
+    for _ in 0..12 {
+        let chunks = cut(&file(rng.noise(1 << 20)).nar(), 1 << 20);
+        let mut hold = test.store.hold_chunks();
+        hold.lacks(&hashes(&chunks)).unwrap();
+        bring(&mut hold, &chunks).unwrap();
+        holds.push(hold);
+    }
+    let used = || test.store.stats().unwrap().segment_bytes;
+    assert!(used() >= 12 << 20, "{}", used());
+    assert_eq!(test.store.reclaim().unwrap(), 0, "all of it is held");
+    holds.drain(..8);
+    let before = used();
+    let given = test.store.reclaim().unwrap();
+    assert!(given >= 3 << 20 && before - used() == given, "{given} of {before}");
+    holds.clear();
+    collect(&test.store);
+    assert!(used() <= 4 << 20, "but for the segment that is open nothing stays: {}", used());
+    assert!(test.reopened().store.verify(true).unwrap().damage.is_empty());
+}
+
+/// The open segment may be all that a small disk has room for.
+#[test]
+fn a_segment_that_is_open_and_mostly_dead_is_given_back() {
+    let mut rng = Rng::seeded("open");
+    let test = TestStore::with(Options { segment_bytes: 64 << 20, ..small_options() });
+    let kept = file(rng.noise(1 << 20)).nar();
+    add(&test.store, &path("kept"), &kept, &[]);
+    let chunks = cut(&file(rng.noise(10 << 20)).nar(), 1 << 20);
+    let mut hold = test.store.hold_chunks();
+    hold.lacks(&hashes(&chunks)).unwrap();
+    bring(&mut hold, &chunks).unwrap();
+    assert_eq!(test.store.reclaim().unwrap(), 0);
+    drop(hold);
+    assert!(test.store.reclaim().unwrap() >= 10 << 20);
+    let used = test.store.stats().unwrap().segment_bytes;
+    assert!(used < 2 << 20, "{used}");
+    assert!(export(&test.store, &path("kept")) == kept);
+    assert!(export(&test.reopened().store, &path("kept")) == kept);
 }
