@@ -4,10 +4,12 @@
 //! - a chunk that several reads want is asked for once;
 //! - nothing counts as here that was not compared with its name;
 //! - every read is answered once: with its bytes, or with an error no later than its deadline;
-//! - what readers wait for goes before what is read ahead, and that before what is only brought near.
+//! - what readers wait for goes before what is read ahead, and that before what is only brought near;
+//! - what is here waits for nothing that is not.
 //!
-//! The source is asked by [`WORKERS`] threads. One more thread knows the time: it ends reads that are overdue and asks
-//! again for what failed.
+//! What a reader waits for is looked for here first, and fetched if it is not. The source is asked by [`WORKERS`] threads,
+//! which may all be waiting for others, and by [`NEAR_WORKERS`] that only look here. One more thread knows the time: it ends
+//! reads that are overdue and asks again for what failed.
 
 use crate::cache::Cache;
 use crate::options::Options;
@@ -19,6 +21,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -27,6 +30,8 @@ use std::time::{Duration, Instant};
 pub const WORKERS: usize = 16;
 /// Of them, those that also fetch what nobody waits for. The others are there for readers at once.
 const PATIENT_WORKERS: usize = 4;
+/// Those that never wait for anybody but this machine: enough for a disk, and for cores that unpack.
+const NEAR_WORKERS: usize = 4;
 /// Chunks asked for in one request, when more wait than there are workers.
 const BATCH_MAX: usize = 32;
 /// Chunks that are to be read ahead or brought near, at most; more are not noted. A gigabyte.
@@ -38,6 +43,10 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LONGEST: Duration = Duration::from_secs(2);
 /// Failures that are remembered: as many as reads that can have failed lately.
 const FAILED_MAX: usize = READS_MAX;
+/// Paths of which it is remembered that people were told that something of them did not come.
+const TOLD_MAX: usize = 1024;
+/// Paths that turned out to be lost and are still shown; more are not noted until they are read again.
+const LOSSES_MAX: usize = 1024;
 
 type Hash = [u8; 32];
 
@@ -76,7 +85,10 @@ pub struct Fetches {
 struct State {
     cache: Cache,
     flights: HashMap<Hash, Flight>,
+    /// What may be here.
     urgent: VecDeque<Hash>,
+    /// What is not.
+    far: VecDeque<Hash>,
     ahead: VecDeque<Hash>,
     near: VecDeque<(Arc<Shown>, Range<usize>)>,
     near_chunks: usize,
@@ -87,6 +99,10 @@ struct State {
     next_retry: u64,
     /// Until when it is not tried again.
     failed: HashMap<Hash, Instant>,
+    /// Until when nobody is told again that something of a path did not come.
+    told: HashMap<Box<str>, Instant>,
+    /// Who is told which paths are lost.
+    losses: Option<SyncSender<Arc<Shown>>>,
     /// All reads that wait, in the order of their deadlines.
     reads: VecDeque<(Instant, Arc<Read>)>,
     is_over: bool,
@@ -99,6 +115,34 @@ struct Flight {
     waiting: Vec<(Arc<Read>, usize)>,
     stage: Stage,
     tries: u32,
+    /// Why it did not come the last time.
+    error: Option<SourceError>,
+}
+
+/// Reads of a path that were given errors.
+struct Loss {
+    of: Arc<Shown>,
+    reads: usize,
+    error: Option<SourceError>,
+}
+
+/// What a thread takes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worker {
+    /// Only what needs nobody else.
+    Near,
+    /// Also what readers wait for.
+    Prompt,
+    /// Also what nobody waits for.
+    Patient,
+}
+
+/// One question to the source, about one path.
+enum Task {
+    LookHere(Arc<Shown>, Vec<ChunkRef>),
+    Fetch(Arc<Shown>, Vec<ChunkRef>),
+    FetchAhead(Arc<Shown>, Vec<ChunkRef>),
+    BringNear(Arc<Shown>, Range<usize>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +150,8 @@ enum Stage {
     /// In the queue for what nobody waits for.
     Ahead,
     Urgent,
+    /// It is not here.
+    Far,
     Asked,
     /// It failed, and is asked for again in a while.
     Resting,
@@ -146,6 +192,14 @@ impl Read {
     }
 }
 
+impl Loss {
+    /// For people.
+    fn tell(&self) {
+        let error = self.error.as_ref().map_or_else(|| "no answer".to_owned(), SourceError::to_string);
+        tracing::warn!(path = &*self.of.name, error, reads = self.reads, "what was read of a path did not come");
+    }
+}
+
 impl Open {
     fn end(self) {
         let mut whole = Vec::new();
@@ -172,12 +226,15 @@ impl Fetches {
             cache: Cache::new(options.cache_bytes_max),
             flights: HashMap::new(),
             urgent: VecDeque::new(),
+            far: VecDeque::new(),
             ahead: VecDeque::new(),
             near: VecDeque::new(),
             near_chunks: 0,
             retries: BTreeMap::new(),
             next_retry: 0,
             failed: HashMap::new(),
+            told: HashMap::new(),
+            losses: None,
             reads: VecDeque::new(),
             expected_bytes: 0,
             is_over: false,
@@ -191,10 +248,14 @@ impl Fetches {
             counts: Counts::default(),
         });
         let mut threads = Vec::new();
-        for number in 0..WORKERS {
-            let (worker, name) = (fetches.clone(), format!("fetch {number}"));
-            let is_patient = number < PATIENT_WORKERS;
-            threads.push(thread::Builder::new().name(name).spawn(move || worker.work(is_patient))?);
+        for number in 0..WORKERS + NEAR_WORKERS {
+            let (fetches, name) = (fetches.clone(), format!("fetch {number}"));
+            let worker = match number {
+                0..PATIENT_WORKERS => Worker::Patient,
+                PATIENT_WORKERS..WORKERS => Worker::Prompt,
+                _ => Worker::Near,
+            };
+            threads.push(thread::Builder::new().name(name).spawn(move || fetches.work(worker))?);
         }
         let timer = fetches.clone();
         threads.push(thread::Builder::new().name("deadlines".into()).spawn(move || timer.keep_time())?);
@@ -259,7 +320,8 @@ impl Fetches {
             if is_known || state.ahead.len() >= PATIENT_MAX || state.is_over {
                 continue;
             }
-            let flight = Flight { chunk, of: of.clone(), waiting: Vec::new(), stage: Stage::Ahead, tries: 0 };
+            let flight =
+                Flight { chunk, of: of.clone(), waiting: Vec::new(), stage: Stage::Ahead, tries: 0, error: None };
             state.flights.insert(chunk.hash, flight);
             state.ahead.push_back(chunk.hash);
         }
@@ -284,6 +346,7 @@ impl Fetches {
         let reads = {
             let mut state = self.state();
             state.is_over = true;
+            state.losses = None;
             std::mem::take(&mut state.reads)
         };
         self.work.notify_all();
@@ -296,26 +359,63 @@ impl Fetches {
         (open.answer)(Err(ReadFailed));
     }
 
-    fn work(&self, is_patient: bool) {
+    /// Paths that turn out to be lost, from now on and until all ends. Some of it was asked for and nobody has it.
+    pub fn losses(&self) -> Receiver<Arc<Shown>> {
+        let (sender, losses) = mpsc::sync_channel(LOSSES_MAX);
+        let mut state = self.state();
+        state.losses = Some(sender).filter(|_| !state.is_over);
+        losses
+    }
+
+    fn work(&self, worker: Worker) {
         let mut state = self.state();
         while !state.is_over {
-            if let Some((of, batch)) = state.next_batch(is_patient) {
-                drop(state);
-                self.ask(&of, &batch);
-                state = self.state();
-            } else if let Some((of, chunks)) = state.next_near(is_patient) {
-                drop(state);
-                let chunks: Vec<ChunkRef> = chunks.filter_map(|number| of.tree.chunk(number)).collect();
-                self.source.prefetch(&of.name, &chunks);
-                state = self.state();
-            } else {
+            let Some(task) = state.next_task(worker) else {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(state);
+            match task {
+                Task::LookHere(of, batch) => {
+                    self.count_asked(&batch);
+                    self.look_here(&of, &batch);
+                }
+                Task::Fetch(of, batch) => self.ask(&of, &batch),
+                Task::FetchAhead(of, batch) => {
+                    self.count_asked(&batch);
+                    self.ask(&of, &batch);
+                }
+                Task::BringNear(of, chunks) => {
+                    let chunks: Vec<ChunkRef> = chunks.filter_map(|number| of.tree.chunk(number)).collect();
+                    self.source.prefetch(&of.name, &chunks);
+                }
             }
+            state = self.state();
+        }
+    }
+
+    fn count_asked(&self, batch: &[ChunkRef]) {
+        self.counts.asked_chunks.fetch_add(batch.len() as u64, Ordering::Relaxed);
+    }
+
+    fn look_here(&self, of: &Arc<Shown>, batch: &[ChunkRef]) {
+        let mut open = vec![true; batch.len()];
+        self.source.fetch_here(&of.name, batch, &mut |place, result| {
+            // What is here and cannot be read may be elsewhere.
+            if result.is_ok()
+                && let Some(is_open) = open.get_mut(place).filter(|is_open| **is_open)
+            {
+                *is_open = false;
+                self.came(&batch[place], result);
+            }
+        });
+        if open.contains(&true) {
+            self.state().are_far(batch.iter().zip(open).filter(|(_, is_open)| *is_open).map(|(chunk, _)| chunk));
+            self.work.notify_all();
         }
     }
 
     fn ask(&self, of: &Arc<Shown>, batch: &[ChunkRef]) {
-        self.counts.asked_chunks.fetch_add(batch.len() as u64, Ordering::Relaxed);
         let mut open = vec![true; batch.len()];
         self.source.fetch(&of.name, batch, &mut |place, result| {
             if let Some(is_open) = open.get_mut(place).filter(|is_open| **is_open) {
@@ -340,7 +440,7 @@ impl Fetches {
         });
         match result {
             Ok(contents) => self.arrived(chunk, Arc::new(contents)),
-            Err(error) => self.lost(chunk, &error),
+            Err(error) => self.lost(chunk, error),
         }
     }
 
@@ -356,13 +456,15 @@ impl Fetches {
         waiting.iter().filter_map(|(read, place)| read.fill(*place, &contents)).for_each(Open::end);
     }
 
-    fn lost(&self, chunk: &ChunkRef, error: &SourceError) {
+    fn lost(&self, chunk: &ChunkRef, error: SourceError) {
         let mut state = self.state();
         let Some(flight) = state.flights.get_mut(&chunk.hash) else { return };
         flight.waiting.retain(|(read, _)| read.is_open());
         let is_wanted = !flight.waiting.is_empty();
         tracing::debug!(path = &*flight.of.name, %error, tries = flight.tries, is_wanted, "a chunk did not come");
-        if is_wanted && *error != SourceError::Missing {
+        let is_missing = error == SourceError::Missing;
+        flight.error = Some(error);
+        if is_wanted && !is_missing {
             flight.stage = Stage::Resting;
             let pause = RETRY_FIRST.saturating_mul(1 << flight.tries.min(16)).min(RETRY_LONGEST);
             flight.tries += 1;
@@ -372,21 +474,29 @@ impl Fetches {
             drop(state);
             return self.timed.notify_one();
         }
-        let flight = state.flights.remove(&chunk.hash);
+        let Some(flight) = state.flights.remove(&chunk.hash) else { return };
+        let mut loss = None;
         if is_wanted {
-            let until = Instant::now() + self.options.failure_memory;
-            state.remember(chunk.hash, until);
+            let (now, memory) = (Instant::now(), self.options.failure_memory);
+            state.remember(chunk.hash, now + memory);
+            let reads = flight.waiting.len();
+            loss = Some(Loss { of: flight.of.clone(), reads, error: flight.error })
+                .filter(|loss| state.is_news(&loss.of.name, now, memory));
+            if let Some(losses) = &state.losses {
+                // One that finds no room is noted when it is read again.
+                let _ = losses.try_send(flight.of);
+            }
         }
         drop(state);
-        let waiting = flight.map(|flight| flight.waiting).unwrap_or_default();
-        waiting.iter().filter_map(|(read, _)| read.take()).for_each(|open| self.fail(open));
+        loss.iter().for_each(Loss::tell);
+        flight.waiting.iter().filter_map(|(read, _)| read.take()).for_each(|open| self.fail(open));
     }
 
     fn keep_time(&self) {
         let mut state = self.state();
         while !state.is_over {
             let now = Instant::now();
-            let overdue = state.overdue(now, self.options.failure_memory);
+            let (overdue, losses) = state.overdue(now, self.options.failure_memory);
             let is_due = state.ask_again(now);
             let next = state.next_time();
             if is_due {
@@ -394,6 +504,7 @@ impl Fetches {
             }
             if !overdue.is_empty() {
                 drop(state);
+                losses.iter().for_each(Loss::tell);
                 overdue.into_iter().for_each(|open| self.fail(open));
                 state = self.state();
                 continue;
@@ -409,134 +520,8 @@ impl Fetches {
     }
 }
 
-impl State {
-    fn has_failed(&self, hash: &Hash, now: Instant) -> bool {
-        self.failed.get(hash).is_some_and(|until| *until > now)
-    }
-
-    fn remember(&mut self, hash: Hash, until: Instant) {
-        if self.failed.len() >= FAILED_MAX {
-            let now = Instant::now();
-            self.failed.retain(|_, until| *until > now);
-        }
-        if self.failed.len() < FAILED_MAX {
-            self.failed.insert(hash, until);
-        }
-    }
-
-    /// Whether one more read may wait. Those that were answered go, which are mostly the oldest.
-    fn has_room(&mut self) -> bool {
-        while self.reads.front().is_some_and(|(_, read)| !read.is_open()) {
-            self.reads.pop_front();
-        }
-        if self.reads.len() >= READS_MAX {
-            self.reads.retain(|(_, read)| read.is_open());
-        }
-        self.reads.len() < READS_MAX
-    }
-
-    /// A read waits for a chunk.
-    fn want(&mut self, of: &Arc<Shown>, chunk: ChunkRef, read: &Arc<Read>, place: usize) {
-        let flight = self.flights.entry(chunk.hash).or_insert_with(|| Flight {
-            chunk,
-            of: of.clone(),
-            waiting: Vec::new(),
-            stage: Stage::Ahead,
-            tries: 0,
-        });
-        flight.waiting.push((read.clone(), place));
-        if flight.stage == Stage::Ahead {
-            // It may stay in the other queue too, where it is passed over.
-            flight.stage = Stage::Urgent;
-            self.urgent.push_back(chunk.hash);
-        }
-    }
-
-    /// What to ask the source for next, all of one path.
-    fn next_batch(&mut self, is_patient: bool) -> Option<(Arc<Shown>, Vec<ChunkRef>)> {
-        let State { flights, urgent, ahead, .. } = self;
-        let batch = take_batch(flights, urgent, Stage::Urgent);
-        batch.or_else(|| if is_patient { take_batch(flights, ahead, Stage::Ahead) } else { None })
-    }
-
-    fn next_near(&mut self, is_patient: bool) -> Option<(Arc<Shown>, Range<usize>)> {
-        let (of, chunks) = if is_patient { self.near.pop_front() } else { None }?;
-        self.near_chunks -= chunks.len();
-        Some((of, chunks))
-    }
-
-    /// Reads whose time is over. What they lacked is remembered, and not asked for again unless it is already.
-    fn overdue(&mut self, now: Instant, memory: Duration) -> Vec<Open> {
-        let mut overdue = Vec::new();
-        while self.reads.front().is_some_and(|(at, _)| *at <= now)
-            && let Some((_, read)) = self.reads.pop_front()
-        {
-            let Some(open) = read.take() else { continue };
-            let lacking = open.pieces.iter().zip(&open.here).filter(|(_, here)| here.is_none());
-            for (piece, _) in lacking {
-                self.remember(piece.chunk.hash, now + memory);
-            }
-            overdue.push(open);
-        }
-        overdue
-    }
-
-    /// Queues what rested long enough; whether there was any.
-    fn ask_again(&mut self, now: Instant) -> bool {
-        let mut is_due = false;
-        while let Some(entry) = self.retries.first_entry()
-            && entry.key().0 <= now
-        {
-            let hash = entry.remove();
-            let Some(flight) = self.flights.get_mut(&hash) else { continue };
-            flight.waiting.retain(|(read, _)| read.is_open());
-            if flight.waiting.is_empty() {
-                self.flights.remove(&hash);
-                continue;
-            }
-            flight.stage = Stage::Urgent;
-            self.urgent.push_back(hash);
-            is_due = true;
-        }
-        is_due
-    }
-
-    fn next_time(&self) -> Option<Instant> {
-        let retry = self.retries.first_key_value().map(|((at, _), _)| *at);
-        let read = self.reads.front().map(|(at, _)| *at);
-        retry.into_iter().chain(read).min()
-    }
-}
-
-/// Takes chunks of one path out of a queue: a share of what waits, so that all workers have some.
-fn take_batch(
-    flights: &mut HashMap<Hash, Flight>,
-    queue: &mut VecDeque<Hash>,
-    stage: Stage,
-) -> Option<(Arc<Shown>, Vec<ChunkRef>)> {
-    let share = queue.len().div_ceil(WORKERS).clamp(1, BATCH_MAX);
-    let mut batch: Option<(Arc<Shown>, Vec<ChunkRef>)> = None;
-    while let Some(hash) = queue.front() {
-        match flights.get_mut(hash).filter(|flight| flight.stage == stage) {
-            None => {}
-            Some(flight) => match &mut batch {
-                None => {
-                    flight.stage = Stage::Asked;
-                    batch = Some((flight.of.clone(), vec![flight.chunk]));
-                }
-                Some((of, chunks)) if Arc::ptr_eq(of, &flight.of) && chunks.len() < share => {
-                    flight.stage = Stage::Asked;
-                    chunks.push(flight.chunk);
-                }
-                Some(_) => break,
-            },
-        }
-        queue.pop_front();
-    }
-    batch
-}
-
 mod expected;
+mod queues;
 
 #[cfg(test)]
 #[path = "fetches_tests.rs"]

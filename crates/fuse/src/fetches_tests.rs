@@ -6,9 +6,10 @@ use crate::tree::Tree;
 use shoal_wire::mesh::manifest::Manifest;
 use std::sync::mpsc;
 
-/// Gives chunks one request at a time, in the order in which the test lets it.
+/// Gives chunks one request at a time, in the order in which the test lets it; those that are here at once.
 struct Gate {
     chunks: Chunks,
+    here: Chunks,
     asked: Mutex<mpsc::Sender<Vec<ChunkRef>>>,
     open: Mutex<mpsc::Receiver<()>>,
 }
@@ -20,6 +21,14 @@ impl Source for Gate {
 
     fn manifest(&self, _: &str) -> Result<Option<Manifest>, SourceError> {
         Ok(None)
+    }
+
+    fn fetch_here(&self, _: &str, chunks: &[ChunkRef], deliver: Deliver<'_>) {
+        for (place, chunk) in chunks.iter().enumerate() {
+            if let Some(contents) = self.here.get(&chunk.hash) {
+                deliver(place, Ok(contents.clone()));
+            }
+        }
     }
 
     fn fetch(&self, _: &str, chunks: &[ChunkRef], deliver: Deliver<'_>) {
@@ -45,10 +54,16 @@ struct Lab {
 }
 
 fn lab(options: &Options) -> Lab {
-    let contents = testing::noise(5, 900_000);
+    lab_with(options, testing::noise(5, 900_000), |_| false)
+}
+
+/// `is_here`: which chunks are, by their number.
+fn lab_with(options: &Options, contents: Vec<u8>, is_here: impl Fn(usize) -> bool) -> Lab {
     let (manifest, chunks) = testing::path(&[("", testing::file(&contents))]);
+    let here = manifest.chunks.iter().enumerate().filter(|(number, _)| is_here(*number));
+    let here = here.map(|(_, chunk)| (chunk.hash, chunks[&chunk.hash].clone())).collect();
     let ((tell, asked), (open, opened)) = (mpsc::channel(), mpsc::channel());
-    let source = Gate { chunks, asked: Mutex::new(tell), open: Mutex::new(opened) };
+    let source = Gate { chunks, here, asked: Mutex::new(tell), open: Mutex::new(opened) };
     let (fetches, _) = Fetches::start(Arc::new(source), options).unwrap();
     let shown = Table::default().insert("p", Tree::new(&manifest)).unwrap();
     Lab { fetches, shown, asked, open, contents }
@@ -62,7 +77,9 @@ impl Lab {
             _ => 0,
         };
         let pieces = self.shown.tree.pieces(bytes.start + offset..bytes.end + offset);
-        self.fetches.read(&self.shown, pieces, Box::new(move |bytes| tell.send(bytes.map(<[u8]>::to_vec)).unwrap()));
+        // A test may have seen enough.
+        let answer = move |bytes: Result<&[u8], ReadFailed>| drop(tell.send(bytes.map(<[u8]>::to_vec)));
+        self.fetches.read(&self.shown, pieces, Box::new(answer));
         told
     }
 }
@@ -112,4 +129,41 @@ fn a_read_that_waits_when_all_ends_is_answered() {
 fn an_empty_read_is_answered_with_nothing() {
     let lab = lab(&Options::default());
     assert_eq!(lab.read(5..5).recv().unwrap(), Ok(Vec::new()));
+}
+
+#[test]
+fn what_is_here_does_not_wait_for_what_is_not() {
+    let len = 6_000_000;
+    let lab = lab_with(&Options::default(), testing::noise(6, len), |number| number == 0);
+    let remote: Vec<_> = (1..len as u64 / 100_000).map(|at| lab.read(at * 100_000..at * 100_000 + 10)).collect();
+    assert!(remote.len() > WORKERS * 2);
+    // All that may wait for others do.
+    (0..WORKERS).for_each(|_| drop(lab.asked.recv().unwrap()));
+    let told = lab.read(0..10).recv_timeout(Duration::from_secs(20)).expect("an answer");
+    assert!(told.unwrap() == lab.contents[..10]);
+    assert!(remote.iter().all(|told| told.try_recv().is_err()));
+}
+
+#[test]
+fn people_are_told_once_in_a_while_of_each_path_that_does_not_come() {
+    let lab = lab(&Options::default());
+    let (now, memory) = (Instant::now(), Duration::from_secs(5));
+    let mut state = lab.fetches.state();
+    assert!(state.is_news("one", now, memory));
+    assert!(!state.is_news("one", now + Duration::from_secs(4), memory));
+    assert!(state.is_news("two", now, memory));
+    assert!(state.is_news("one", now + memory, memory));
+}
+
+#[test]
+fn a_path_of_which_nobody_has_something_is_lost() {
+    let lab = lab(&Options::default());
+    let losses = lab.fetches.losses();
+    let told = lab.read(0..10);
+    let asked = lab.asked.recv().unwrap();
+    lab.fetches.came(&asked[0], Err(SourceError::Missing));
+    assert_eq!(told.recv().unwrap(), Err(ReadFailed));
+    assert!(Arc::ptr_eq(&losses.try_recv().unwrap(), &lab.shown));
+    lab.fetches.end();
+    assert!(losses.recv().is_err(), "who follows ends too");
 }

@@ -10,11 +10,11 @@ use crate::ahead;
 use crate::counts::{Stats, Upcalls, count};
 use crate::fetches::{Fetches, ReadFailed};
 use crate::late::Late;
-use crate::listing::Listing;
 use crate::loads::{Found, Loads};
 use crate::options::{LOOKUP_DEADLINE, READ_DEADLINE};
 use crate::overlay::Overlay;
 use crate::place::{Entry, Place, directory_attr, nothing};
+use crate::refusal::Refuse;
 use crate::table::{Shown, Table};
 use crate::tree::Kind;
 use crate::views::{self, Node, Views};
@@ -58,6 +58,8 @@ pub struct Shared {
     pub upcalls: Upcalls,
     /// Nobody answers the kernel any more.
     pub has_ended: AtomicBool,
+    /// The next server goes on with the mount, and is asked what is not answered here.
+    pub is_left: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -88,7 +90,8 @@ impl Shared {
         }
     }
 
-    fn read(&self, shown: &Arc<Shown>, number: u32, offset: u64, size: u32, reply: ReplyData) {
+    fn read(self: &Arc<Self>, entry: &Entry, offset: u64, size: u32, reply: ReplyData) {
+        let (shown, number) = (&entry.shown, entry.number);
         let (file_size, contents_at) = match shown.tree.kind(number) {
             Some(Kind::Regular { size, offset, .. }) => (size, offset),
             Some(Kind::Directory { .. }) => return reply.error(Errno::EISDIR),
@@ -100,13 +103,13 @@ impl Shared {
         self.views.note_read(shown, number, &(from - contents_at..to - contents_at));
         pieces.iter().for_each(|piece| shown.note_read(piece.number));
         let needed = pieces.first().map_or(0, |piece| piece.number)..pieces.last().map_or(0, |piece| piece.number + 1);
-        let (views, of) = (self.views.clone(), shown.clone());
+        let (shared, of) = (self.clone(), shown.clone());
         let answer = move |bytes: Result<&[u8], ReadFailed>| match bytes {
             Ok(bytes) => reply.data(bytes),
             Err(ReadFailed) => {
                 // First, so that no build ends before it is known that it was given an error.
-                views.failed(&of);
-                reply.error(Errno::EIO);
+                shared.views.failed(&of);
+                shared.refuse(reply, Errno::EIO);
             }
         };
         let waits = self.fetches.read(shown, pieces, Box::new(answer));
@@ -144,18 +147,18 @@ impl Shared {
         }
     }
 
-    fn look_up_path(&self, name: &OsStr, reply: ReplyEntry) {
+    fn look_up_path(self: &Arc<Self>, name: &OsStr, reply: ReplyEntry) {
         let Some(name) = name.to_str().filter(|name| StorePath::from_base_name(name).is_ok()) else {
             return reply.error(Errno::ENOENT);
         };
         if let Some(shown) = self.table.by_name(name) {
-            return enter(&Entry::top(shown, 0), reply, self.path_ttl());
+            return self.enter(&Entry::top(shown, 0), reply, self.path_ttl());
         }
-        let ttl = self.path_ttl();
+        let shared = self.clone();
         let tell = move |found| match found {
-            Found::Path(shown) => enter(&Entry::top(shown, 0), reply, ttl),
-            Found::Nothing => reply.error(Errno::ENOENT),
-            Found::Failed => reply.error(Errno::EIO),
+            Found::Path(shown) => shared.enter(&Entry::top(shown, 0), reply, shared.path_ttl()),
+            Found::Nothing => shared.refuse(reply, Errno::ENOENT),
+            Found::NoRoom | Found::Failed => shared.refuse(reply, Errno::EIO),
         };
         self.loads.look_up(name, Box::new(tell));
     }
@@ -180,97 +183,56 @@ impl Shared {
     }
 }
 
-fn enter(entry: &Entry, reply: ReplyEntry, ttl: &Duration) {
-    match entry.attr() {
-        Some(attr) => {
-            // Before the kernel knows it, so that it is never forgotten before.
-            entry.shown.looked_up();
-            reply.entry(ttl, &attr, Generation(0));
+impl Shared {
+    /// Answers with the place of a node. Where the kernel has it from an earlier server, that is when its path is in
+    /// memory again, if that takes no longer than `patience`.
+    pub fn with_place<R: Refuse>(
+        self: &Arc<Self>,
+        node: u64,
+        patience: Duration,
+        reply: R,
+        answer: impl FnOnce(&Arc<Shared>, Place, R) + Send + 'static,
+    ) {
+        if let Some(place) = self.place(node) {
+            return answer(self, place, reply);
         }
-        None => reply.error(Errno::EIO),
-    }
-}
-
-impl FileSystem {
-    /// Answers for a node that the kernel has from an earlier server, once its path is in memory; with `None` for other
-    /// nodes that are not, and where it does not come in time.
-    fn late(&self, node: u64, patience: Duration, answer: impl FnOnce(Option<&FileSystem>) + Send + 'static) {
-        let Some(name) = self.0.table.reserved(node & u64::from(u32::MAX)).filter(|_| node >> 32 == 0) else {
-            return answer(None);
+        // Views are never gone on with.
+        let Some(name) = self.table.reserved(node & u64::from(u32::MAX)).filter(|_| node >> 32 == 0) else {
+            return self.refuse(reply, Errno::ESTALE);
         };
-        let this = self.clone();
-        self.0.late.wait(name, patience, move |is_here| answer(Some(&this).filter(|_| is_here)));
+        let shared = self.clone();
+        self.late.wait(name, patience, move || match shared.place(node) {
+            Some(place) => answer(&shared, place, reply),
+            None => shared.refuse(reply, Errno::ESTALE),
+        });
     }
 
-    fn look_up(&self, parent: u64, name: &OsStr, reply: ReplyEntry) {
-        if let Some(overlay) = self.0.overlay_of(parent) {
-            return overlay.look_up(parent, name, reply);
+    fn enter(&self, entry: &Entry, reply: ReplyEntry, ttl: &Duration) {
+        match entry.attr() {
+            // Before the kernel knows it, so that it is never forgotten before.
+            Some(attr) if self.table.give(&entry.shown) => reply.entry(ttl, &attr, Generation(0)),
+            // Gone since it was found: it is looked up anew.
+            Some(_) => reply.error(Errno::ESTALE),
+            None => reply.error(Errno::EIO),
         }
-        match self.0.place(parent) {
-            Some(Place::Root) => self.0.look_up_at_root(name, reply),
-            Some(Place::View(view)) if name == views::STORE => {
+    }
+
+    fn look_up(self: &Arc<Self>, parent: Place, name: &OsStr, reply: ReplyEntry) {
+        match parent {
+            Place::Root => self.look_up_at_root(name, reply),
+            Place::View(view) if name == views::STORE => {
                 reply.entry(&FOREVER, &directory_attr(view.store()), Generation(0));
             }
-            Some(Place::ViewStore(view)) => match view.path(name.as_bytes()) {
-                Some(shown) => enter(&Entry::top(shown.clone(), view.number()), reply, &FOREVER),
+            Place::ViewStore(view) => match view.path(name.as_bytes()) {
+                Some(shown) => self.enter(&Entry::top(shown.clone(), view.number()), reply, &FOREVER),
                 None => reply.entry(&FOREVER, &nothing(), Generation(0)),
             },
-            Some(Place::Entry(entry)) => match entry.shown.tree.child(entry.number, name.as_bytes()) {
-                Some(number) => enter(&entry.other(number), reply, &FOREVER),
+            Place::Entry(entry) => match entry.shown.tree.child(entry.number, name.as_bytes()) {
+                Some(number) => self.enter(&entry.other(number), reply, &FOREVER),
                 None => reply.entry(&FOREVER, &nothing(), Generation(0)),
             },
-            Some(Place::View(_)) => reply.error(Errno::ENOENT),
-            Some(Place::Greeting) => reply.error(Errno::ENOTDIR),
-            None => {
-                let name = name.to_owned();
-                self.late(parent, LOOKUP_DEADLINE, move |found| match found {
-                    Some(this) => this.look_up(parent, &name, reply),
-                    None => reply.error(Errno::ESTALE),
-                });
-            }
-        }
-    }
-
-    fn tell_attr(&self, node: u64, reply: ReplyAttr) {
-        match self.0.place(node).and_then(|place| place.attr()) {
-            Some(attr) => reply.attr(&FOREVER, &attr),
-            None => self.late(node, LOOKUP_DEADLINE, move |found| match found {
-                Some(this) => this.tell_attr(node, reply),
-                None => reply.error(Errno::ESTALE),
-            }),
-        }
-    }
-
-    fn tell_target(&self, node: u64, reply: ReplyData) {
-        let Some((shown, number)) = self.0.table.by_node(node) else {
-            return self.late(node, LOOKUP_DEADLINE, move |found| match found {
-                Some(this) => this.tell_target(node, reply),
-                None => reply.error(Errno::ESTALE),
-            });
-        };
-        match shown.tree.target(number) {
-            Some(target) => reply.data(target),
-            None => reply.error(Errno::EINVAL),
-        }
-    }
-
-    fn read_at(&self, node: u64, offset: u64, size: u32, reply: ReplyData) {
-        match self.0.table.by_node(node) {
-            Some((shown, number)) => self.0.read(&shown, number, offset, size, reply),
-            None => self.late(node, READ_DEADLINE, move |found| match found {
-                Some(this) => this.read_at(node, offset, size, reply),
-                None => reply.error(Errno::ESTALE),
-            }),
-        }
-    }
-
-    fn list(&self, node: u64, offset: u64, listing: impl Listing) {
-        match self.0.table.reserved(node).is_some() && self.0.place(node).is_none() {
-            true => self.late(node, LOOKUP_DEADLINE, move |found| match found {
-                Some(this) => this.0.list(node, offset, listing),
-                None => listing.fail(),
-            }),
-            false => self.0.list(node, offset, listing),
+            Place::View(_) => reply.error(Errno::ENOENT),
+            Place::Greeting => reply.error(Errno::ENOTDIR),
         }
     }
 }
@@ -307,7 +269,13 @@ impl Filesystem for FileSystem {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         count(&self.0.upcalls.lookup);
-        self.look_up(parent.0, name, reply);
+        if let Some(overlay) = self.0.overlay_of(parent.0) {
+            return overlay.look_up(parent.0, name, reply);
+        }
+        let name = name.to_owned();
+        self.0.with_place(parent.0, LOOKUP_DEADLINE, reply, move |shared, place, reply| {
+            shared.look_up(place, &name, reply);
+        });
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
@@ -328,9 +296,12 @@ impl Filesystem for FileSystem {
             return overlay.tell_attr(node.0, reply);
         }
         if let Some(overlay) = self.0.overlay.as_ref().filter(|_| node == INodeNo::ROOT) {
-            return reply.attr(&FOREVER, &overlay.top());
+            return overlay.tell_top(reply);
         }
-        self.tell_attr(node.0, reply);
+        self.0.with_place(node.0, LOOKUP_DEADLINE, reply, |_, place, reply| match place.attr() {
+            Some(attr) => reply.attr(&FOREVER, &attr),
+            None => reply.error(Errno::EIO),
+        });
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
@@ -338,7 +309,10 @@ impl Filesystem for FileSystem {
         if let Some(overlay) = self.0.overlay_of(node.0) {
             return overlay.tell_target(node.0, reply);
         }
-        self.tell_target(node.0, reply);
+        self.0.with_place(node.0, LOOKUP_DEADLINE, reply, |_, place, reply| match place.target() {
+            Some(target) => reply.data(target),
+            None => reply.error(Errno::EINVAL),
+        });
     }
 
     /// From the first such answer on the kernel opens files without asking.
@@ -367,17 +341,22 @@ impl Filesystem for FileSystem {
         if let Some(overlay) = self.0.overlay_of(node.0) {
             return overlay.read(node.0, offset, size, reply);
         }
-        self.read_at(node.0, offset, size, reply);
+        self.0.with_place(node.0, READ_DEADLINE, reply, move |shared, place, reply| match place {
+            Place::Entry(entry) => shared.read(&entry, offset, size, reply),
+            // The greeting is empty.
+            Place::Greeting => reply.data(&[]),
+            Place::Root | Place::View(_) | Place::ViewStore(_) => reply.error(Errno::EISDIR),
+        });
     }
 
     fn readdir(&self, _: &Request, node: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
         count(&self.0.upcalls.readdir);
-        self.list(node.0, offset, reply);
+        self.0.list(node.0, offset, reply);
     }
 
     fn readdirplus(&self, _: &Request, node: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         count(&self.0.upcalls.readdir);
-        self.list(node.0, offset, reply);
+        self.0.list(node.0, offset, reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -15,8 +15,8 @@ const WAITING_MAX: usize = 65_536;
 /// Until a name that was not found is looked for again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Is told whether the path is in memory.
-type Tell = Box<dyn FnOnce(bool) + Send>;
+/// Is told that the path is in memory, or that its time is over.
+type Tell = Box<dyn FnOnce() + Send>;
 
 struct Waiting {
     name: Box<str>,
@@ -41,7 +41,7 @@ impl Late {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn wait(&self, name: Box<str>, patience: Duration, tell: impl FnOnce(bool) + Send + 'static) {
+    pub fn wait(&self, name: Box<str>, patience: Duration, tell: impl FnOnce() + Send + 'static) {
         let now = Instant::now();
         self.push(Waiting { name, until: now + patience, not_before: now, tell: Box::new(tell) });
     }
@@ -64,9 +64,9 @@ impl Late {
             let Waiting { name, until, tell, .. } = next;
             let asked = name.clone();
             let found = move |found: Found| match found {
-                Found::Path(_) => tell(true),
-                Found::Nothing | Found::Failed if Instant::now() >= until => tell(false),
-                Found::Nothing | Found::Failed => {
+                Found::Path(_) => tell(),
+                _ if Instant::now() >= until => tell(),
+                Found::Nothing | Found::NoRoom | Found::Failed => {
                     late.push(Waiting { name, until, not_before: Instant::now() + RETRY, tell });
                 }
             };

@@ -25,6 +25,7 @@ mod overlay;
 mod place;
 mod profile;
 mod recovery;
+mod refusal;
 mod resumed;
 mod source;
 mod table;
@@ -37,7 +38,7 @@ mod views;
 mod testing;
 
 pub use counts::Stats;
-pub use mount::{Handle, Kept, Mount, MountError, SOURCE_NAME};
+pub use mount::{Handle, Kept, Mount, MountError, SOURCE_NAME, absolute};
 pub use mountinfo::MountLine;
 pub use options::{CACHE_BYTES_MAX, FAILURE_MEMORY, LOOKUP_DEADLINE, Options, READ_DEADLINE};
 pub use profile::{FILES_MAX, FileRead, Profile};

@@ -2,10 +2,12 @@
 
 use crate::beneath::TTL;
 use crate::file_system::{FOREVER, NAME_LEN_MAX, Shared};
+use crate::options::LOOKUP_DEADLINE;
 use crate::place::{Entry, Place, directory_attr};
+use crate::refusal::Refuse;
 use crate::table::{ROOT, Shown};
 use crate::tree::Kind;
-use crate::views::{ViewPaths, within};
+use crate::views::{STORE_NODE, ViewPaths, within};
 use fuser::{Errno, FileAttr, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +19,7 @@ const AFTER_DOT: u64 = 1;
 const AFTER_DOTS: u64 = 2;
 
 /// A listing that is being answered: with attributes, or without.
-pub trait Listing: Send + 'static {
+pub trait Listing: Refuse {
     /// Whether it is full, and this was not added. `ttl`: how long the kernel may keep it.
     fn entry(&mut self, after: u64, name: &[u8], attr: &FileAttr, ttl: &Duration) -> bool;
     /// As `entry`, without that the kernel takes it as looked up.
@@ -25,7 +27,6 @@ pub trait Listing: Send + 'static {
     /// Whether the kernel takes entries as looked up.
     fn looks_up(&self) -> bool;
     fn end(self);
-    fn fail(self);
 }
 
 impl Listing for ReplyDirectory {
@@ -43,10 +44,6 @@ impl Listing for ReplyDirectory {
 
     fn end(self) {
         self.ok();
-    }
-
-    fn fail(self) {
-        self.error(Errno::EIO);
     }
 }
 
@@ -67,10 +64,6 @@ impl Listing for ReplyDirectoryPlus {
 
     fn end(self) {
         self.ok();
-    }
-
-    fn fail(self) {
-        self.error(Errno::EIO);
     }
 }
 
@@ -112,23 +105,28 @@ impl Shared {
         if let Some(overlay) = self.overlay_of(node) {
             return overlay.list(node, offset, listing);
         }
-        match self.place(node) {
-            Some(Place::Root) => {
+        self.with_place(node, LOOKUP_DEADLINE, listing, move |shared, place, listing| {
+            shared.list_at(place, offset, listing);
+        });
+    }
+
+    fn list_at(self: &Arc<Self>, place: Place, offset: u64, mut listing: impl Listing) {
+        match place {
+            Place::Root => {
                 let shared = self.clone();
                 self.loads.when_listed(Box::new(move |is_listed| match is_listed {
                     true => shared.list_root(offset, listing),
-                    false => listing.fail(),
+                    false => shared.refuse(listing, Errno::EIO),
                 }));
             }
             // Who looks into it knows the one name in it.
-            Some(Place::View(view)) => {
-                let mut listing = listing;
+            Place::View(view) => {
                 dots(&mut listing, offset, view.top(), ROOT);
                 listing.end();
             }
-            Some(Place::ViewStore(view)) => list_view(&view, offset, listing),
-            Some(Place::Entry(entry)) => list_directory(&entry, offset, listing),
-            Some(Place::Greeting) | None => listing.fail(),
+            Place::ViewStore(view) => list_view(&view, offset, listing),
+            Place::Entry(entry) => list_directory(&entry, offset, listing),
+            Place::Greeting => listing.refuse(Errno::ENOTDIR),
         }
     }
 
@@ -183,11 +181,13 @@ fn list_view(view: &ViewPaths, offset: u64, mut listing: impl Listing) {
 
 fn list_directory(entry: &Entry, offset: u64, mut listing: impl Listing) {
     let Entry { shown, number, view } = entry;
-    let Some(Kind::Directory { children }) = shown.tree.kind(*number) else { return listing.fail() };
+    let Some(Kind::Directory { children }) = shown.tree.kind(*number) else {
+        return listing.refuse(Errno::ENOTDIR);
+    };
     let own = within(*view, shown.node(*number));
     let parent = match shown.tree.parent(*number) {
         Some(parent) => within(*view, shown.node(parent)),
-        None => ROOT,
+        None => within(*view, if *view == 0 { ROOT } else { STORE_NODE }),
     };
     if dots(&mut listing, offset, own, parent) {
         for (place, child) in children.enumerate().skip(listed_before(offset)) {

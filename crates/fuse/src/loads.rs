@@ -18,9 +18,13 @@ const WORKERS: usize = 8;
 const QUEUE_MAX: usize = 4096;
 
 /// What came of looking a path up.
+#[derive(Clone)]
 pub enum Found {
     Path(Arc<Shown>),
     Nothing,
+    /// It is there, but there is no room for its tree.
+    NoRoom,
+    /// The source failed, or did not answer in time, or nobody asks it any more.
     Failed,
 }
 
@@ -98,6 +102,11 @@ impl Loads {
         self.timed.notify_one();
     }
 
+    /// Whether a name should mean something else by now, by what the source knows.
+    pub fn is_outdated(&self, shown: &Shown) -> bool {
+        self.source.content_root(&shown.name).is_some_and(|root| root != *shown.tree.content_root())
+    }
+
     /// Calls `tell` once all names that the source listed are in memory, with `false` where that takes too long.
     pub fn when_listed(&self, tell: TellListed) {
         let mut state = self.state();
@@ -134,33 +143,33 @@ impl Loads {
             let name = loop {
                 match state.queue.pop_front() {
                     _ if state.is_over => return,
+                    // All who waited were told that it took too long.
+                    Some(name) if state.waiting.get(&name).is_none_or(Vec::is_empty) => {
+                        state.waiting.remove(&name);
+                    }
                     Some(name) => break name,
                     None => state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
                 }
             };
             drop(state);
-            let found = self.load(&name);
+            let found = self.load(&name, Table::insert_wanted);
             let waiting = self.state().waiting.remove(&name).unwrap_or_default();
             for (_, tell) in waiting {
-                tell(match &found {
-                    Found::Path(shown) => Found::Path(shown.clone()),
-                    Found::Nothing => Found::Nothing,
-                    Found::Failed => Found::Failed,
-                });
+                tell(found.clone());
             }
         }
     }
 
-    fn load(&self, name: &str) -> Found {
+    fn load(&self, name: &str, insert: fn(&Table, &str, Tree) -> Option<Arc<Shown>>) -> Found {
         if let Some(shown) = self.table.by_name(name) {
             return Found::Path(shown);
         }
         match self.source.manifest(name) {
-            Ok(Some(manifest)) => match self.table.insert(name, Tree::new(&manifest)) {
+            Ok(Some(manifest)) => match insert(&self.table, name, Tree::new(&manifest)) {
                 Some(shown) => Found::Path(shown),
                 None => {
                     tracing::warn!(name, "there is no room for another path in the mount");
-                    Found::Failed
+                    Found::NoRoom
                 }
             },
             Ok(None) => Found::Nothing,
@@ -190,7 +199,7 @@ impl Loads {
             if self.state().is_over {
                 return;
             }
-            self.load(&name);
+            self.load(&name, Table::insert);
         }
         let told = {
             let mut state = self.state();

@@ -10,10 +10,11 @@ use crate::options::Options;
 use crate::overlay::{self, Overlay};
 use crate::recovery;
 use crate::source::Source;
-use crate::table::{ROOT, Table};
+use crate::table::{ROOT, Shown, Table};
 use crate::views::ViewPaths;
 use crate::{greeting, mountinfo, resumed, tree::Tree};
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
+use rustix::io::Errno;
 use shoal_wire::mesh::manifest::Manifest;
 use std::ffi::OsStr;
 use std::io;
@@ -29,6 +30,8 @@ use thiserror::Error;
 pub const SOURCE_NAME: &str = "shoal";
 /// Threads that answer the kernel. What they do takes microseconds; a second one is there for the second core.
 const ANSWERERS: usize = 2;
+/// Symlinks at the place of a mount that are followed one after the other: as many as the kernel follows.
+const SYMLINKS_MAX: usize = 40;
 /// The kernel says by itself what it forgot after it was told that names are gone: so long it is waited for.
 const FORGET_PATIENCE: Duration = Duration::from_millis(500);
 /// An aborted session ends at once.
@@ -107,6 +110,7 @@ impl Parts {
             }
         };
         let handle = Handle { shared, notifier: session.notifier() };
+        threads.push(handle.follow_losses().map_err(MountError::Thread)?);
         if let (Some(overlay), Some(pause)) = (handle.shared.overlay.clone(), pause) {
             threads.push(overlay::watch(overlay, handle.clone(), pause).map_err(MountError::Thread)?);
         }
@@ -180,8 +184,10 @@ impl Mount {
         Ok(mount)
     }
 
-    /// Leaves the mount to whoever goes on with it. This process serves it until it ends, which should be soon.
+    /// Leaves the mount to whoever goes on with it. This process serves it until it ends, which should be soon; what
+    /// fails here from now on is not answered, and asked of the next.
     pub fn leave(mut self) {
+        self.handle.shared.is_left.store(true, Ordering::Release);
         // Dropped, it would unmount.
         std::mem::forget(self.session.take());
     }
@@ -242,18 +248,47 @@ impl Handle {
     /// These paths are not valid any more. Who has something of them open keeps what is in memory.
     pub fn vanished(&self, names: &[String]) {
         for name in names {
-            self.shared.table.remove(name);
+            let removed = self.shared.table.remove(name);
             self.forget(name);
+            self.drop_if_unknown(removed);
         }
         self.list_changed();
+    }
+
+    /// What somebody read of a path is nowhere: it is shown no more, and who looks its name up again has it asked for. It
+    /// may have been deleted where it was, and made again with other contents.
+    pub(crate) fn lost(&self, shown: &Arc<Shown>) {
+        if !self.shared.is_left.load(Ordering::Acquire) && self.shared.table.remove_this(shown) {
+            self.forget(&shown.name);
+            self.drop_if_unknown(Some(shown.clone()));
+            self.list_changed();
+        }
+    }
+
+    /// A path that is not found any more, and of which nobody counted what the kernel knows: that is asked once more, and
+    /// where it is nothing the path goes.
+    fn drop_if_unknown(&self, removed: Option<Arc<Shown>>) {
+        if let Some((shown, device)) = removed.filter(|shown| shown.is_restored()).zip(self.shared.device.get())
+            && shown.known_node(|node| resumed::is_known(device.as_fd(), node)).is_none()
+        {
+            self.shared.table.drop_restored(&shown);
+        }
+    }
+
+    /// Follows what reads find to be lost, on a thread of its own: telling the kernel waits for look-ups.
+    pub(crate) fn follow_losses(&self) -> io::Result<JoinHandle<()>> {
+        let (handle, losses) = (self.clone(), self.shared.fetches.losses());
+        let follow = move || losses.iter().for_each(|shown| handle.lost(&shown));
+        thread::Builder::new().name("losses".into()).spawn(follow)
     }
 
     /// Which of these paths somebody has open, or is in. The kernel is made to forget the others.
     pub fn in_use(&self, names: &[String]) -> Vec<String> {
         let known = |name: &&String| self.shared.is_known(name);
-        let mut left: Vec<&String> = names.iter().filter(known).collect();
-        left.iter().for_each(|name| self.forget(name));
         let deadline = Instant::now() + FORGET_PATIENCE;
+        let mut left: Vec<&String> = names.iter().filter(known).collect();
+        // Each may wait for look-ups at the root. Those that there is no time for count as used.
+        left.iter().take_while(|_| Instant::now() < deadline).for_each(|name| self.forget(name));
         loop {
             left.retain(known);
             if left.is_empty() || Instant::now() >= deadline {
@@ -315,15 +350,21 @@ impl Shared {
             asks_again: false.into(),
             upcalls: Upcalls::default(),
             has_ended: false.into(),
+            is_left: false.into(),
         }
     }
 
     /// Whether the kernel may have something of a path. What it was given by an earlier server nobody counted, so it is
     /// asked.
     fn is_known(&self, name: &str) -> bool {
-        match (self.table.restored(name), self.device.get()) {
-            (Some(mut nodes), Some(device)) => nodes.any(|node| resumed::is_known(device.as_fd(), node)),
-            _ => self.table.by_name(name).is_some_and(|shown| shown.is_known()),
+        let Some(device) = self.device.get() else {
+            return self.table.by_name(name).is_some_and(|shown| shown.is_known());
+        };
+        let is_known = |node| resumed::is_known(device.as_fd(), node);
+        match self.table.by_name(name) {
+            Some(shown) if shown.is_restored() => shown.known_node(is_known).is_some(),
+            Some(shown) => shown.is_known(),
+            None => self.table.restored(name).is_some_and(|mut nodes| nodes.any(is_known)),
         }
     }
 
@@ -364,13 +405,21 @@ fn overlay_at(dir: &Path, options: &Options) -> Result<Option<Started>, MountErr
     started.map(Some)
 }
 
-/// The directory as the kernel will list it: absolute, and its parents without symlinks.
-fn absolute(dir: &Path) -> io::Result<PathBuf> {
-    let dir = std::path::absolute(dir)?;
-    match (dir.parent(), dir.file_name()) {
-        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
-        _ => dir.canonicalize(),
+/// The directory as the kernel will list it: absolute, and without symlinks. What it is itself, nobody who serves a mount
+/// there is asked.
+pub fn absolute(dir: &Path) -> io::Result<PathBuf> {
+    let mut dir = std::path::absolute(dir)?;
+    for _ in 0..SYMLINKS_MAX {
+        let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return dir.canonicalize() };
+        let parent = parent.canonicalize()?;
+        let here = parent.join(name);
+        match here.read_link() {
+            Ok(target) => dir = parent.join(target),
+            // It is none, or not there.
+            Err(_) => return Ok(here),
+        }
     }
+    Err(Errno::LOOP.into())
 }
 
 pub(crate) fn config(options: &Options) -> Config {

@@ -1,9 +1,10 @@
 //! The numbers that the nodes of paths have, written down for whoever serves the mount next.
 //!
-//! A line for each path, before any node of it is given to the kernel: the number of its first node, how many it has, and
-//! its name. The file is in memory: neither it nor the mount outlives the machine.
+//! A line for each path, before any node of it is given to the kernel: the number of its first node, how many it has, its
+//! name, and the name of its manifest, since a path of the same name may be another one later. The file is in memory: neither it nor the mount outlives the machine.
 
 use rustix::fs::{MemfdFlags, fstat, memfd_create};
+use shoal_wire::mesh::manifest::ContentRoot;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-/// Some millions of paths. Beyond it no more are shown.
+/// Some two million paths. Beyond it no more are shown.
 const BYTES_MAX: u64 = 256 << 20;
 
 /// What is written down.
@@ -26,6 +27,8 @@ pub struct Reserved {
     pub base: u32,
     pub len: u32,
     pub name: Box<str>,
+    /// Not written down by earlier versions.
+    pub root: Option<ContentRoot>,
 }
 
 impl Numbers {
@@ -55,10 +58,10 @@ impl Numbers {
         Ok(self.file.try_clone()?.into())
     }
 
-    pub fn note(&mut self, base: u32, len: u32, name: &str) -> io::Result<()> {
+    pub fn note(&mut self, base: u32, len: u32, name: &str, root: &ContentRoot) -> io::Result<()> {
         let mut line = String::new();
         // A string takes all that is written to it.
-        let _ = writeln!(line, "{base} {len} {name}");
+        let _ = writeln!(line, "{base} {len} {name} {}", blake3::Hash::from_bytes(*root).to_hex());
         if self.len + line.len() as u64 > BYTES_MAX {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -69,9 +72,11 @@ impl Numbers {
 }
 
 fn parse(line: &str) -> Option<Reserved> {
-    let mut words = line.splitn(3, ' ');
+    let mut words = line.splitn(4, ' ');
     let (base, len) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    Some(Reserved { base, len, name: words.next()?.into() })
+    let name = words.next()?.into();
+    let root = words.next().map(blake3::Hash::from_hex).transpose().ok()?;
+    Some(Reserved { base, len, name, root: root.map(|root| *root.as_bytes()) })
 }
 
 fn bad() -> io::Error {
@@ -84,13 +89,23 @@ pub struct Reservations {
     /// In the order of their numbers.
     by_base: Vec<Reserved>,
     /// The last numbers that each name had: what it had before means what was deleted since.
-    by_name: HashMap<Box<str>, (u32, u32)>,
+    by_name: HashMap<Box<str>, Span>,
+}
+
+#[derive(Clone, Copy)]
+struct Span {
+    base: u32,
+    len: u32,
+    root: Option<ContentRoot>,
 }
 
 impl Reservations {
     pub fn new(mut reserved: Vec<Reserved>) -> Reservations {
         reserved.sort_by_key(|reserved| reserved.base);
-        let by_name = reserved.iter().map(|one| (one.name.clone(), (one.base, one.len))).collect();
+        let by_name = reserved
+            .iter()
+            .map(|one| (one.name.clone(), Span { base: one.base, len: one.len, root: one.root }))
+            .collect();
         Reservations { by_base: reserved, by_name }
     }
 
@@ -103,18 +118,19 @@ impl Reservations {
     pub fn name(&self, node: u64) -> Option<&str> {
         let after = self.by_base.partition_point(|one| u64::from(one.base) <= node);
         let one = self.by_base.get(after.checked_sub(1)?)?;
-        let is_current = self.by_name.get(&one.name).is_some_and(|(base, _)| *base == one.base);
+        let is_current = self.by_name.get(&one.name).is_some_and(|span| span.base == one.base);
         (is_current && node < u64::from(one.base) + u64::from(one.len)).then_some(&one.name)
     }
 
     pub fn span(&self, name: &str) -> Option<(u32, u32)> {
-        self.by_name.get(name).copied()
+        self.by_name.get(name).map(|span| (span.base, span.len))
     }
 
-    /// The number of the first node of a path with so many, which is in memory from now on.
-    pub fn take(&mut self, name: &str, len: u32) -> Option<u32> {
-        let (base, reserved) = self.by_name.remove(name)?;
-        (reserved == len).then_some(base)
+    /// The number of the first node of a path with so many, which is in memory from now on. `None` where the name meant
+    /// something else before: the kernel may have contents of that under its numbers.
+    pub fn take(&mut self, name: &str, len: u32, root: &ContentRoot) -> Option<u32> {
+        let span = self.by_name.remove(name)?;
+        (span.len == len && span.root.is_none_or(|before| before == *root)).then_some(span.base)
     }
 }
 
@@ -125,24 +141,33 @@ mod tests {
     #[test]
     fn what_was_written_down_is_read_and_a_half_line_is_not() {
         let mut numbers = Numbers::new().unwrap();
-        numbers.note(3, 10, "a").unwrap();
-        numbers.note(13, 2, "b with blanks").unwrap();
-        numbers.note(15, 12, "a").unwrap();
+        numbers.note(3, 10, "a", &[1; 32]).unwrap();
+        numbers.note(13, 2, "b", &[2; 32]).unwrap();
+        numbers.note(15, 12, "a", &[3; 32]).unwrap();
         numbers.file.write_all_at(b"27 5", numbers.len).unwrap();
         let (mut again, reserved) = Numbers::reopen(numbers.share().unwrap()).unwrap();
-        again.note(27, 1, "c").unwrap();
+        again.note(27, 1, "c", &[4; 32]).unwrap();
         let (_, more) = Numbers::reopen(again.share().unwrap()).unwrap();
         assert_eq!((reserved.len(), more.len(), &*more[3].name), (3, 4, "c"));
         let mut reservations = Reservations::new(more);
-        assert_eq!((reservations.name(14), reservations.name(26)), (Some("b with blanks"), Some("a")));
+        assert_eq!((reservations.name(14), reservations.name(26)), (Some("b"), Some("a")));
         assert_eq!((reservations.name(3), reservations.name(28), reservations.end()), (None, None, 28));
-        assert_eq!((reservations.take("a", 12), reservations.take("a", 12)), (Some(15), None));
-        assert_eq!(reservations.take("b with blanks", 3), None, "it is another one now");
+        assert_eq!((reservations.take("a", 12, &[3; 32]), reservations.take("a", 12, &[3; 32])), (Some(15), None));
+        assert_eq!(reservations.take("b", 2, &[9; 32]), None, "it is another one now");
+    }
+
+    #[test]
+    fn lines_of_an_earlier_version_go_on() {
+        let numbers = Numbers::new().unwrap();
+        numbers.file.write_all_at(b"3 10 a\n", 0).unwrap();
+        let (_, reserved) = Numbers::reopen(numbers.share().unwrap()).unwrap();
+        assert_eq!(Reservations::new(reserved.clone()).take("a", 10, &[1; 32]), Some(3));
+        assert_eq!(Reservations::new(reserved).take("a", 9, &[1; 32]), None);
     }
 
     #[test]
     fn what_is_no_list_of_numbers_is_refused() {
-        for text in ["x\n", "1 2\n", "1 -2 a\n", "4294967296 1 a\n", "\n", "1 1 \u{1F}\n\n"] {
+        for text in ["x\n", "1 2\n", "1 -2 a\n", "4294967296 1 a\n", "\n", "1 1 \u{1F}\n\n", "1 1 a 00\n"] {
             let numbers = Numbers::new().unwrap();
             numbers.file.write_all_at(text.as_bytes(), 0).unwrap();
             assert!(Numbers::reopen(numbers.share().unwrap()).is_err(), "{text:?}");

@@ -19,6 +19,7 @@ use std::time::SystemTime;
 pub struct Overlay {
     beneath: Beneath,
     errands: Errands,
+    /// As it was at first, where it cannot be asked any more.
     top: FileAttr,
 }
 
@@ -44,8 +45,10 @@ impl Overlay {
         self.beneath.dir()
     }
 
-    pub fn top(&self) -> FileAttr {
-        self.top
+    /// The attributes of the directory itself, which change when something comes or goes beneath.
+    pub fn tell_top(self: &Arc<Self>, reply: ReplyAttr) {
+        let overlay = self.clone();
+        self.errands.run(move || reply.attr(&TTL, &overlay.beneath.top().unwrap_or(overlay.top)));
     }
 
     pub fn end(&self) {
@@ -104,7 +107,7 @@ impl Overlay {
                 }
                 listing.end();
             }
-            Err(_) => listing.fail(),
+            Err(error) => listing.refuse(error),
         });
     }
 
@@ -123,7 +126,7 @@ impl Overlay {
                 }
                 listing.end();
             }
-            Err(_) => listing.fail(),
+            Err(error) => listing.refuse(error),
         });
     }
 

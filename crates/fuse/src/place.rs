@@ -59,6 +59,14 @@ impl Place {
             Place::Entry(entry) => entry.attr()?,
         })
     }
+
+    /// Of a symlink.
+    pub fn target(&self) -> Option<&[u8]> {
+        match self {
+            Place::Entry(entry) => entry.shown.tree.target(entry.number),
+            Place::Root | Place::Greeting | Place::View(_) | Place::ViewStore(_) => None,
+        }
+    }
 }
 
 impl Entry {

@@ -1,6 +1,6 @@
 //! Where what is shown comes from.
 
-use shoal_wire::mesh::manifest::{ChunkRef, Manifest};
+use shoal_wire::mesh::manifest::{ChunkRef, ContentRoot, Manifest};
 use thiserror::Error;
 
 /// Why a source did not give something.
@@ -25,6 +25,15 @@ pub trait Source: Send + Sync + 'static {
 
     /// The chunks and file tree of the store path with this base name; `None` where there is no such path.
     fn manifest(&self, name: &str) -> Result<Option<Manifest>, SourceError>;
+
+    /// The name of the manifest that such a path should have by what is known at once; `None` where nothing is.
+    fn content_root(&self, _name: &str) -> Option<ContentRoot> {
+        None
+    }
+
+    /// Delivers those of these chunks of that path that are here, in any order; each at most once. Asks nobody who may be
+    /// slow. What is not delivered is fetched.
+    fn fetch_here(&self, _name: &str, _chunks: &[ChunkRef], _deliver: Deliver<'_>) {}
 
     /// Brings chunks of that path, in any order; each at most once. What is not delivered counts as failed.
     fn fetch(&self, name: &str, chunks: &[ChunkRef], deliver: Deliver<'_>);

@@ -7,9 +7,10 @@
 
 use crate::numbers::{Numbers, Reservations, Reserved};
 use crate::tree::Tree;
+use shoal_wire::mesh::manifest::ContentRoot;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The number of the root, as the kernel has it.
@@ -32,6 +33,8 @@ pub struct Shown {
     lookups: AtomicU64,
     /// Whether the kernel was given its numbers by somebody else too: then nobody counted.
     is_restored: bool,
+    /// Of one that nobody counted, an entry that the kernel knew when it was asked last: it may know it still.
+    known: AtomicU32,
     /// A bit for each chunk that was asked for ahead of its reader.
     hinted: Bits,
     /// And for each of which the kernel was given something.
@@ -42,10 +45,8 @@ pub struct Shown {
 struct Bits(Box<[AtomicU64]>);
 
 /// All paths that are shown.
-#[derive(Default)]
 pub struct Table(RwLock<Inner>);
 
-#[derive(Default)]
 struct Inner {
     by_name: HashMap<Box<str>, Arc<Shown>>,
     /// In the order of their numbers. Those that are not in `by_name` are gone but not forgotten.
@@ -53,6 +54,7 @@ struct Inner {
     /// Numbers given out so far, but for those that no path has.
     next: u64,
     entries: u64,
+    entries_max: u64,
     /// Where numbers are written down that are given out, and those that were before.
     numbers: Option<Numbers>,
     reserved: Reservations,
@@ -62,6 +64,20 @@ impl Shown {
     /// The number of an entry's node.
     pub fn node(&self, number: u32) -> u64 {
         u64::from(self.base) + u64::from(number)
+    }
+
+    /// Whether the kernel has nodes of it from an earlier server.
+    pub fn is_restored(&self) -> bool {
+        self.is_restored
+    }
+
+    /// A node of it that the kernel knows, by asking it of each until it knows one: first of the one that it knew before.
+    pub fn known_node(&self, is_known: impl Fn(u64) -> bool) -> Option<u64> {
+        let before = self.known.load(Ordering::Relaxed);
+        let mut numbers = std::iter::once(before).chain(0..self.tree.len()).filter(|number| *number < self.tree.len());
+        let known = numbers.find(|number| is_known(self.node(*number)))?;
+        self.known.store(known, Ordering::Relaxed);
+        Some(self.node(known))
     }
 
     /// The kernel has been given a node of it once more.
@@ -106,12 +122,21 @@ impl Bits {
     }
 }
 
+impl Default for Table {
+    fn default() -> Table {
+        Table::of(ENTRIES_MAX, None, Reservations::default())
+    }
+}
+
 impl Table {
+    fn of(entries_max: u64, numbers: Option<Numbers>, reserved: Reservations) -> Table {
+        let (by_name, by_base, next) = (HashMap::new(), Vec::new(), reserved.end());
+        Table(RwLock::new(Inner { by_name, by_base, next, entries: 0, entries_max, numbers, reserved }))
+    }
+
     /// Writes down the numbers that it gives out. `reserved`: those that were given out before.
     pub fn keeping(numbers: Numbers, reserved: Vec<Reserved>) -> Table {
-        let reserved = Reservations::new(reserved);
-        let next = reserved.end();
-        Table(RwLock::new(Inner { numbers: Some(numbers), reserved, next, ..Inner::default() }))
+        Table::of(ENTRIES_MAX, Some(numbers), Reservations::new(reserved))
     }
 
     /// The name of a path that is not in memory and whose numbers the kernel was given before.
@@ -119,12 +144,9 @@ impl Table {
         self.read().reserved.name(node).map(Box::from)
     }
 
-    /// The numbers of a path that the kernel may have from before.
+    /// The numbers of a path that is not in memory and that the kernel may have from before.
     pub fn restored(&self, name: &str) -> Option<Range<u64>> {
-        let inner = self.read();
-        let shown = inner.by_name.get(name).filter(|shown| shown.is_restored);
-        let here = shown.map(|shown| (shown.base, shown.tree.len()));
-        let (base, len) = here.or_else(|| inner.reserved.span(name))?;
+        let (base, len) = self.read().reserved.span(name)?;
         Some(u64::from(base)..u64::from(base) + u64::from(len))
     }
 
@@ -151,44 +173,57 @@ impl Table {
 
     /// Shows a path from now on; what is shown already stays. `None` where there is no room for it.
     pub fn insert(&self, name: &str, tree: Tree) -> Option<Arc<Shown>> {
+        self.write().insert(name, tree)
+    }
+
+    /// As [`Table::insert`], for a path that somebody asks for: where there is no room, all that the kernel knows nothing
+    /// of is taken out for it. That is listed no more until somebody looks it up.
+    pub fn insert_wanted(&self, name: &str, tree: Tree) -> Option<Arc<Shown>> {
         let mut inner = self.write();
-        if let Some(shown) = inner.by_name.get(name) {
-            return Some(shown.clone());
+        if !inner.by_name.contains_key(name) && !inner.has_room_for(&tree) {
+            tracing::warn!(entries = inner.entries, "there is no room for more file trees: those that nobody uses go");
+            inner.drop_unknown();
         }
-        let len = u64::from(tree.len());
-        if inner.entries + len > ENTRIES_MAX {
-            return None;
-        }
-        let restored = inner.reserved.take(name, tree.len()).map(u64::from);
-        let base = match restored {
-            Some(base) => base,
-            None => inner.new_numbers(name, len)?,
-        };
-        let (hinted, read) = (Bits::new(tree.chunk_count()), Bits::new(tree.chunk_count()));
-        // Numbers end below 2^32.
-        let shown = Shown {
-            name: name.into(),
-            base: base as u32,
-            tree,
-            lookups: AtomicU64::new(0),
-            is_restored: restored.is_some(),
-            hinted,
-            read,
-        };
-        let shown = Arc::new(shown);
-        inner.entries += len;
-        inner.by_name.insert(name.into(), shown.clone());
-        let place = inner.by_base.partition_point(|other| other.base < shown.base);
-        inner.by_base.insert(place, shown.clone());
+        inner.insert(name, tree)
+    }
+
+    /// A path is not found any more; the one it was. Whoever has something of it open keeps it.
+    pub fn remove(&self, name: &str) -> Option<Arc<Shown>> {
+        let mut inner = self.write();
+        let shown = inner.by_name.remove(name)?;
+        inner.drop_if_forgotten(&shown);
         Some(shown)
     }
 
-    /// A path is not found any more. Whoever has something of it open keeps it.
-    pub fn remove(&self, name: &str) {
+    /// Takes out for good what is not found any more and of which the kernel, when it was asked, knew nothing.
+    pub fn drop_restored(&self, shown: &Arc<Shown>) {
         let mut inner = self.write();
-        if let Some(shown) = inner.by_name.remove(name) {
-            inner.drop_if_forgotten(&shown);
+        if !inner.is_found(shown) {
+            inner.take_out(shown);
         }
+    }
+
+    /// Counts that the kernel is given a node of a path; `false` where the path is not in memory any more, so that it must
+    /// not be.
+    pub fn give(&self, shown: &Arc<Shown>) -> bool {
+        // While nobody can take it out.
+        let inner = self.read();
+        let is_here = inner.place(shown).is_some();
+        if is_here {
+            shown.looked_up();
+        }
+        is_here
+    }
+
+    /// As [`Table::remove`], if the name still means this one; whether it did.
+    pub fn remove_this(&self, shown: &Arc<Shown>) -> bool {
+        let mut inner = self.write();
+        let is_found = inner.is_found(shown);
+        if is_found {
+            inner.by_name.remove(&shown.name);
+            inner.drop_if_forgotten(shown);
+        }
+        is_found
     }
 
     /// The kernel has forgotten a node that it was given `lookups` times.
@@ -200,16 +235,6 @@ impl Table {
             if !inner.is_found(&shown) {
                 inner.drop_if_forgotten(&shown);
             }
-        }
-    }
-
-    /// Takes out all that the kernel knows nothing of.
-    pub fn drop_unknown(&self) {
-        let mut inner = self.write();
-        let unknown: Vec<Arc<Shown>> = inner.by_name.values().filter(|shown| !shown.is_known()).cloned().collect();
-        for shown in unknown {
-            inner.by_name.remove(&shown.name);
-            inner.drop_if_forgotten(&shown);
         }
     }
 
@@ -266,15 +291,61 @@ impl Drop for Held {
 }
 
 impl Inner {
+    fn has_room_for(&self, tree: &Tree) -> bool {
+        self.entries + u64::from(tree.len()) <= self.entries_max
+    }
+
+    fn insert(&mut self, name: &str, tree: Tree) -> Option<Arc<Shown>> {
+        if let Some(shown) = self.by_name.get(name) {
+            return Some(shown.clone());
+        }
+        if !self.has_room_for(&tree) {
+            return None;
+        }
+        let len = u64::from(tree.len());
+        let restored = self.reserved.take(name, tree.len(), tree.content_root()).map(u64::from);
+        let base = match restored {
+            Some(base) => base,
+            None => self.new_numbers(name, len, tree.content_root())?,
+        };
+        let (hinted, read) = (Bits::new(tree.chunk_count()), Bits::new(tree.chunk_count()));
+        // Numbers end below 2^32.
+        let shown = Shown {
+            name: name.into(),
+            base: base as u32,
+            tree,
+            lookups: AtomicU64::new(0),
+            is_restored: restored.is_some(),
+            known: AtomicU32::new(0),
+            hinted,
+            read,
+        };
+        let shown = Arc::new(shown);
+        self.entries += len;
+        self.by_name.insert(name.into(), shown.clone());
+        let place = self.by_base.partition_point(|other| other.base < shown.base);
+        self.by_base.insert(place, shown.clone());
+        Some(shown)
+    }
+
+    /// Takes out all that the kernel knows nothing of.
+    fn drop_unknown(&mut self) {
+        let unknown: Vec<Arc<Shown>> = self.by_name.values().filter(|shown| !shown.is_known()).cloned().collect();
+        for shown in unknown {
+            self.by_name.remove(&shown.name);
+            self.drop_if_forgotten(&shown);
+        }
+    }
+
     /// As many numbers as nobody had. `None` where there are no more, or they cannot be written down: numbers that the
     /// next server does not know would mean something else to it.
-    fn new_numbers(&mut self, name: &str, len: u64) -> Option<u64> {
+    fn new_numbers(&mut self, name: &str, len: u64, root: &ContentRoot) -> Option<u64> {
         let base = self.next.max(GREETING + 1);
         if base + len > END {
             return None;
         }
         if let Some(numbers) = &mut self.numbers
-            && let Err(error) = numbers.note(base as u32, len as u32, name)
+            && let Err(error) = numbers.note(base as u32, len as u32, name, root)
         {
             tracing::warn!(%error, "the numbers of a path's files cannot be written down");
             return None;
@@ -288,12 +359,22 @@ impl Inner {
     }
 
     fn drop_if_forgotten(&mut self, shown: &Arc<Shown>) {
-        let at = self.by_base.partition_point(|other| other.base < shown.base);
-        let is_there = self.by_base.get(at).is_some_and(|other| Arc::ptr_eq(other, shown));
-        if is_there && !shown.is_known() {
+        if !shown.is_known() {
+            self.take_out(shown);
+        }
+    }
+
+    fn take_out(&mut self, shown: &Arc<Shown>) {
+        if let Some(at) = self.place(shown) {
             self.by_base.remove(at);
             self.entries -= u64::from(shown.tree.len());
         }
+    }
+
+    /// Where it is among all that are in memory.
+    fn place(&self, shown: &Arc<Shown>) -> Option<usize> {
+        let at = self.by_base.partition_point(|other| other.base < shown.base);
+        self.by_base.get(at).is_some_and(|other| Arc::ptr_eq(other, shown)).then_some(at)
     }
 }
 
@@ -340,6 +421,86 @@ mod tests {
         again.looked_up();
         table.forgotten(again.node(0), 1);
         assert!(table.by_name("one").is_some(), "what is forgotten is not taken out");
+    }
+
+    #[test]
+    fn what_a_name_means_by_now_is_not_taken_out_for_what_it_meant_before() {
+        let table = Table::default();
+        let before = table.insert("one", tree(1)).unwrap();
+        assert!(table.remove_this(&before));
+        let now = table.insert("one", tree(2)).unwrap();
+        assert!(!table.remove_this(&before));
+        assert!(Arc::ptr_eq(&table.by_name("one").unwrap(), &now));
+    }
+
+    /// Both trees have as many entries.
+    #[test]
+    fn other_contents_under_a_name_have_other_numbers_after_a_restart() {
+        let numbers = Numbers::new().unwrap();
+        let kept = [numbers.share().unwrap(), numbers.share().unwrap()];
+        let first = Table::keeping(numbers, Vec::new()).insert("one", tree(1)).unwrap().base;
+        let after = kept.map(|kept| {
+            let (numbers, reserved) = Numbers::reopen(kept).unwrap();
+            Table::keeping(numbers, reserved)
+        });
+        assert_eq!(after[0].insert("one", tree(1)).unwrap().base, first);
+        assert_ne!(after[1].insert("one", tree(2)).unwrap().base, first);
+    }
+
+    #[test]
+    fn a_path_that_is_asked_for_finds_the_room_of_those_that_nobody_uses() {
+        let table = Table::of(7, None, Reservations::default());
+        let used = table.insert("used", tree(1)).unwrap();
+        used.looked_up();
+        table.insert("unused", tree(2)).unwrap();
+        assert!(table.insert("listed", tree(3)).is_none());
+        assert!(table.insert_wanted("wanted", tree(3)).is_some());
+        assert!(table.by_name("unused").is_none() && table.by_name("used").is_some());
+        table.by_name("wanted").unwrap().looked_up();
+        assert!(table.insert_wanted("more", tree(4)).is_none(), "all there is is used");
+    }
+
+    #[test]
+    fn what_was_taken_out_since_it_was_found_is_not_given_to_the_kernel() {
+        let table = Table::default();
+        let shown = table.insert("one", tree(1)).unwrap();
+        assert!(table.give(&shown));
+        table.remove("one");
+        assert!(table.give(&shown), "the kernel has it, and may have it again");
+        table.forgotten(shown.node(0), 2);
+        assert!(!table.give(&shown));
+    }
+
+    #[test]
+    fn the_kernel_is_asked_first_of_what_it_knew_before() {
+        let shown = Table::default().insert("one", tree(1)).unwrap();
+        let asked = std::cell::RefCell::new(Vec::new());
+        let knows_last = |node: u64| {
+            asked.borrow_mut().push(node);
+            node == shown.node(2)
+        };
+        assert_eq!(shown.known_node(knows_last), Some(shown.node(2)));
+        asked.borrow_mut().clear();
+        assert_eq!(shown.known_node(knows_last), Some(shown.node(2)));
+        assert_eq!(*asked.borrow(), [shown.node(2)]);
+        assert_eq!(shown.known_node(|_| false), None);
+    }
+
+    #[test]
+    fn a_path_from_an_earlier_server_goes_when_the_kernel_knows_nothing_of_it() {
+        let numbers = Numbers::new().unwrap();
+        let kept = numbers.share().unwrap();
+        drop(Table::keeping(numbers, Vec::new()).insert("one", tree(1)));
+        let (numbers, reserved) = Numbers::reopen(kept).unwrap();
+        let table = Table::keeping(numbers, reserved);
+        let shown = table.insert("one", tree(1)).unwrap();
+        assert!(shown.is_restored());
+        table.drop_restored(&shown);
+        assert!(table.by_node(shown.node(0)).is_some(), "it is found");
+        table.remove("one");
+        assert!(table.by_node(shown.node(0)).is_some(), "somebody may have it");
+        table.drop_restored(&shown);
+        assert_eq!((table.by_node(shown.node(0)).is_some(), table.size()), (false, (0, 0)));
     }
 
     #[test]

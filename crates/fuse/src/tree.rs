@@ -3,7 +3,7 @@
 //! Entries have the numbers of [`NarIndex`]: the children of a directory lie side by side in name order, before the
 //! directory; the root is last.
 
-use shoal_wire::mesh::manifest::{ChunkRef, Manifest};
+use shoal_wire::mesh::manifest::{ChunkRef, ContentRoot, Manifest};
 use shoal_wire::nix::nar::index::{Entry, NarIndex, Node};
 use std::ops::Range;
 
@@ -15,6 +15,7 @@ pub struct Tree {
     chunks: Box<[Chunk]>,
     /// Directories that have children: the number of the first child, by which they are sorted, and their own.
     directories: Box<[(u32, u32)]>,
+    content_root: ContentRoot,
 }
 
 struct Packed {
@@ -85,7 +86,13 @@ impl Tree {
             Chunk { hash: chunk.hash, end }
         });
         let chunks = chunks.collect();
-        Tree { entries, chunks, text: text.into(), directories: directories(index) }
+        let content_root = manifest.content_root();
+        Tree { entries, chunks, text: text.into(), directories: directories(index), content_root }
+    }
+
+    /// The name of the manifest that it was made from.
+    pub fn content_root(&self) -> &ContentRoot {
+        &self.content_root
     }
 
     /// How many entries it has.

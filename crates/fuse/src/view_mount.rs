@@ -8,7 +8,7 @@ use crate::counts::Stats;
 use crate::fetches::Fetches;
 use crate::file_system::{FileSystem, Shared};
 use crate::greeting;
-use crate::loads::Loads;
+use crate::loads::{Found, Loads};
 use crate::mount::{END_PATIENCE, FORGET_LOOK, Handle, MountError, SOURCE_NAME, config};
 use crate::options::Options;
 use crate::profile::{self, Profile};
@@ -24,8 +24,9 @@ use rustix::mount::{
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -33,11 +34,18 @@ use thiserror::Error;
 /// Paths looked up at a time for one view: together they take no longer than one look-up may.
 const LOADS_MAX: usize = 128;
 
+/// How often it is asked whether a view is still wanted.
+const OVER_LOOK: Duration = Duration::from_millis(20);
+
 /// Why there is no view.
 #[derive(Debug, Error)]
 pub enum ViewError {
     #[error("the files of {name} could not be learnt, so no view shows it")]
     Path { name: String },
+    #[error("there is no room for the files of {name} beside those of all builds that run")]
+    NoRoom { name: String },
+    #[error("nobody wants the view any more")]
+    Withdrawn,
     #[error("cannot open a view of inputs: {0}")]
     Open(#[from] io::Error),
     #[error("the file system of views is not served any more")]
@@ -72,6 +80,7 @@ impl ViewMount {
         match serve(&shared, options) {
             Ok((session, root)) => {
                 let handle = Handle { shared, notifier: session.notifier() };
+                threads.push(handle.follow_losses().map_err(MountError::Thread)?);
                 greeting::greet(&descriptor_path(&root));
                 Ok(ViewMount { root, session: Some(session), handle, threads })
             }
@@ -84,17 +93,25 @@ impl ViewMount {
 
     /// A view of the paths with these base names. Waits for what is not known of them yet.
     pub fn view<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<View, ViewError> {
+        self.view_unless(names, &|| false)
+    }
+
+    /// As [`ViewMount::view`], for as long as nobody says that it is over.
+    pub fn view_unless<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<View, ViewError> {
         let shared = &self.handle.shared;
         if self.has_ended() {
             return Err(ViewError::Ended);
         }
         let names: Vec<&str> = names.into_iter().collect();
-        let held = match self.hold(&names) {
-            // There may be no room for more trees beside those that nobody uses.
-            Err(_) => {
+        let held = match self.hold(&names, is_over) {
+            // What ended views showed is used by nobody, though the kernel knows it.
+            Err(ViewError::NoRoom { .. }) => {
                 self.handle.forget_views(|_| true);
-                shared.table.drop_unknown();
-                self.hold(&names)?
+                self.hold(&names, is_over)?
             }
             held => held?,
         };
@@ -109,21 +126,32 @@ impl ViewMount {
         }
     }
 
-    fn hold(&self, names: &[&str]) -> Result<Held, ViewError> {
+    fn hold(&self, names: &[&str], is_over: &dyn Fn() -> bool) -> Result<Held, ViewError> {
         let Shared { table, loads, .. } = &*self.handle.shared;
+        let outdated = names.iter().filter_map(|name| table.by_name(name)).filter(|shown| loads.is_outdated(shown));
+        outdated.for_each(|shown| self.handle.lost(&shown));
         let mut held = Held::new(table.clone());
         let mut missing: Vec<&str> = names.iter().copied().filter(|name| !held.add(name)).collect();
         for batch in missing.chunks_mut(LOADS_MAX) {
-            let (tell, told) = mpsc::channel::<()>();
+            let (tell, told) = mpsc::channel::<Found>();
             for name in batch.iter() {
                 let tell = tell.clone();
-                // That it is dropped says that this one was answered.
-                loads.look_up(name, Box::new(move |_| drop(tell)));
+                // Who does not wait any more does not listen.
+                loads.look_up(name, Box::new(move |found| drop(tell.send(found))));
             }
             drop(tell);
-            while told.recv().is_ok() {}
+            let mut has_room = true;
+            loop {
+                match told.recv_timeout(OVER_LOOK) {
+                    Ok(found) => has_room &= !matches!(found, Found::NoRoom),
+                    Err(RecvTimeoutError::Disconnected) => break,
+                    Err(RecvTimeoutError::Timeout) if is_over() => return Err(ViewError::Withdrawn),
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+            }
             if let Some(name) = batch.iter().find(|name| !held.add(name)) {
-                return Err(ViewError::Path { name: (*name).to_owned() });
+                let name = (*name).to_owned();
+                return Err(if has_room { ViewError::Path { name } } else { ViewError::NoRoom { name } });
             }
         }
         Ok(held)
@@ -170,11 +198,12 @@ impl Drop for ViewMount {
 }
 
 impl View {
-    /// Fetches what is likely to be read, since its like was: waits for it no longer than `patience`.
-    pub fn expect(&self, before: &Profile, patience: Duration) {
+    /// Fetches what is likely to be read, since its like was: waits for it no longer than `patience`, and only until
+    /// somebody says that it is over.
+    pub fn expect(&self, before: &Profile, patience: Duration, is_over: &dyn Fn() -> bool) {
         let wanted = profile::wanted(before, self.paths.paths());
         if !wanted.is_empty() {
-            self.handle.shared.fetches.expect(&wanted, patience);
+            self.handle.shared.fetches.expect(&wanted, patience, is_over);
         }
     }
 

@@ -24,7 +24,7 @@ pub const STORE: &str = "store";
 /// What the names of views at the root begin with. No store path has such a name, and no list shows it.
 const PREFIX: &str = ".view-";
 /// The number of [`STORE`] within its view. No path has it.
-const STORE_NODE: u64 = 2;
+pub const STORE_NODE: u64 = 2;
 
 /// The paths of one build.
 pub struct ViewPaths {

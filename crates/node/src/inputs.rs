@@ -74,6 +74,16 @@ pub struct Inputs {
     by_trees: AtomicU64,
 }
 
+/// Who is to read inputs.
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    /// Its programs are of 32 bits. Old ones of these cannot list a directory whose number has more, as those of views
+    /// have: views are nothing for them.
+    pub is_narrow: bool,
+    /// Whether nobody wants it to read any more.
+    pub is_over: &'a dyn Fn() -> bool,
+}
+
 /// What one build reads. Held until it ends.
 pub enum Given {
     Trees(InUse),
@@ -142,18 +152,24 @@ impl Inputs {
     }
 
     /// A view of paths, which need not be valid here.
-    pub fn view<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<Given> {
+    pub fn view<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>, reader: Reader<'_>) -> Result<Given> {
         let views = self.views.as_ref().context("this machine shows no views")?;
-        let view = views.view(paths.into_iter().map(StorePath::base_name))?;
+        anyhow::ensure!(!reader.is_narrow, "programs of 32 bits get no views");
+        let view = views.view(paths.into_iter().map(StorePath::base_name), reader.is_over)?;
         self.by_view.fetch_add(1, Ordering::Relaxed);
         Ok(Given::View(view))
     }
 
     /// Makes paths visible to one build.
-    pub fn give<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath> + Clone) -> Result<Given> {
-        if self.views.is_some() && self.wants_view(paths.clone()) {
-            match self.view(paths.clone()) {
+    pub fn give<'a>(
+        &self,
+        paths: impl IntoIterator<Item = &'a StorePath> + Clone,
+        reader: Reader<'_>,
+    ) -> Result<Given> {
+        if self.views.is_some() && !reader.is_narrow && self.wants_view(paths.clone()) {
+            match self.view(paths.clone(), reader) {
                 Ok(view) => return Ok(view),
+                Err(error) if (reader.is_over)() => return Err(error),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "a build gets its inputs unpacked"),
             }
         }
@@ -162,9 +178,9 @@ impl Inputs {
     }
 
     /// Fetches what the last build of this name read, where these are a view. Waits for it, but not for long.
-    pub fn expect(&self, drv_name: &str, given: &Given) {
+    pub fn expect(&self, drv_name: &str, given: &Given, reader: Reader<'_>) {
         if let (Some(profiles), Some(view)) = (&self.profiles, given.view()) {
-            view.expect(&profiles.load(drv_name), EXPECTED_PATIENCE);
+            view.expect(&profiles.load(drv_name), EXPECTED_PATIENCE, reader.is_over);
         }
     }
 
@@ -235,7 +251,7 @@ impl InputViews {
         self.mount.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn view<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<View> {
+    fn view<'a>(&self, names: impl IntoIterator<Item = &'a str>, is_over: &dyn Fn() -> bool) -> Result<View> {
         let mount = {
             let mut current = self.mount();
             match current.as_ref().filter(|mount| !mount.has_ended()) {
@@ -247,7 +263,7 @@ impl InputViews {
                 }
             }
         };
-        Ok(mount.view(names)?)
+        Ok(mount.view_unless(names, is_over)?)
     }
 
     /// Whom to tell what becomes of paths, once there are views.
@@ -315,6 +331,20 @@ pub fn try_out(data_dir: &Path) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_of_32_bits_get_no_view() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = shoal_store::Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let source = Arc::new(NodeSource::new(store.clone(), crate::neighbours::Neighbours::default(), 0));
+        let views = Arc::new(InputViews { source, mount: Mutex::default() });
+        let trees = Trees::open(store, dir.path()).unwrap();
+        let inputs = Inputs { kind: InputsKind::Lazy, views: Some(views.clone()), ..Inputs::unpacked(trees) };
+        let reader = Reader { is_narrow: true, is_over: &|| false };
+        assert!(inputs.give(&[], reader).unwrap().view().is_none());
+        assert!(inputs.view(&[], reader).is_err());
+        assert!(views.mount().is_none(), "none was tried");
+    }
 
     #[test]
     fn builds_that_broke_off_say_nothing_of_the_next() {

@@ -15,8 +15,8 @@ const LOOK: Duration = Duration::from_millis(5);
 
 impl Fetches {
     /// Fetches what is expected to be read into memory; what there is no room for is brought near. Waits until all is
-    /// there, or does not come, or `patience` is over.
-    pub fn expect(&self, wanted: &[Wanted], patience: Duration) {
+    /// there, or does not come, or `patience` is over, or somebody says that it is over.
+    pub fn expect(&self, wanted: &[Wanted], patience: Duration, is_over: &dyn Fn() -> bool) {
         let deadline = Instant::now() + patience;
         let room_for_all = self.options.cache_bytes_max / MEMORY_SHARE.1 * MEMORY_SHARE.0;
         let mut taken = 0;
@@ -34,7 +34,7 @@ impl Fetches {
             let state = self.state();
             !state.is_over && coming.iter().any(|hash| state.flights.contains_key(hash))
         };
-        while Instant::now() < deadline && is_coming() {
+        while Instant::now() < deadline && is_coming() && !is_over() {
             thread::sleep(LOOK);
         }
         let mut state = self.state();

@@ -1,7 +1,7 @@
 //! A source that hangs, fails, lies and loses things: readers get an error in time, and can always be killed.
 
 use crate::fake::{Fake, Mood, name_of};
-use crate::lab::{Lab, Reader, eventually, hasty};
+use crate::lab::{Lab, Place, Reader, eventually, hasty};
 use crate::paths::{file, noise};
 use shoal_fuse::{Mount, Options};
 use std::collections::BTreeSet;
@@ -224,4 +224,47 @@ fn a_storm_of_forgets_leaves_nothing_behind_and_nothing_wrong() {
         assert!(handle.stats().forgets >= round * 20_000);
     }
     assert_eq!(lab.read("many", "7/1007").unwrap(), b"1007");
+}
+
+/// A path of another node whose contents are not always the same, as of a build that is not reproducible.
+#[test]
+fn a_path_that_was_made_anew_elsewhere_is_shown_as_it_is_once_the_old_one_is_found_lost() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
+    let fake = Fake::default();
+    fake.add("again", &[("data", file(&noise(1, 300_000)))]);
+    let lab = Lab::new(&hasty(), fake);
+    assert_eq!(fs::metadata(lab.path("again", "data")).unwrap().len(), 300_000);
+    lab.fake.add("again", &[("data", file(&noise(2, 200_000)))]);
+    assert_eq!(lab.read("again", "data").unwrap_err().raw_os_error(), Some(EIO));
+    let now = eventually(|| lab.read("again", "data").ok()).expect("what is there now");
+    assert!(now == noise(2, 200_000));
+}
+
+/// The process that serves it is about to end, and its other nodes are out of reach already.
+#[test]
+fn what_fails_after_a_mount_was_left_is_answered_by_who_goes_on_with_it() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
+    let (place, fake) = (Place::new(), Arc::new(Fake::default()));
+    big(&fake);
+    fake.feel(Mood::Hangs);
+    let options = Options { failure_memory: Duration::ZERO, ..Options::default() };
+    let (mount, kept) = Mount::start_to_keep(&place.dir(), fake.clone(), &options).unwrap();
+    let Some(kept) = kept.filter(|_| rustix::process::geteuid().is_root()) else {
+        return println!("skipped: no mount can be kept here");
+    };
+    let mut reader = Reader::of(&place.dir().join(name_of("big")).join("data"));
+    assert!(eventually(|| (!fake.asked().is_empty()).then_some(())).is_some());
+    let handle = mount.handle().clone();
+    mount.leave();
+    fake.feel(Mood::Lost);
+    assert!(eventually(|| (handle.stats().failed_reads > 0).then_some(())).is_some());
+    assert!(!reader.has_ended());
+    fake.feel(Mood::Well);
+    let next = Mount::resume(&place.dir(), kept, fake, &options).unwrap();
+    assert!(reader.end().expect("its end").success());
+    next.stop().unwrap();
 }

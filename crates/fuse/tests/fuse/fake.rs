@@ -106,6 +106,10 @@ impl Source for Fake {
         Ok(state.paths.get(name).map(|(manifest, _)| manifest.clone()))
     }
 
+    fn content_root(&self, name: &str) -> Option<[u8; 32]> {
+        self.lock().paths.get(name).map(|(manifest, _)| manifest.content_root())
+    }
+
     fn fetch(&self, name: &str, chunks: &[ChunkRef], deliver: Deliver<'_>) {
         for (place, chunk) in chunks.iter().enumerate() {
             let mut state = self.lock();

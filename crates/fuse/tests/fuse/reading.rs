@@ -146,3 +146,19 @@ fn the_first_touch_of_a_small_path_brings_all_of_it_near_and_a_listing_nothing()
     let near = || Some(lab.fake.near().into_iter().collect::<BTreeSet<_>>()).filter(|near| *near == all);
     assert!(eventually(near).is_some());
 }
+
+#[test]
+fn a_mount_at_a_symlink_is_gone_when_it_is_stopped() {
+    if crate::lab::cannot_mount() {
+        return;
+    }
+    let place = Place::new();
+    let links = tempfile::tempdir().unwrap();
+    let (first, second) = (links.path().join("first"), links.path().join("second"));
+    std::os::unix::fs::symlink(place.dir(), &first).unwrap();
+    std::os::unix::fs::symlink("first", &second).unwrap();
+    let mount = Mount::start(&second, Arc::new(Fake::default()), &Options::default()).unwrap();
+    assert!(place.is_mounted());
+    mount.stop().unwrap();
+    assert!(!place.is_mounted());
+}

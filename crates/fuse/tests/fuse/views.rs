@@ -179,14 +179,14 @@ fn what_one_view_read_is_in_memory_before_the_next_one_of_its_kind_reads_it() {
     let (first, second) = (shop(1_000), shop(2_000));
     let Some(mount) = views(&Options::default(), &first) else { return };
     let view = mount.view([name_of("lib").as_str()]).unwrap();
-    view.expect(&Profile::default(), PATIENCE);
+    view.expect(&Profile::default(), PATIENCE, &|| false);
     reads(&view);
     let (profile, before) = (view.profile(&Profile::default()), mount.stats());
     assert_eq!((profile.files.len(), before.expected_chunks), (8, 0));
     // Another mount, with other bytes under the same names.
     let Some(mount) = views(&Options::default(), &second) else { return };
     let view = mount.view([name_of("lib").as_str()]).unwrap();
-    view.expect(&profile, PATIENCE);
+    view.expect(&profile, PATIENCE, &|| false);
     reads(&view);
     let after = mount.stats();
     println!("blocking misses: {} of {} reads, then {}", before.waited_reads, before.reads, after.waited_reads);
@@ -198,4 +198,46 @@ fn what_one_view_read_is_in_memory_before_the_next_one_of_its_kind_reads_it() {
         after.fetched_bytes
     );
     assert_eq!(view.profile(&profile), profile);
+}
+
+#[test]
+fn a_view_shows_what_a_path_is_by_now_and_not_what_it_was_for_an_earlier_one() {
+    let fake = shop();
+    let Some(mount) = views(&hasty(), &fake) else { return };
+    let one = name_of("one");
+    drop(mount.view([one.as_str()]).unwrap());
+    fake.add("one", &[("other", file(b"made anew"))]);
+    let view = mount.view([one.as_str()]).unwrap();
+    assert_eq!(fs::read(at(&view, &format!("{one}/other"))).unwrap(), b"made anew");
+}
+
+#[test]
+fn a_view_that_nobody_wants_any_more_is_not_waited_for() {
+    let fake = shop();
+    // Nothing comes in the time that the test has.
+    let options = Options { lookup_deadline: 2 * PATIENCE, ..Options::default() };
+    let Some(mount) = views(&options, &fake) else { return };
+    fake.let_lookups_hang(true);
+    let begun = Instant::now();
+    let over = || begun.elapsed() > Duration::from_millis(50);
+    assert!(matches!(mount.view_unless([name_of("one").as_str()], &over), Err(ViewError::Withdrawn)));
+    fake.let_lookups_hang(false);
+    assert!(begun.elapsed() < PATIENCE);
+}
+
+#[test]
+fn what_a_build_that_nobody_wants_any_more_would_read_is_not_waited_for() {
+    let fake = shop();
+    let Some(mount) = views(&Options::default(), &fake) else { return };
+    let view = mount.view([name_of("two").as_str()]).unwrap();
+    fs::read(at(&view, &format!("{}/lib/deep/big", name_of("two")))).unwrap();
+    let profile = view.profile(&Profile::default());
+    drop((view, mount));
+    let Some(mount) = views(&Options::default(), &fake) else { return };
+    let view = mount.view([name_of("two").as_str()]).unwrap();
+    fake.feel(Mood::Hangs);
+    let begun = Instant::now();
+    view.expect(&profile, 2 * PATIENCE, &|| begun.elapsed() > Duration::from_millis(50));
+    assert!(begun.elapsed() < PATIENCE);
+    fake.feel(Mood::Well);
 }

@@ -28,7 +28,7 @@ use super::request::BuildOptions;
 use super::service::{BuildService, Work};
 use super::story::{Stage, Story};
 use super::{environment, sandbox_spec};
-use crate::inputs::Given;
+use crate::inputs::{Given, Reader};
 use crate::trees::remove_in_background;
 
 /// With less than this left (bytes or inodes) a failed builder may have failed for want of space (Nix's figure).
@@ -202,8 +202,17 @@ impl Job<'_> {
             return self.publish(&prepared);
         }
         self.comes_to(Stage::Inputs);
-        let given = self.give(&prepared).map_err(infrastructure)?;
-        self.service.inputs.expect(self.drv_name(), &given);
+        let is_over = || self.kill.is_killed();
+        let reader = Reader { is_narrow: sandbox_spec::is_narrow(&prepared.derivation.system), is_over: &is_over };
+        let given = self.give(&prepared, reader);
+        if let Ok(given) = &given {
+            self.service.inputs.expect(self.drv_name(), given, reader);
+        }
+        // One that is adopted runs already, and is ended when it is attached to.
+        if self.kill.is_killed() && !matches!(self.task.what, What::Adopted(_)) {
+            return Err(Failure::cancelled());
+        }
+        let given = given.map_err(infrastructure)?;
         let scratch = self.scratch().map_err(infrastructure)?;
         let running = self
             .start(&prepared, &scratch, &given)
@@ -262,19 +271,20 @@ impl Job<'_> {
     }
 
     /// What the builder reads. Waits for inputs that it cannot do without.
-    fn give(&self, prepared: &Prepared) -> anyhow::Result<Given> {
+    fn give(&self, prepared: &Prepared, reader: Reader<'_>) -> anyhow::Result<Given> {
         let inputs = &self.service.inputs;
         if let Some(coming) = self.coming {
             // What is told of closures is told of valid paths.
-            if prepared.options.export_references_graph.is_empty() {
-                match inputs.view(&prepared.inputs) {
+            if prepared.options.export_references_graph.is_empty() && !reader.is_narrow {
+                match inputs.view(&prepared.inputs, reader) {
                     Ok(view) => return Ok(view),
+                    Err(error) if (reader.is_over)() => return Err(error),
                     Err(error) => tracing::info!(error = format!("{error:#}"), "a build waits for all of its inputs"),
                 }
             }
             coming.wait_for(self.service, &prepared.inputs, || self.kill.is_killed())?;
         }
-        inputs.give(&prepared.inputs)
+        inputs.give(&prepared.inputs, reader)
     }
 
     /// An empty directory for this build, or that of the build that is adopted.

@@ -24,6 +24,11 @@ const KVM: &str = "kvm";
 pub(crate) const CA_BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
+/// Whether the programs of a system are of 32 bits.
+pub(super) fn is_narrow(system: &str) -> bool {
+    SYSTEMS_OF_32_BITS.contains(&system)
+}
+
 pub(super) fn make(
     service: &BuildService,
     prepared: &Prepared,
@@ -52,7 +57,7 @@ pub(super) fn make(
     spec.kvm = prepared.options.required_system_features.contains(KVM);
     spec.limits = limits(service, options);
     spec.cgroups = service.config.cgroups.clone();
-    if SYSTEMS_OF_32_BITS.contains(&prepared.derivation.system.as_str()) {
+    if is_narrow(&prepared.derivation.system) {
         spec.personality = Personality::Linux32;
     }
     Ok(spec)
