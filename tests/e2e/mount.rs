@@ -62,10 +62,15 @@ impl Drop for MountPoint {
 
 /// A path with a program and a big file, copied to a node; and the big file's contents.
 pub fn put(machine: &Machine, node: &Node) -> (String, Vec<u8>) {
-    let dir = machine.path("tool");
+    put_of(machine, node, "tool", 16 << 20)
+}
+
+/// As [`put`], with a file of so many bytes.
+fn put_of(machine: &Machine, node: &Node, name: &str, len: usize) -> (String, Vec<u8>) {
+    let dir = machine.path(name);
     fs::create_dir_all(dir.join("bin")).unwrap();
     fs::copy("/bin/echo", dir.join("bin/echo")).unwrap();
-    let contents = Random::of(6).noise(16 << 20);
+    let contents = Random::of(6 + len as u64).noise(len);
     fs::write(dir.join("image"), &contents).unwrap();
     let path = machine.local("nix-store").arg("--add").arg(&dir).ok().text().to_string();
     let store = machine.store(node, Remote::SshNg);
@@ -218,6 +223,9 @@ fn a_full_disk_makes_reads_fail_and_they_work_when_there_is_room() {
     fs::remove_file(&filler).unwrap();
     let whole = wait_for("what there is room for now", READ_PATIENCE, || fs::read(&image).ok());
     assert!(whole == contents);
+    // What was read before makes room for what is read now.
+    let (path, contents) = put_of(&machine, &mesh[0], "bigger", 80 << 20);
+    assert!(fs::read(point.at(&path).join("image")).unwrap() == contents);
     mounting.signal(Signal::INT);
     mounting.wait(PATIENCE);
     wait_for("the mount to be gone", PATIENCE, || (!point.is_mounted()).then_some(()));

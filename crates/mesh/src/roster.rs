@@ -51,6 +51,11 @@ impl Roster {
         self.peers.iter().filter(counts).count() <= 1
     }
 
+    /// Whether a member is out of reach that may come back.
+    pub fn has_dead(&self) -> bool {
+        self.peers.iter().any(|peer| peer.standing == Standing::Dead)
+    }
+
     /// Live members that keep copies for others.
     pub fn keepers(&self) -> impl Iterator<Item = &Peer> {
         let stores =

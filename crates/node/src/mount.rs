@@ -24,6 +24,7 @@ use keeper::Keeper;
 pub use keeper::{KEEPER_ARG, keeper_main};
 pub use source::NodeSource;
 
+mod holds;
 mod keeper;
 mod source;
 
@@ -37,6 +38,8 @@ pub struct Mounts {
     /// Of builds, which are told what is deleted.
     views: Option<Arc<InputViews>>,
     mounted: Mutex<BTreeMap<PathBuf, Mount>>,
+    /// Held by who starts one, which may take as long as a dead mount takes to go.
+    starting: Mutex<()>,
     /// Of the mount that outlives this node, where there is one.
     kept: Mutex<Option<(PathBuf, Keeper)>>,
     /// Whether there are any, or one is on its way: read by who must not wait for that.
@@ -48,16 +51,36 @@ pub struct Mounts {
 /// What became of paths since mounts were told last: at most one word for each path.
 #[derive(Default)]
 struct News {
-    is_valid: HashMap<StorePath, bool>,
+    paths: HashMap<StorePath, Word>,
     is_over: bool,
+}
+
+/// What became of one path.
+#[derive(Default)]
+struct Word {
+    /// It was deleted, whatever came after: what is shown of it is not it any more.
+    was_deleted: bool,
+    is_valid: bool,
+}
+
+impl News {
+    fn note<'a>(&mut self, paths: impl Iterator<Item = &'a StorePath>, is_valid: bool) {
+        for path in paths {
+            let word = self.paths.entry(path.clone()).or_default();
+            word.was_deleted |= !is_valid;
+            word.is_valid = is_valid;
+        }
+    }
 }
 
 impl Mounts {
     /// None yet.
     pub fn new(store: Store, source: Arc<NodeSource>, views: Option<Arc<InputViews>>) -> Result<Arc<Mounts>> {
-        let (mounted, kept, news, told) = (Mutex::default(), Mutex::default(), Mutex::default(), Condvar::new());
+        let (mounted, starting, kept) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (news, told) = (Mutex::default(), Condvar::new());
         let is_any = AtomicBool::new(views.is_some());
-        let mounts = Arc::new(Mounts { store: store.clone(), source, views, mounted, kept, is_any, news, told });
+        let mounts =
+            Arc::new(Mounts { store: store.clone(), source, views, mounted, starting, kept, is_any, news, told });
         store.watch(Arc::new(MountWatcher(Arc::downgrade(&mounts))));
         let teller = mounts.clone();
         thread::Builder::new().name("tell mounts".into()).spawn(move || teller.tell())?;
@@ -84,20 +107,24 @@ impl Mounts {
 
     /// Mounts at a directory, which is there. `is_overlay`: what it has goes on being shown.
     pub fn mount(&self, dir: &Path, is_overlay: bool) -> Result<()> {
-        let mut mounted = self.mounted();
-        // Those that somebody else unmounted.
-        mounted.retain(|_, mount| !mount.has_ended());
-        if mounted.contains_key(dir) {
-            bail!("the store is mounted at {} already", dir.display());
-        }
-        if mounted.len() >= MOUNTS_MAX {
-            bail!("the node has {MOUNTS_MAX} mounts already");
+        // One after the other, but beside all that asks those that are there.
+        let _one = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut mounted = self.mounted();
+            // Those that somebody else unmounted.
+            mounted.retain(|_, mount| !mount.has_ended());
+            if mounted.contains_key(dir) {
+                bail!("the store is mounted at {} already", dir.display());
+            }
+            if mounted.len() >= MOUNTS_MAX {
+                bail!("the node has {MOUNTS_MAX} mounts already");
+            }
         }
         // Before it lists what is valid, so that nothing falls between.
         self.is_any.store(true, Ordering::Release);
         let mount = Mount::start(dir, self.source.clone(), &Options { is_overlay, ..Options::default() })?;
         tracing::info!(dir = %dir.display(), is_overlay, "the store is mounted");
-        mounted.insert(dir.to_owned(), mount);
+        self.mounted().insert(dir.to_owned(), mount);
         Ok(())
     }
 
@@ -105,21 +132,23 @@ impl Mounts {
     /// `patience` after this one, for the next.
     pub fn mount_to_keep(&self, dir: &Path, is_overlay: bool, data_dir: &Path, patience: Duration) -> Result<()> {
         let options = Options { is_overlay, ..Options::default() };
+        // As the keeper finds it in the kernel's list.
+        let place = shoal_fuse::absolute(dir).with_context(|| format!("cannot mount at {}", dir.display()))?;
         // Only root can hand a mount over: others have it by a helper.
         let can_keep = !patience.is_zero() && rustix::process::geteuid().is_root();
         let found = Keeper::find(data_dir).unwrap_or_else(|error| {
             tracing::info!(error = format!("{error:#}"), "the mount of an earlier run is made anew");
             None
         });
-        if let Some((keeper, kept_at, kept)) =
-            found.filter(|(_, kept_at, kept)| can_keep && kept_at == dir && kept.beneath.is_some() == is_overlay)
+        if let Some((keeper, _, kept)) =
+            found.filter(|(_, kept_at, kept)| can_keep && *kept_at == place && kept.beneath.is_some() == is_overlay)
         {
             self.is_any.store(true, Ordering::Release);
             match Mount::resume(dir, kept, self.source.clone(), &options) {
                 Ok(mount) => {
                     tracing::info!(dir = %dir.display(), "the mount of an earlier run goes on");
                     self.mounted().insert(dir.to_owned(), mount);
-                    *self.kept() = Some((kept_at, keeper));
+                    *self.kept() = Some((dir.to_owned(), keeper));
                     return Ok(());
                 }
                 Err(error) => tracing::warn!(%error, "the mount of an earlier run does not go on"),
@@ -132,7 +161,7 @@ impl Mounts {
         let (mount, kept) = Mount::start_to_keep(dir, self.source.clone(), &options)?;
         tracing::info!(dir = %dir.display(), is_overlay, "the store is mounted");
         self.mounted().insert(dir.to_owned(), mount);
-        let keeper = kept.map(|kept| Keeper::start(data_dir, dir, &kept, patience)).transpose();
+        let keeper = kept.map(|kept| Keeper::start(data_dir, &place, &kept, patience)).transpose();
         match keeper {
             Ok(Some(keeper)) => *self.kept() = Some((dir.to_owned(), keeper)),
             Ok(None) => tracing::info!("this kernel lets no mount outlive its node; that takes Linux 6.9"),
@@ -178,6 +207,11 @@ impl Mounts {
         }
     }
 
+    /// Gives up so many bytes of what was only read in mounts and views, or all there is of it; whether there was any.
+    pub fn let_go(&self, bytes: u64) -> bool {
+        self.source.let_go(bytes)
+    }
+
     /// What mounts did, for people.
     pub fn status(&self) -> Value {
         let mounts = self.mounted();
@@ -203,15 +237,15 @@ impl Mounts {
     /// Tells mounts what becomes of paths, on a thread of its own: the kernel takes its time.
     fn tell(&self) {
         loop {
-            let is_valid = {
-                let quiet = |news: &mut News| news.is_valid.is_empty() && !news.is_over;
+            let paths = {
+                let quiet = |news: &mut News| news.paths.is_empty() && !news.is_over;
                 let mut news = self.told.wait_while(self.news(), quiet).unwrap_or_else(PoisonError::into_inner);
                 if news.is_over {
                     return;
                 }
-                std::mem::take(&mut news.is_valid)
+                std::mem::take(&mut news.paths)
             };
-            let gone = is_valid.iter().filter(|(_, is_valid)| !**is_valid);
+            let gone = paths.iter().filter(|(_, word)| word.was_deleted);
             let gone: Vec<String> = gone.map(|(path, _)| path.base_name().to_owned()).collect();
             if !gone.is_empty() {
                 self.holders().iter().for_each(|handle| handle.vanished(&gone));
@@ -220,7 +254,7 @@ impl Mounts {
             if handles.is_empty() {
                 continue;
             }
-            for (path, _) in is_valid.iter().filter(|(_, is_valid)| **is_valid) {
+            for (path, _) in paths.iter().filter(|(_, word)| word.is_valid) {
                 match self.store.manifest(path) {
                     Ok(Some(manifest)) => {
                         handles.iter().for_each(|handle| handle.appeared(path.base_name(), &manifest));
@@ -237,7 +271,7 @@ impl Mounts {
         if !self.is_any.load(Ordering::Acquire) {
             return;
         }
-        self.news().is_valid.extend(paths.map(|path| (path.clone(), is_valid)));
+        self.news().note(paths, is_valid);
         self.told.notify_one();
     }
 }
@@ -269,4 +303,22 @@ impl Watcher for MountWatcher {
     }
 
     fn damage_changed(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_deleted_and_made_again_is_both() {
+        let path = StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap();
+        let told = |words: &[bool]| {
+            let mut news = News::default();
+            words.iter().for_each(|is_valid| news.note([&path].into_iter(), *is_valid));
+            (news.paths[&path].was_deleted, news.paths[&path].is_valid)
+        };
+        assert_eq!(told(&[false, true]), (true, true));
+        assert_eq!(told(&[true, false]), (true, false));
+        assert_eq!(told(&[true]), (false, true));
+    }
 }

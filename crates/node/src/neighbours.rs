@@ -20,6 +20,8 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use crate::upstream::{Flight, Held};
+pub use parts::NotBrought;
+pub use whereabouts::Sought;
 
 mod lore;
 pub mod orders;
@@ -73,7 +75,22 @@ impl Neighbours {
         let asked: Vec<PathKey> = keys.iter().flatten().copied().collect();
         // One for each that is asked for.
         let mut found = inner.runtime.block_on(inner.find(&asked)).into_iter();
-        keys.into_iter().map(|key| key.and_then(|_| found.next().flatten())).collect()
+        keys.into_iter().map(|key| key.and_then(|_| found.next()?.held())).collect()
+    }
+
+    /// Who else has a path, for who must know whether that could be learnt.
+    pub fn seek(&self, path: &StorePath) -> Sought {
+        let (Some(inner), Some(key)) = (self.0.as_ref(), path_key(path.hash_part())) else {
+            return Sought::Missing { may_return: false };
+        };
+        if inner.mesh.is_alone() {
+            return inner.missing();
+        }
+        match inner.runtime.block_on(inner.find(&[key])).pop() {
+            // One hash part may name another path there.
+            Some(Sought::Held(held)) if held.record.path != *path => Sought::Missing { may_return: false },
+            sought => sought.unwrap_or(Sought::Unknown),
+        }
     }
 
     /// Asks nodes themselves, one and all, for what owners do not know or say wrongly: a last resort. Those in `not` are

@@ -101,7 +101,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
     ready::remove_stale(&config.data_dir)?;
     let imported = clients::import(&config.authorized_keys)?;
     let marks = quota::Watermarks::of(config)?;
-    let node = runtime.block_on(Node::open(config))?;
+    let node = runtime.block_on(Node::open(config, marks))?;
     let doors = runtime.block_on(Doors::open(config, &node, passed))?;
     let ready = doors.ready(config, &node)?;
     let scrubber = node.scrubber(config);
@@ -117,7 +117,7 @@ pub fn run(start: Start<'_>) -> Result<End> {
     notify::notify("READY=1");
     tracing::info!(name = %ready.name, ssh = ready.ssh.map(tracing::field::display), http = ready.http.map(tracing::field::display), socket = %ready.socket.display(), "ready");
 
-    runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), marks));
+    runtime.spawn(quota::watch(node.store.clone(), node.builds.clone(), node.mounts.clone(), marks));
     let http = doors.http.as_ref().map(HttpServer::metrics);
     runtime.spawn(settle::watch(node.store.clone(), node.builds.clone(), doors.sessions(), http));
     node.take_part(config, &runtime, &ready);
@@ -180,15 +180,15 @@ struct Node {
 }
 
 impl Node {
-    async fn open(config: &Config) -> Result<Node> {
+    async fn open(config: &Config, marks: quota::Watermarks) -> Result<Node> {
         let place = place::find(config).await?;
         let dir = StoreDir::default();
-        let store = Store::open(&config.data_dir.join("store"), shoal_store::Options::default())
+        let store = Store::open(&config.data_dir.join("store"), marks.store_options())
             .with_context(|| format!("cannot open the store in {}", config.data_dir.display()))?;
         let trees = Trees::open(store.clone(), &config.data_dir)?;
         let opened = mesh::open(config, &store, place).await?;
         let neighbours = opened.as_ref().map(|opened| opened.neighbours.clone()).unwrap_or_default();
-        let source = Arc::new(NodeSource::new(store.clone(), neighbours.clone()));
+        let source = Arc::new(NodeSource::new(store.clone(), neighbours.clone(), marks.read_bytes_max()));
         let inputs = Arc::new(Inputs::new(config.inputs, trees, source.clone(), &config.data_dir));
         let mounts = Mounts::new(store.clone(), source, inputs.views().cloned())?;
         let builds = BuildService::start(store.clone(), dir.clone(), inputs, builds_config(config)?)?;

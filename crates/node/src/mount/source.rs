@@ -1,25 +1,28 @@
 //! What mounts show: the local store's paths, and those of other nodes, of which only what is read is brought here.
 //!
-//! Chunks that came for a path that is not valid here are held in memory and not committed: after a restart, or when too
-//! many are held, they are fetched again.
+//! Chunks that came for a path that is not valid here are held and not committed: after a restart, or when their room is
+//! needed, they are fetched again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use shoal_fuse::{Deliver, Source, SourceError};
+use shoal_fuse::{Deliver, LOOKUP_DEADLINE, Source, SourceError};
 use shoal_mesh::fetcher::{Part, Urgency};
 use shoal_store::{ChunkHold, Store};
-use shoal_wire::mesh::manifest::{ChunkRef, Manifest};
+use shoal_wire::mesh::manifest::{ChunkRef, ContentRoot, Manifest};
 use shoal_wire::nix::store_path::StorePath;
 
-use crate::neighbours::Neighbours;
+use super::holds::Holds;
+use crate::neighbours::{Neighbours, Sought};
 use crate::upstream::Held;
 
-/// Chunks held of paths that are not valid here: some 16 GiB, and 50 MB of memory.
-const HELD_CHUNKS_MAX: usize = 1 << 18;
 /// Paths of which it is remembered who has them. Others are looked for again.
 const WHEREABOUTS_MAX: usize = 16_384;
+/// A lookup that could not be answered is tried again after so long, for as long as somebody may wait for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Shared by all mounts of a node.
 pub struct NodeSource {
@@ -31,12 +34,9 @@ pub struct NodeSource {
     pub moved_bytes: AtomicU64,
 }
 
-#[derive(Default)]
 struct State {
     whereabouts: HashMap<String, Held>,
-    /// The oldest first.
-    holds: VecDeque<Arc<ChunkHold>>,
-    held_chunks: usize,
+    holds: Holds,
 }
 
 impl State {
@@ -49,9 +49,11 @@ impl State {
 }
 
 impl NodeSource {
-    pub fn new(store: Store, neighbours: Neighbours) -> NodeSource {
+    /// `held_bytes_max`: how much of the disk what is only read may take.
+    pub fn new(store: Store, neighbours: Neighbours, held_bytes_max: u64) -> NodeSource {
         let (moved_chunks, moved_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        NodeSource { store, neighbours, state: Mutex::default(), moved_chunks, moved_bytes }
+        let state = State { whereabouts: HashMap::new(), holds: Holds::new(held_bytes_max) };
+        NodeSource { store, neighbours, state: Mutex::new(state), moved_chunks, moved_bytes }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -59,14 +61,15 @@ impl NodeSource {
     }
 
     /// Who else has a path; looked for where that is not known.
-    fn whereabouts(&self, path: &StorePath) -> Option<Held> {
+    fn whereabouts(&self, path: &StorePath) -> Sought {
         if let Some(held) = self.state().whereabouts.get(path.base_name()) {
-            return Some(held.clone());
+            return Sought::Held(held.clone());
         }
-        // One hash part may name another path there.
-        let held = self.neighbours.find(&[path.hash_part()]).pop()?.filter(|held| held.record.path == *path)?;
-        self.state().note(path, held.clone());
-        Some(held)
+        let sought = self.neighbours.seek(path);
+        if let Sought::Held(held) = &sought {
+            self.state().note(path, held.clone());
+        }
+        sought
     }
 
     /// Notes who has paths that may be read soon.
@@ -77,30 +80,46 @@ impl NodeSource {
         }
     }
 
+    fn manifest_elsewhere(&self, path: &StorePath) -> Result<Option<Manifest>, SourceError> {
+        let Some(held) = for_lookup(self.whereabouts(path))? else { return Ok(None) };
+        self.neighbours.manifest(&held).map(Some).map_err(|why| {
+            self.state().whereabouts.remove(path.base_name());
+            SourceError::Failed(why)
+        })
+    }
+
     /// Brings chunks here that are not.
     fn bring(&self, name: &str, chunks: Vec<ChunkRef>, urgency: Urgency) -> Result<Part, SourceError> {
         let path = StorePath::from_base_name(name).map_err(|_| SourceError::Missing)?;
-        let held = self.whereabouts(&path).ok_or(SourceError::Missing)?;
-        let part = self.neighbours.bring(&held, chunks, urgency).map_err(|why| {
-            // They may be elsewhere by now.
-            self.state().whereabouts.remove(name);
-            SourceError::Failed(why)
+        let held = for_reader(self.whereabouts(&path))?;
+        let mut brought = self.neighbours.bring(&held, chunks.clone(), urgency);
+        if brought.as_ref().is_err_and(|error| error.is_full) && urgency == Urgency::Build && self.make_room() {
+            brought = self.neighbours.bring(&held, chunks, urgency);
+        }
+        let part = brought.map_err(|error| {
+            if !error.is_full {
+                // They may be elsewhere by now.
+                self.state().whereabouts.remove(name);
+            }
+            SourceError::Failed(error.why)
         })?;
         self.moved_chunks.fetch_add(part.moved_chunks, Ordering::Relaxed);
         self.moved_bytes.fetch_add(part.moved_bytes, Ordering::Relaxed);
-        self.keep(part.hold.clone());
+        self.state().holds.keep(part.hold.clone(), part.moved_bytes);
         Ok(part)
     }
 
-    fn keep(&self, hold: Arc<ChunkHold>) {
-        let mut state = self.state();
-        state.held_chunks += hold.len();
-        state.holds.push_back(hold);
-        while state.held_chunks > HELD_CHUNKS_MAX
-            && let Some(oldest) = state.holds.pop_front()
-        {
-            state.held_chunks -= oldest.len();
-        }
+    /// Gives up what was read longest ago for what is read now. Whether that gave any room; who asks again gets more.
+    fn make_room(&self) -> bool {
+        let gone = self.state().holds.let_go_half();
+        let given = self.store.reclaim();
+        tracing::info!(gone, given = given.as_ref().ok(), "the disk is full: chunks that were only read are given up");
+        given.is_ok_and(|bytes| bytes > 0)
+    }
+
+    /// Gives up so many bytes of what was only read, or all there is of it; whether there was any.
+    pub fn let_go(&self, bytes: u64) -> bool {
+        self.state().holds.let_go(bytes) > 0
     }
 
     /// Delivers those that are here; the places of the others.
@@ -131,6 +150,27 @@ fn deliver_held(
     Ok(())
 }
 
+/// Who reads knows that the path was there: as long as it may be again he asks again, until his time is over.
+fn for_reader(sought: Sought) -> Result<Held, SourceError> {
+    match sought {
+        Sought::Held(held) => Ok(held),
+        Sought::Missing { may_return: false } => Err(SourceError::Missing),
+        Sought::Missing { may_return: true } => {
+            Err(SourceError::Failed("nobody who can be reached has it, but a node that is dead may".into()))
+        }
+        Sought::Unknown => Err(SourceError::Failed("nodes that may have it do not answer".into())),
+    }
+}
+
+/// Who looks up does not know whether it ever was there: what no living node has is not.
+fn for_lookup(sought: Sought) -> Result<Option<Held>, SourceError> {
+    match sought {
+        Sought::Held(held) => Ok(Some(held)),
+        Sought::Missing { .. } => Ok(None),
+        Sought::Unknown => for_reader(sought).map(Some),
+    }
+}
+
 fn failed(error: shoal_store::Error) -> SourceError {
     SourceError::Failed(error.to_string())
 }
@@ -146,13 +186,25 @@ impl Source for NodeSource {
         if let Some(manifest) = self.store.manifest(&path).map_err(failed)? {
             return Ok(Some(manifest));
         }
-        let Some(held) = self.whereabouts(&path) else { return Ok(None) };
-        match self.neighbours.manifest(&held) {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(why) => {
-                self.state().whereabouts.remove(name);
-                Err(SourceError::Failed(why))
+        let deadline = Instant::now() + LOOKUP_DEADLINE;
+        loop {
+            match self.manifest_elsewhere(&path) {
+                Err(_) if Instant::now() + LOOK_AGAIN < deadline => thread::sleep(LOOK_AGAIN),
+                manifest => return manifest,
             }
+        }
+    }
+
+    fn content_root(&self, name: &str) -> Option<ContentRoot> {
+        let elsewhere = self.state().whereabouts.get(name)?.record.content_root;
+        let path = StorePath::from_base_name(name).ok()?;
+        // What is valid here is shown, whatever others have.
+        Some(self.store.content_root(&path).ok()?.unwrap_or(elsewhere))
+    }
+
+    fn fetch_here(&self, name: &str, chunks: &[ChunkRef], deliver: Deliver<'_>) {
+        if let Err(error) = self.deliver_local(chunks, deliver) {
+            tracing::debug!(name, %error, "chunks of a path could not be looked for here");
         }
     }
 
@@ -188,6 +240,23 @@ impl Source for NodeSource {
             && let Err(error) = self.bring(name, wanted, Urgency::Client)
         {
             tracing::debug!(name, %error, "chunks that may be read soon did not come");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_asked_is_not_taken_for_missing() {
+        let failed = |sought| matches!(for_reader(sought), Err(SourceError::Failed(_)));
+        assert!(failed(Sought::Unknown));
+        assert!(failed(Sought::Missing { may_return: true }));
+        assert!(matches!(for_reader(Sought::Missing { may_return: false }), Err(SourceError::Missing)));
+        assert!(for_lookup(Sought::Unknown).is_err());
+        for may_return in [false, true] {
+            assert!(matches!(for_lookup(Sought::Missing { may_return }), Ok(None)));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Where paths are: what their owners say, and where owners cannot say, what holders and then everybody says themselves.
 //!
-//! Invariant: a path counts as not there only when whoever could know said so, or did not answer in [`FIND_PATIENCE`].
+//! Invariant: a path counts as not there only when whoever could know said so; where one of them did not in
+//! [`FIND_PATIENCE`], nobody can say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,12 +34,37 @@ const TRY_AGAIN: Duration = Duration::from_millis(100);
 type Questions = BTreeMap<NodeKey, Vec<usize>>;
 type Records = Vec<Option<Arc<Sealed<PathRecord>>>>;
 
+/// What came of looking for a path at other nodes.
+pub enum Sought {
+    Held(Held),
+    /// No node that lives has it, and each could be asked. `may_return`: one that is dead may have it.
+    Missing {
+        may_return: bool,
+    },
+    /// Somebody who lives could not be asked: asked again, he may have it.
+    Unknown,
+}
+
+impl Sought {
+    pub fn held(self) -> Option<Held> {
+        match self {
+            Sought::Held(held) => Some(held),
+            Sought::Missing { .. } | Sought::Unknown => None,
+        }
+    }
+}
+
 impl Inner {
+    /// No node that lives has a path.
+    pub(super) fn missing(&self) -> Sought {
+        Sought::Missing { may_return: self.mesh.roster().has_dead() }
+    }
+
     /// One for each of `keys`.
-    pub(super) async fn find(self: &Arc<Self>, keys: &[PathKey]) -> Vec<Option<Held>> {
+    pub(super) async fn find(self: &Arc<Self>, keys: &[PathKey]) -> Vec<Sought> {
         let deadline = Instant::now() + FIND_PATIENCE;
         let me = self.mesh.me();
-        let mut search = Search { inner: self, keys, deadline, found: vec![None; keys.len()] };
+        let mut search = Search { inner: self, keys, deadline, found: vec![None; keys.len()], unsure: BTreeSet::new() };
         // Holders whose owners had not been told what they answer for, and paths of which no owner can say anything.
         let (mut at_holders, mut unknown) = (Questions::new(), BTreeSet::new());
         for (index, located) in self.mesh.look_up(keys).await.into_iter().enumerate() {
@@ -72,11 +98,23 @@ impl Inner {
             // A mesh that has just started, or whose owners are out of reach.
             let all: Vec<usize> = unknown.into_iter().collect();
             let roster = self.mesh.roster();
-            let others = roster.live().map(|peer| peer.record.node);
-            let others = others.filter(|node| *node != me && !self.is_quiet(node)).take(ASKED_MAX);
-            search.ask(others.map(|node| (node, all.clone())).collect()).await;
+            let others: Vec<NodeKey> = roster.live().map(|peer| peer.record.node).filter(|node| *node != me).collect();
+            let asked = others.iter().filter(|node| !self.is_quiet(node)).take(ASKED_MAX);
+            let questions: Questions = asked.map(|node| (*node, all.clone())).collect();
+            // What those say who were left alone before does not count any more, but what those do not who are now.
+            search.unsure.clear();
+            if questions.len() < others.len() {
+                search.unsure.extend(&all);
+            }
+            search.ask(questions).await;
         }
-        search.found
+        let Search { found, unsure, .. } = search;
+        let sought = |(index, held): (usize, Option<Held>)| match held {
+            Some(held) => Sought::Held(held),
+            None if unsure.contains(&index) => Sought::Unknown,
+            None => self.missing(),
+        };
+        found.into_iter().enumerate().map(sought).collect()
     }
 
     /// Asks one node what it has, again where it is busy or the connection breaks. `None`: it does not say.
@@ -102,6 +140,8 @@ struct Search<'a> {
     keys: &'a [PathKey],
     deadline: Instant,
     found: Vec<Option<Held>>,
+    /// Those of which somebody did not say whether he has them.
+    unsure: BTreeSet<usize>,
 }
 
 impl Search<'_> {
@@ -124,10 +164,14 @@ impl Search<'_> {
         }
         let mut silent = Vec::new();
         while let Some(answer) = asked.join_next().await {
-            // One that panicked said nothing.
-            let Ok((node, wanted, records)) = answer else { continue };
+            let Ok((node, wanted, records)) = answer else {
+                // One that panicked said nothing.
+                self.unsure.extend(&open);
+                continue;
+            };
             let Some(records) = records else {
                 self.inner.was_quiet(node);
+                self.unsure.extend(wanted);
                 silent.push(node);
                 continue;
             };

@@ -10,6 +10,7 @@ use crate::build::service::BuildService;
 use crate::cli::{Exit, Failure};
 use crate::config::Config;
 use crate::config::units::{Quota, size_text};
+use crate::mount::Mounts;
 
 /// A disk fills by some 100 MB/s at most; the store's own reserve covers the time between.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -17,6 +18,10 @@ const PERIOD: Duration = Duration::from_secs(30);
 const PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
 /// Collecting goes this far below the quota where nothing else is said, so that it does not start over at once.
 const SLACK_PERCENT: u64 = 5;
+/// A full store has at least so many segments.
+const SEGMENTS_MIN: u64 = 32;
+/// Of the quota, what is only read may take one part in so many: the rest is for paths, of which others rely on copies.
+const READ_SHARE: u64 = 4;
 
 /// Beyond `high` bytes the store is collected, down to `low`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +36,17 @@ impl Watermarks {
         let dir = &config.data_dir;
         let disk = rustix::fs::statvfs(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
         Self::within(config.store_quota, config.store_quota_low, disk.f_blocks.saturating_mul(disk.f_frsize))
+    }
+
+    /// For a store of this size: space is given back by whole segments.
+    pub fn store_options(&self) -> shoal_store::Options {
+        let options = shoal_store::Options::default();
+        shoal_store::Options { segment_bytes: options.segment_bytes.min(self.high / SEGMENTS_MIN), ..options }
+    }
+
+    /// How much of the disk what is only read may take.
+    pub fn read_bytes_max(&self) -> u64 {
+        self.high / READ_SHARE
     }
 
     fn within(high: Quota, low: Option<Quota>, file_system: u64) -> Result<Watermarks> {
@@ -48,15 +64,16 @@ impl Watermarks {
 }
 
 /// Watches for as long as it is polled.
-pub async fn watch(store: Store, builds: Arc<BuildService>, marks: Watermarks) {
+pub async fn watch(store: Store, builds: Arc<BuildService>, mounts: Arc<Mounts>, marks: Watermarks) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut keeper = Keeper { marks, stuck: None };
     loop {
         ticks.tick().await;
-        let (store, builds) = (store.clone(), builds.clone());
+        let (store, builds, mounts) = (store.clone(), builds.clone(), mounts.clone());
         let kept = tokio::task::spawn_blocking(move || {
-            let kept = keeper.keep(&store, Instant::now(), |request| builds.collect(request));
+            let kept = let_go(&store, marks, |bytes| mounts.let_go(bytes))
+                .and_then(|()| keeper.keep(&store, Instant::now(), |request| builds.collect(request)));
             (keeper, kept)
         });
         // The runtime is going down.
@@ -67,6 +84,15 @@ pub async fn watch(store: Store, builds: Arc<BuildService>, marks: Watermarks) {
             Err(error) => tracing::warn!("cannot bring the store below its quota: {error:#}"),
         }
     }
+}
+
+/// What is here only because it was read goes before any path does: it can be fetched again.
+fn let_go(store: &Store, marks: Watermarks, let_go: impl FnOnce(u64) -> bool) -> Result<()> {
+    let used = store.stats()?.segment_bytes;
+    if used > marks.high && let_go(used - marks.low) {
+        store.reclaim()?;
+    }
+    Ok(())
 }
 
 /// Collects a store that is beyond its quota.
@@ -249,13 +275,11 @@ mod tests {
         let nar = nar(&noise(24 << 20));
         broken.write_all(&nar[..nar.len() - 100]).unwrap();
         drop(broken);
-        // What lies in segments counts from the next commit on.
-        filled(&store, 5);
         let high = before + (12 << 20);
         assert!(used(&store) > high, "the upload left too little");
         assert!(matches!(kept(&store, high, before / 2), Kept::Collected(_)));
         assert!(used(&store) <= high);
-        assert_eq!(store.paths().unwrap().len(), 5);
+        assert_eq!(store.paths().unwrap().len(), 4);
     }
 
     /// Bytes that nothing compresses.
@@ -294,6 +318,30 @@ mod tests {
         assert_eq!(store.paths().unwrap().len(), 4);
         drop(roots);
         assert!(matches!(at(92), Kept::Collected(_)));
+    }
+
+    #[test]
+    fn what_was_only_read_is_asked_to_go_when_the_store_is_beyond_its_quota() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let mut ingest = store.ingest();
+        ingest.write_all(&nar(&[7; 100_000])).unwrap();
+        // Never committed.
+        let _ingested = ingest.finish().unwrap();
+        let used = store.stats().unwrap().segment_bytes;
+        assert!(used > 0);
+        let mut asked = Vec::new();
+        let mut ask = |high| {
+            let marks = Watermarks { high, low: high / 2 };
+            let_go(&store, marks, |bytes| {
+                asked.push(bytes);
+                false
+            })
+            .unwrap();
+        };
+        ask(used);
+        ask(used - 1);
+        assert_eq!(asked, [used - (used - 1) / 2]);
     }
 
     #[test]
