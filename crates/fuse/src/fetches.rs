@@ -406,7 +406,7 @@ impl Fetches {
                 && let Some(is_open) = open.get_mut(place).filter(|is_open| **is_open)
             {
                 *is_open = false;
-                self.came(&batch[place], result);
+                self.came(of, &batch[place], result);
             }
         });
         if open.contains(&true) {
@@ -420,17 +420,17 @@ impl Fetches {
         self.source.fetch(&of.name, batch, &mut |place, result| {
             if let Some(is_open) = open.get_mut(place).filter(|is_open| **is_open) {
                 *is_open = false;
-                self.came(&batch[place], result);
+                self.came(of, &batch[place], result);
             }
         });
         let undelivered = batch.iter().zip(open).filter(|(_, is_open)| *is_open);
         for (chunk, _) in undelivered {
-            self.came(chunk, Err(SourceError::Failed("the source did not deliver it".into())));
+            self.came(of, chunk, Err(SourceError::Failed("the source did not deliver it".into())));
         }
     }
 
     /// A chunk came, or did not.
-    fn came(&self, chunk: &ChunkRef, result: Result<Vec<u8>, SourceError>) {
+    fn came(&self, of: &Shown, chunk: &ChunkRef, result: Result<Vec<u8>, SourceError>) {
         let result = result.and_then(|contents| match ChunkRef::of(&contents) == *chunk {
             true => Ok(contents),
             false => {
@@ -440,8 +440,15 @@ impl Fetches {
         });
         match result {
             Ok(contents) => self.arrived(chunk, Arc::new(contents)),
+            // It was of what the name meant before, and does not come back.
+            Err(_) if self.is_outdated(of) => self.lost(chunk, SourceError::Missing),
             Err(error) => self.lost(chunk, error),
         }
+    }
+
+    /// Whether a name means something else by now, by what the source knows.
+    pub fn is_outdated(&self, shown: &Shown) -> bool {
+        self.source.content_root(&shown.name).is_some_and(|root| root != *shown.tree.content_root())
     }
 
     fn arrived(&self, chunk: &ChunkRef, contents: Arc<Vec<u8>>) {

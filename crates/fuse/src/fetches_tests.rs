@@ -10,6 +10,7 @@ use std::sync::mpsc;
 struct Gate {
     chunks: Chunks,
     here: Chunks,
+    root: Arc<Mutex<Option<[u8; 32]>>>,
     asked: Mutex<mpsc::Sender<Vec<ChunkRef>>>,
     open: Mutex<mpsc::Receiver<()>>,
 }
@@ -21,6 +22,10 @@ impl Source for Gate {
 
     fn manifest(&self, _: &str) -> Result<Option<Manifest>, SourceError> {
         Ok(None)
+    }
+
+    fn content_root(&self, _: &str) -> Option<[u8; 32]> {
+        *self.root.lock().unwrap()
     }
 
     fn fetch_here(&self, _: &str, chunks: &[ChunkRef], deliver: Deliver<'_>) {
@@ -50,6 +55,8 @@ struct Lab {
     shown: Arc<Shown>,
     asked: mpsc::Receiver<Vec<ChunkRef>>,
     open: mpsc::Sender<()>,
+    /// What the name means by now, where that is known.
+    root: Arc<Mutex<Option<[u8; 32]>>>,
     contents: Vec<u8>,
 }
 
@@ -63,10 +70,11 @@ fn lab_with(options: &Options, contents: Vec<u8>, is_here: impl Fn(usize) -> boo
     let here = manifest.chunks.iter().enumerate().filter(|(number, _)| is_here(*number));
     let here = here.map(|(_, chunk)| (chunk.hash, chunks[&chunk.hash].clone())).collect();
     let ((tell, asked), (open, opened)) = (mpsc::channel(), mpsc::channel());
-    let source = Gate { chunks, here, asked: Mutex::new(tell), open: Mutex::new(opened) };
+    let root = Arc::default();
+    let source = Gate { chunks, here, root: root.clone(), asked: Mutex::new(tell), open: Mutex::new(opened) };
     let (fetches, _) = Fetches::start(Arc::new(source), options).unwrap();
     let shown = Table::default().insert("p", Tree::new(&manifest)).unwrap();
-    Lab { fetches, shown, asked, open, contents }
+    Lab { fetches, shown, asked, open, root, contents }
 }
 
 impl Lab {
@@ -161,9 +169,26 @@ fn a_path_of_which_nobody_has_something_is_lost() {
     let losses = lab.fetches.losses();
     let told = lab.read(0..10);
     let asked = lab.asked.recv().unwrap();
-    lab.fetches.came(&asked[0], Err(SourceError::Missing));
+    lab.fetches.came(&lab.shown, &asked[0], Err(SourceError::Missing));
     assert_eq!(told.recv().unwrap(), Err(ReadFailed));
     assert!(Arc::ptr_eq(&losses.try_recv().unwrap(), &lab.shown));
     lab.fetches.end();
     assert!(losses.recv().is_err(), "who follows ends too");
+}
+
+/// Whoever has the path has other chunks, so that the old ones do not come however often they are asked for.
+#[test]
+fn what_a_path_was_before_it_was_made_again_is_lost() {
+    let lab = lab(&Options::default());
+    let losses = lab.fetches.losses();
+    let failed = || Err(SourceError::Failed("nobody who is left has it".into()));
+    let told = lab.read(0..10);
+    let asked = lab.asked.recv().unwrap();
+    *lab.root.lock().unwrap() = Some(*lab.shown.tree.content_root());
+    lab.fetches.came(&lab.shown, &asked[0], failed());
+    assert!(told.try_recv().is_err() && losses.try_recv().is_err(), "it is asked for again");
+    *lab.root.lock().unwrap() = Some([7; 32]);
+    lab.fetches.came(&lab.shown, &asked[0], failed());
+    assert_eq!(told.recv().unwrap(), Err(ReadFailed));
+    assert!(Arc::ptr_eq(&losses.recv().unwrap(), &lab.shown));
 }

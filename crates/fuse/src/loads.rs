@@ -102,11 +102,6 @@ impl Loads {
         self.timed.notify_one();
     }
 
-    /// Whether a name should mean something else by now, by what the source knows.
-    pub fn is_outdated(&self, shown: &Shown) -> bool {
-        self.source.content_root(&shown.name).is_some_and(|root| root != *shown.tree.content_root())
-    }
-
     /// Calls `tell` once all names that the source listed are in memory, with `false` where that takes too long.
     pub fn when_listed(&self, tell: TellListed) {
         let mut state = self.state();

@@ -127,8 +127,8 @@ impl ViewMount {
     }
 
     fn hold(&self, names: &[&str], is_over: &dyn Fn() -> bool) -> Result<Held, ViewError> {
-        let Shared { table, loads, .. } = &*self.handle.shared;
-        let outdated = names.iter().filter_map(|name| table.by_name(name)).filter(|shown| loads.is_outdated(shown));
+        let Shared { table, loads, fetches, .. } = &*self.handle.shared;
+        let outdated = names.iter().filter_map(|name| table.by_name(name)).filter(|shown| fetches.is_outdated(shown));
         outdated.for_each(|shown| self.handle.lost(&shown));
         let mut held = Held::new(table.clone());
         let mut missing: Vec<&str> = names.iter().copied().filter(|name| !held.add(name)).collect();

@@ -29,13 +29,21 @@ pub struct NodeSource {
     store: Store,
     neighbours: Neighbours,
     state: Mutex<State>,
+    making_room: Mutex<()>,
     /// What came from other nodes.
     pub moved_chunks: AtomicU64,
     pub moved_bytes: AtomicU64,
 }
 
+/// What is known of a path of other nodes.
+struct Known {
+    held: Held,
+    /// It did not come from those who had it: they are looked for again.
+    is_doubted: bool,
+}
+
 struct State {
-    whereabouts: HashMap<String, Held>,
+    whereabouts: HashMap<String, Known>,
     holds: Holds,
 }
 
@@ -44,7 +52,13 @@ impl State {
         if self.whereabouts.len() >= WHEREABOUTS_MAX {
             self.whereabouts.clear();
         }
-        self.whereabouts.insert(path.base_name().to_owned(), held);
+        self.whereabouts.insert(path.base_name().to_owned(), Known { held, is_doubted: false });
+    }
+
+    fn doubt(&mut self, name: &str) {
+        if let Some(known) = self.whereabouts.get_mut(name) {
+            known.is_doubted = true;
+        }
     }
 }
 
@@ -53,7 +67,14 @@ impl NodeSource {
     pub fn new(store: Store, neighbours: Neighbours, held_bytes_max: u64) -> NodeSource {
         let (moved_chunks, moved_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         let state = State { whereabouts: HashMap::new(), holds: Holds::new(held_bytes_max) };
-        NodeSource { store, neighbours, state: Mutex::new(state), moved_chunks, moved_bytes }
+        NodeSource {
+            store,
+            neighbours,
+            state: Mutex::new(state),
+            making_room: Mutex::default(),
+            moved_chunks,
+            moved_bytes,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -62,8 +83,8 @@ impl NodeSource {
 
     /// Who else has a path; looked for where that is not known.
     fn whereabouts(&self, path: &StorePath) -> Sought {
-        if let Some(held) = self.state().whereabouts.get(path.base_name()) {
-            return Sought::Held(held.clone());
+        if let Some(known) = self.state().whereabouts.get(path.base_name()).filter(|known| !known.is_doubted) {
+            return Sought::Held(known.held.clone());
         }
         let sought = self.neighbours.seek(path);
         if let Sought::Held(held) = &sought {
@@ -83,7 +104,7 @@ impl NodeSource {
     fn manifest_elsewhere(&self, path: &StorePath) -> Result<Option<Manifest>, SourceError> {
         let Some(held) = for_lookup(self.whereabouts(path))? else { return Ok(None) };
         self.neighbours.manifest(&held).map(Some).map_err(|why| {
-            self.state().whereabouts.remove(path.base_name());
+            self.state().doubt(path.base_name());
             SourceError::Failed(why)
         })
     }
@@ -99,7 +120,7 @@ impl NodeSource {
         let part = brought.map_err(|error| {
             if !error.is_full {
                 // They may be elsewhere by now.
-                self.state().whereabouts.remove(name);
+                self.state().doubt(name);
             }
             SourceError::Failed(error.why)
         })?;
@@ -111,6 +132,8 @@ impl NodeSource {
 
     /// Gives up what was read longest ago for what is read now. Whether that gave any room; who asks again gets more.
     fn make_room(&self) -> bool {
+        // Who finds another at it asks again a little later: half is to go once for all.
+        let Ok(_one) = self.making_room.try_lock() else { return false };
         let gone = self.state().holds.let_go_half();
         let given = self.store.reclaim();
         tracing::info!(gone, given = given.as_ref().ok(), "the disk is full: chunks that were only read are given up");
@@ -196,7 +219,7 @@ impl Source for NodeSource {
     }
 
     fn content_root(&self, name: &str) -> Option<ContentRoot> {
-        let elsewhere = self.state().whereabouts.get(name)?.record.content_root;
+        let elsewhere = self.state().whereabouts.get(name)?.held.record.content_root;
         let path = StorePath::from_base_name(name).ok()?;
         // What is valid here is shown, whatever others have.
         Some(self.store.content_root(&path).ok()?.unwrap_or(elsewhere))
