@@ -70,7 +70,7 @@ fn lab_with(options: &Options, contents: Vec<u8>, is_here: impl Fn(usize) -> boo
     let here = manifest.chunks.iter().enumerate().filter(|(number, _)| is_here(*number));
     let here = here.map(|(_, chunk)| (chunk.hash, chunks[&chunk.hash].clone())).collect();
     let ((tell, asked), (open, opened)) = (mpsc::channel(), mpsc::channel());
-    let root = Arc::default();
+    let root = Arc::<Mutex<Option<[u8; 32]>>>::default();
     let source = Gate { chunks, here, root: root.clone(), asked: Mutex::new(tell), open: Mutex::new(opened) };
     let (fetches, _) = Fetches::start(Arc::new(source), options).unwrap();
     let shown = Table::default().insert("p", Tree::new(&manifest)).unwrap();
