@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use shoal_tests::command::{PATIENCE, wait_for};
-use shoal_tests::mesh::invite;
+use shoal_tests::mesh::{invite, peers};
 use shoal_tests::random::Random;
 use shoal_tests::{Machine, Mesh, Nix, Node, Place, Remote, skip};
 
@@ -16,6 +16,8 @@ use shoal_tests::{Machine, Mesh, Nix, Node, Place, Remote, skip};
 const READ_PATIENCE: Duration = Duration::from_secs(120);
 /// Until a reader is dead, which waits much longer for what it reads.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
+/// Less than a read waits for a node, with time to start it again.
+const DEAD_FOR: Duration = Duration::from_secs(12);
 /// Of a node whose disk is full before 16 MiB are read.
 const DISK: &str = "size=96m";
 
@@ -190,6 +192,37 @@ fn a_reader_whose_node_is_gone_gets_an_error_in_time_and_the_rest_when_it_is_bac
     mesh[0].start_again();
     let whole = wait_for("the rest of it", READ_PATIENCE, || fs::read(&image).ok());
     assert!(whole == contents);
+    mounting.signal(Signal::INT);
+    mounting.wait(PATIENCE);
+}
+
+/// The one node that has it is known to be dead when the read begins: it may come back.
+#[test]
+fn a_reader_waits_for_a_node_that_is_dead_and_comes_back() {
+    if cannot_mount() {
+        return skip("FUSE cannot be mounted here");
+    }
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh::start_with(2, &[&machine], &["--copies", "1"]);
+    let (path, _) = put(&machine, &mesh[0]);
+    let point = MountPoint::new();
+    let mut mounting = mesh[1].shoal("mount").arg(&point.dir).start();
+    wait_for("a mount", PATIENCE, || point.is_mounted().then_some(()));
+    let image = point.at(&path).join("image");
+    assert!(fs::metadata(&image).is_ok());
+    mesh[0].kill();
+    wait_for("the node to be taken for dead", READ_PATIENCE, || {
+        peers(&mesh[1]).values().any(|state| state == "dead").then_some(())
+    });
+    let mut reader = Reader::of(&image);
+    // By then it has been asked in vain, and looked for again.
+    let begun = Instant::now();
+    wait_for("the reader to have waited", PATIENCE, || {
+        assert_eq!(reader.has_ended(), None, "an error, though the node may come back");
+        (begun.elapsed() > DEAD_FOR).then_some(())
+    });
+    mesh[0].start_again();
+    assert!(wait_for("the reader's end", READ_PATIENCE, || reader.has_ended()));
     mounting.signal(Signal::INT);
     mounting.wait(PATIENCE);
 }
