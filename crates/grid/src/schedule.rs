@@ -90,7 +90,7 @@ pub struct Terms {
 #[derive(Clone, Debug, Default)]
 pub struct Node<K> {
     pub key: K,
-    /// Keys of nodes of the same graph that must succeed first.
+    /// Keys of nodes of the same graph that must succeed first, and of others whose outputs it needs.
     pub deps: Vec<K>,
     pub estimate_ms: u64,
     /// The estimate is from what others of its name took, and it may be run twice at once.

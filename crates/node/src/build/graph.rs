@@ -74,6 +74,15 @@ impl Task {
         }
     }
 
+    /// Derivations whose outputs it needs, whether those are valid or must be built.
+    fn input_derivations(&self) -> impl Iterator<Item = &StorePath> {
+        let stored = match &self.what {
+            What::Stored(derivation) => Some(&derivation.input_drvs),
+            What::Given(_) | What::Adopted(_) => None,
+        };
+        stored.into_iter().flatten().map(|(input, _)| input)
+    }
+
     /// The output paths that are known before the build.
     pub fn known_outputs(&self, dir: &StoreDir) -> Vec<StorePath> {
         let (name, outputs) = match &self.what {
@@ -93,6 +102,17 @@ pub struct Graph {
 impl Graph {
     pub fn single(task: Task) -> Graph {
         Graph { tasks: vec![task] }
+    }
+
+    /// What each task needs, in their order: the tasks that it waits for, and derivations whose outputs are valid, of which
+    /// the schedule may remember where they lie.
+    pub fn needs(&self) -> Vec<Vec<StorePath>> {
+        let inside: HashSet<&StorePath> = self.tasks.iter().map(|task| &task.drv_path).collect();
+        let needs = |task: &Task| {
+            let valid = task.input_derivations().filter(|input| !inside.contains(input));
+            task.waits_for.iter().chain(valid).cloned().collect()
+        };
+        self.tasks.iter().map(needs).collect()
     }
 
     /// For who remembers what became of its tasks, in their order.
@@ -286,11 +306,14 @@ pub type OutputPaths = BTreeMap<String, Option<StorePath>>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shoal_wire::nix::derivation::DerivedOutputs;
 
-    #[test]
-    fn what_would_wait_for_itself_is_found() {
-        let path = |n: usize| StorePath::from_base_name(&format!("{}-{n}.drv", "a".repeat(32))).unwrap();
-        let derivation = BasicDerivation {
+    fn path(n: usize) -> StorePath {
+        StorePath::from_base_name(&format!("{}-{n}.drv", "a".repeat(32))).unwrap()
+    }
+
+    fn derivation() -> BasicDerivation {
+        BasicDerivation {
             name: "a".into(),
             outputs: BTreeMap::new(),
             input_srcs: BTreeSet::new(),
@@ -298,7 +321,22 @@ mod tests {
             builder: "/bin/sh".into(),
             args: Vec::new(),
             env: BTreeMap::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_schedule_hears_of_inputs_that_are_valid_too() {
+        let inputs = [1, 2].map(|n| (path(n), DerivedOutputs::default())).into();
+        let stored = Derivation { input_drvs: inputs, ..derivation().into_derivation() };
+        let whole = Task::new(path(0), What::Stored(Arc::new(stored)), BuildMode::Normal);
+        let tasks =
+            vec![Task { waits_for: vec![path(2)], ..whole }, Task::given(path(2), derivation(), BuildMode::Normal)];
+        assert_eq!(Graph { tasks }.needs(), [vec![path(2), path(1)], vec![]]);
+    }
+
+    #[test]
+    fn what_would_wait_for_itself_is_found() {
+        let derivation = derivation();
         let graph = |deps: &[&[usize]]| {
             let task = |(number, deps): (usize, &&[usize])| Task {
                 waits_for: deps.iter().map(|dep| path(*dep)).collect(),

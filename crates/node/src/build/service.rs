@@ -361,11 +361,12 @@ impl BuildService {
         let nodes: Vec<Node<StorePath>> = graph
             .tasks
             .iter()
-            .map(|task| {
+            .zip(graph.needs())
+            .map(|(task, deps)| {
                 let estimate = self.history.estimate(task.drv_path.name(), &task.requirement.system);
                 Node {
                     key: task.drv_path.clone(),
-                    deps: task.waits_for.clone(),
+                    deps,
                     estimate_ms: estimate.duration_ms,
                     has_estimate: self.may_run_twice(task, &options, &estimate),
                     requirement: task.requirement.clone(),
