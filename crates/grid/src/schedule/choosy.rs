@@ -3,6 +3,7 @@
 use std::hash::Hash;
 
 use super::jobs::{Job, State};
+use super::outputs::Held;
 use super::{Action, Actions, Schedule};
 use crate::placement::{Ask, never};
 
@@ -19,9 +20,10 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
 
     /// Whether somebody is there who could run a job, at once or later, had it died with so much memory.
     pub(super) fn has_place(&self, job: &Job<K>, exceeded_mib: u64) -> bool {
-        let (ask, held) = (Ask { exceeded_mib, ..self.ask(job) }, self.outputs.held(&job.inputs));
+        // What lies where is no reason for never.
+        let (ask, nothing) = (Ask { exceeded_mib, ..self.ask(job) }, Held::default());
         let able = self.queues.class(job.class).able.iter();
-        able.filter_map(|seat| self.candidate(job, &held, *seat)).any(|candidate| never(ask, &candidate).is_none())
+        able.filter_map(|seat| self.candidate(job, &nothing, *seat)).any(|candidate| never(ask, &candidate).is_none())
     }
 
     /// Ready jobs that none of the members that are left can run, though some are fit for them.

@@ -58,19 +58,14 @@ impl Holds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shoal_grid::random::Random;
     use shoal_store::{Effort, Encoder, Options, Store};
     use shoal_wire::mesh::manifest::ChunkRef;
 
     /// A chunk of 256 KiB that nothing compresses, held.
     fn brought(store: &Store, encoder: &mut Encoder, seed: u64) -> (Arc<ChunkHold>, u64) {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let step = |_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        };
-        let contents: Vec<u8> = (0..256 << 10).map(step).collect();
+        let mut random = Random::new(seed);
+        let contents: Vec<u8> = (0..256 << 10).map(|_| random.word() as u8).collect();
         let mut frame = Vec::new();
         encoder.encode(&contents, Effort::Level, &mut frame).unwrap();
         let mut hold = store.hold_chunks();

@@ -194,6 +194,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shoal_grid::random::Random;
     use shoal_wire::nix::path_info::PathInfo;
     use shoal_wire::nix::store_path::StorePath;
     use std::io::Write;
@@ -284,14 +285,8 @@ mod tests {
 
     /// Bytes that nothing compresses.
     fn noise(len: usize) -> Vec<u8> {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let step = |_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        };
-        (0..len).map(step).collect()
+        let mut random = Random::new(1);
+        (0..len).map(|_| random.word() as u8).collect()
     }
 
     #[test]
