@@ -156,7 +156,9 @@ pub fn read_ticket(text: &str) -> Result<Ticket> {
     }
     // A ticket is a secret, and what is nearly one may be.
     let shown: String = text.chars().take(SHOWN_MAX).collect();
-    let meta = std::fs::metadata(text).with_context(|| format!("'{shown}' is neither a ticket nor a file with one"))?;
+    let meta = std::fs::metadata(text).with_context(|| {
+        format!("'{shown}' is neither a ticket nor a file with one; `shoal mesh invite` at a member prints one")
+    })?;
     anyhow::ensure!(meta.len() <= TICKET_FILE_BYTES_MAX, "{text} is too long for a ticket");
     let ticket = std::fs::read_to_string(text).with_context(|| format!("cannot read the ticket in {text}"))?;
     ticket.trim().parse().with_context(|| format!("{text} holds no ticket"))

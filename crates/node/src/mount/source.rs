@@ -134,9 +134,16 @@ impl NodeSource {
     fn make_room(&self) -> bool {
         // Who finds another at it asks again a little later: half is to go once for all.
         let Ok(_one) = self.making_room.try_lock() else { return false };
-        let gone = self.state().holds.let_go_half();
-        let given = self.store.reclaim();
-        tracing::info!(gone, given = given.as_ref().ok(), "the disk is full: chunks that were only read are given up");
+        let mut given = self.store.reclaim();
+        if matches!(given, Ok(0)) {
+            let gone = self.state().holds.let_go_half();
+            given = self.store.reclaim();
+            tracing::info!(
+                gone,
+                given = given.as_ref().ok(),
+                "the disk is full: chunks that were only read are given up"
+            );
+        }
         given.is_ok_and(|bytes| bytes > 0)
     }
 

@@ -86,10 +86,16 @@ pub async fn watch(store: Store, builds: Arc<BuildService>, mounts: Arc<Mounts>,
     }
 }
 
-/// What is here only because it was read goes before any path does: it can be fetched again.
+/// What nobody holds any more goes first, then what is here only because it was read and can be fetched again; before any
+/// path does.
 fn let_go(store: &Store, marks: Watermarks, let_go: impl FnOnce(u64) -> bool) -> Result<()> {
-    let used = store.stats()?.segment_bytes;
-    if used > marks.high && let_go(used - marks.low) {
+    let used = || store.stats().map(|stats| stats.segment_bytes);
+    if used()? <= marks.high {
+        return Ok(());
+    }
+    store.reclaim()?;
+    let left = used()?;
+    if left > marks.high && let_go(left - marks.low) {
         store.reclaim()?;
     }
     Ok(())
@@ -313,6 +319,21 @@ mod tests {
         assert_eq!(store.paths().unwrap().len(), 4);
         drop(roots);
         assert!(matches!(at(92), Kept::Collected(_)));
+    }
+
+    #[test]
+    fn what_nobody_holds_goes_before_what_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = shoal_store::Options { segment_bytes: 4 << 20, ..shoal_store::Options::default() };
+        let store = Store::open(&dir.path().join("store"), options).unwrap();
+        let nar = nar(&noise(24 << 20));
+        let mut broken = store.ingest();
+        broken.write_all(&nar[..nar.len() - 100]).unwrap();
+        drop(broken);
+        let marks = Watermarks { high: 12 << 20, low: 6 << 20 };
+        assert!(store.stats().unwrap().segment_bytes > marks.high);
+        let_go(&store, marks, |_| panic!("there is room without it")).unwrap();
+        assert!(store.stats().unwrap().segment_bytes <= marks.high);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::store::Store;
 use redb::ReadableTable;
 use shoal_wire::mesh::manifest::ChunkRef;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{PoisonError, TryLockError};
+use std::sync::PoisonError;
 
 /// Bytes copied with one sync and one transaction. Writers wait for it, some milliseconds.
 const BATCH_LEN: usize = 4 << 20;
@@ -55,18 +55,15 @@ pub struct Compacted {
 }
 
 impl Store {
-    /// Gives back what nothing wants any more, and deletes no path: segments that are dead go, and those of which little
-    /// is live are rewritten. Does nothing beside a collection, which ends with the same. Returns the bytes given back to
-    /// the file system.
+    /// Gives back what nothing wants any more, and deletes no path: segments that are dead go, or, where none is, those of
+    /// which little is live are rewritten. Waits for a collection that goes on. Returns the bytes given back to the file
+    /// system.
     pub fn reclaim(&self) -> Result<u64> {
-        let _one = match self.collecting.try_lock() {
-            Ok(one) => one,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Ok(0),
-        };
-        let deleted = segments::delete_dead(self)?;
-        let compacted = compact(self, Compaction::LiveBelow(COMPACT_BELOW_PERCENT), &|| true)?;
-        Ok(deleted + compacted.deleted)
+        let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        match segments::delete_dead(self)? {
+            0 => Ok(compact(self, Compaction::LiveBelow(COMPACT_BELOW_PERCENT), &|| true)?.deleted),
+            deleted => Ok(deleted),
+        }
     }
 
     /// Compresses segments anew that were stored in haste, for idle times. `more` is asked before

@@ -32,25 +32,31 @@ pub fn delete_dead(store: &Store) -> Result<u64> {
     if !dead.is_empty() {
         store.frame_lists.deleting();
     }
-    drop(gate);
-    dead.iter().for_each(|&(id, _)| appender.forget(id));
-    drop(appender);
+    drop((gate, appender));
     if dead.is_empty() {
         return Ok(0);
     }
-    for &(id, _) in &dead {
-        store.segments.delete(id)?;
+    let (mut deleted, mut failed) = (Vec::new(), None);
+    for (id, bytes) in dead {
+        match store.segments.delete(id) {
+            Ok(()) => deleted.push((id, bytes)),
+            // What stays is known, and tried again by the next collection.
+            Err(error) => _ = failed.get_or_insert(error),
+        }
     }
-    let bytes = dead.iter().map(|(_, bytes)| bytes).sum();
+    let bytes = deleted.iter().map(|(_, bytes)| bytes).sum();
+    let mut appender = store.segments.appender();
+    deleted.iter().for_each(|&(id, _)| appender.forget(id));
+    drop(appender);
     // Also of those that have none: a commit that was under way may have made one.
     store.writer.write(false, move |txn| {
         let mut segments = txn.open_table(SEGMENTS)?;
-        for &(id, _) in &dead {
+        for (id, _) in deleted {
             segments.remove(id)?;
         }
         Ok(())
     })?;
-    Ok(bytes)
+    failed.map_or(Ok(bytes), Err)
 }
 
 fn rows(store: &Store) -> Result<BTreeMap<SegmentId, SegmentRow>> {
