@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 /// Longer than anything here may take, on a machine that does other things.
@@ -102,6 +103,21 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::with_secret(dir.path(), key(seed), key(mesh), wall_s()).unwrap();
         Node::of(dir, identity, loopback()).await
+    }
+
+    /// A node whose tasks and socket end with its runtime, without a word.
+    pub async fn mortal(seed: u8) -> (Node, Runtime) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        (runtime.spawn(Node::new(seed)).await.unwrap(), runtime)
+    }
+
+    pub async fn killed_and_started_again(self, runtime: Runtime, seed: u8) -> Node {
+        let Node { dir, links, .. } = self;
+        let address = links.local_addr();
+        drop(links);
+        runtime.shutdown_background();
+        let identity = Identity::with_secret(dir.path(), key(seed), key(MESH), wall_s()).unwrap();
+        within(Node::again(dir, identity, address)).await
     }
 
     /// A member that holds no mesh key, with a certificate of its own making.

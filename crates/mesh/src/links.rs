@@ -6,7 +6,7 @@
 //! - messages to a peer arrive in the order in which they were sent, each once; when a link ends, all that it did not
 //!   deliver is lost;
 //! - two nodes that dial each other at once end with one connection, the one that the smaller key dialled, whose node
-//!   alone decides so;
+//!   alone decides so, and only once for each connection: a node that was started again has lost it and dials again;
 //! - who sends more than it may is cut off, and what others send is not slowed by it: all peers take turns at the
 //!   channel to who decides.
 

@@ -203,28 +203,39 @@ async fn garbage_on_any_protocol_is_refused_with_a_reason() {
 #[tokio::test]
 async fn talk_resumes_when_a_node_is_killed_and_started_again_with_its_key() {
     let mut a = Node::new(1).await;
-    // Its tasks and its socket end with its runtime, without a word.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let mut b = runtime.spawn(Node::new(2)).await.unwrap();
+    let (mut b, runtime) = Node::mortal(2).await;
     b.knows(&a);
     b.links.send_frame(a.key(), vec![1]);
     a.frame().await;
     a.links.send_message(b.key(), &numbered(1));
     assert_eq!(number(&b.message().await.1), 1);
-    let Node { dir, links, .. } = b;
-    let address = links.local_addr();
-    drop(links);
-    runtime.shutdown_background();
+    let mut b = b.killed_and_started_again(runtime, 2).await;
     assert!(a.links.send_message(public(2), &numbered(2)), "nobody told it");
-
-    let identity = Identity::with_secret(dir.path(), key(2), key(MESH), wall_s()).unwrap();
-    let mut b = within(Node::again(dir, identity, address)).await;
     b.knows(&a);
     b.links.send_frame(a.key(), vec![2]);
     assert_eq!(a.frame().await, (b.key(), vec![2]));
     until("the new connection is the one", || a.links.queued(&b.key()) == (0, 0)).await;
     a.links.send_message(b.key(), &numbered(3));
     assert_eq!(number(&b.message().await.1), 3, "what the dead one did not get is lost, and nothing after it");
+}
+
+/// The smaller key's connection takes precedence over one that is dialled at the same time, but not when nobody is at its
+/// other end any more.
+#[tokio::test]
+async fn who_is_started_again_at_once_reaches_those_that_had_just_dialled_it() {
+    let [smaller, larger] = if public(1) < public(2) { [1, 2] } else { [2, 1] };
+    let a = Node::new(smaller).await;
+    let (b, runtime) = Node::mortal(larger).await;
+    a.knows(&b);
+    let of_a = within(a.links.chunks(b.key())).await.unwrap();
+    assert_eq!(within(echo(&of_a, b"first life")).await, b"first life");
+    let b = b.killed_and_started_again(runtime, larger).await;
+    assert_eq!(of_a.close_reason(), None, "nobody told it");
+    b.knows(&a);
+    let of_b = within(b.links.chunks(a.key())).await.unwrap();
+    assert_eq!(within(echo(&of_b, b"second life")).await, b"second life");
+    let of_a = within(a.links.chunks(b.key())).await.unwrap();
+    assert_eq!(within(echo(&of_a, b"both ways")).await, b"both ways");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Opening connections to members.
 
-use super::limits::{DIAL_TIMEOUT, DIAL_TURN};
+use super::limits::{CROSSING_PAUSE, DIAL_TIMEOUT, DIAL_TURN};
 use super::table::{Protocol, Table};
 use super::{Inner, Refusal, greeting, short, sync};
 use crate::dial::DialError;
@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 impl Inner {
     /// Starts to open a connection. Whether it may be had.
@@ -65,16 +65,14 @@ async fn run(inner: Arc<Inner>, node: NodeKey, protocol: Protocol, addresses: Ve
     if !inner.table().start(&node, protocol) {
         return;
     }
-    let mut dial = pin!(timeout(DIAL_TIMEOUT, open(&inner, node, protocol, addresses)));
-    let answered = match timeout(DIAL_TURN, &mut dial).await {
-        Ok(answered) => answered,
+    let mut dial = pin!(open_once_or_twice(&inner, node, protocol, &addresses));
+    let opened = match timeout(DIAL_TURN, &mut dial).await {
+        Ok(opened) => opened,
         Err(_) => {
             drop(turn);
             dial.await
         }
     };
-    let opened =
-        answered.unwrap_or_else(|_| Err(Refusal::Lost(format!("no answer within {} s", DIAL_TIMEOUT.as_secs()))));
     let Err(refusal) = opened else { return };
     let (is_duplicate, is_lasting) = (refusal.is_by(Close::Duplicate), refusal.is_lasting());
     let error = DialError::from(refusal);
@@ -91,13 +89,27 @@ async fn run(inner: Arc<Inner>, node: NodeKey, protocol: Protocol, addresses: Ve
     }
 }
 
-async fn open(
+/// Twice where the other end keeps a connection in the other direction that this end does not have.
+async fn open_once_or_twice(
     inner: &Arc<Inner>,
     node: NodeKey,
     protocol: Protocol,
-    addresses: Vec<SocketAddr>,
+    addresses: &[SocketAddr],
 ) -> Result<(), Refusal> {
-    let address = locate(&node, &addresses).ok_or_else(|| Refusal::Lost("its name is no key".to_owned()))?;
+    let late = |_| Err(Refusal::Lost(format!("no answer within {} s", DIAL_TIMEOUT.as_secs())));
+    let try_once = || timeout(DIAL_TIMEOUT, open(inner, node, protocol, addresses));
+    match try_once().await.unwrap_or_else(late) {
+        Err(refusal) if refusal.is_by(Close::Duplicate) => {
+            sleep(CROSSING_PAUSE).await;
+            let is_there = inner.table().has_open(&node, protocol);
+            if is_there { Err(refusal) } else { try_once().await.unwrap_or_else(late) }
+        }
+        opened => opened,
+    }
+}
+
+async fn open(inner: &Arc<Inner>, node: NodeKey, protocol: Protocol, addresses: &[SocketAddr]) -> Result<(), Refusal> {
+    let address = locate(&node, addresses).ok_or_else(|| Refusal::Lost("its name is no key".to_owned()))?;
     let connected = inner.endpoint.connect(address, &name_at(protocol.name(), &node)).await;
     let connection = connected.map_err(|error| Refusal::Lost(format!("{error:#}")))?;
     let greeted = greeting::greet(&connection, &inner.identity, protocol).await;

@@ -30,6 +30,9 @@ pub const SWEEP: Duration = Duration::from_secs(10);
 pub const HOLD_MAX: Duration = Duration::from_secs(3);
 /// A connection that comes in so soon after one that took precedence is the other half of a simultaneous dial.
 pub const CROSSING: Duration = Duration::from_secs(3);
+/// Who is told that the connection in the other direction is kept waits so long for it. Is it not there by then, it was one
+/// of this node's life before, and the other end takes the next dial.
+pub const CROSSING_PAUSE: Duration = Duration::from_millis(50);
 /// A peer that was cut off is not spoken to for so long, lest it costs a handshake each time.
 pub const REST_AFTER_CUT: Duration = Duration::from_secs(2);
 /// How long closing waits for others to hear of it.

@@ -58,6 +58,8 @@ pub(super) struct Link {
     pub since: SystemTime,
     /// This node dialled it.
     pub is_dialled: bool,
+    /// A connection from the other end was refused because there is this one.
+    took_precedence: bool,
     pub activity: Activity,
 }
 
@@ -367,6 +369,7 @@ impl Table {
             opened: now,
             since: SystemTime::now(),
             is_dialled,
+            took_precedence: false,
             activity: Activity::new(now),
         };
         let replaced = lane.link.replace(link).map(|old| old.connection);
@@ -394,6 +397,10 @@ impl Table {
         peer.open(protocol).is_some()
     }
 
+    pub fn has_open(&mut self, node: &NodeKey, protocol: Protocol) -> bool {
+        self.peers.get_mut(node).is_some_and(|peer| peer.open(protocol).is_some())
+    }
+
     /// Whether a node is spoken to at all.
     pub fn may_enter(&self, node: &NodeKey, now: Instant) -> Result<(), super::Refusal> {
         if self.is_closing {
@@ -409,13 +416,17 @@ impl Table {
     }
 
     /// Whether a connection to `node` that takes precedence is there, or is being opened: then what its end is told by.
+    /// One does so once: who dials again has not got it, because it was started again since.
     pub fn crossing(&mut self, node: &NodeKey, protocol: Protocol, now: Instant) -> Crossing {
-        let Some(peer) = self.peers.get_mut(node) else { return Crossing::No };
-        let young = |link: &&Link| link.is_dialled && now.saturating_duration_since(link.opened) < CROSSING;
-        if peer.open(protocol).filter(young).is_some() {
-            return Crossing::Open;
+        let Some(lane) = self.peers.get_mut(node).map(|peer| peer.lane(protocol)) else { return Crossing::No };
+        let young = |link: &&mut Link| link.is_dialled && now.saturating_duration_since(link.opened) < CROSSING;
+        if let Some(link) = lane.link.as_mut().filter(|link| link.is_open()).filter(young) {
+            return match std::mem::replace(&mut link.took_precedence, true) {
+                true => Crossing::No,
+                false => Crossing::Open,
+            };
         }
-        match &peer.lane(protocol).dialling {
+        match &lane.dialling {
             Some(dialling) if dialling.has_started => Crossing::Opening(dialling.ended.subscribe()),
             _ => Crossing::No,
         }
