@@ -63,10 +63,10 @@ impl Upstreams {
         self.0.get_mut(id).is_some_and(|health| health.breaker.begin(now_ms))
     }
 
-    /// It was not asked after all.
-    pub fn abandoned(&mut self, id: UpstreamId) {
+    /// It was not asked after all what it might be asked at `began_ms`.
+    pub fn abandoned(&mut self, id: UpstreamId, began_ms: u64) {
         if let Some(health) = self.0.get_mut(id) {
-            health.breaker.abandoned();
+            health.breaker.abandoned(began_ms);
         }
     }
 

@@ -46,11 +46,13 @@ fn a_probe_that_was_never_sent_keeps_nobody_waiting() {
     (0..3).for_each(|_| upstreams.failed(0, 0));
     assert!(upstreams.begin(0, 5_000));
     assert!(upstreams.order(5_001).is_empty(), "a probe is out");
-    upstreams.abandoned(0);
+    upstreams.abandoned(0, 0);
+    assert!(upstreams.order(5_001).is_empty(), "what began before the breaker opened was no probe");
+    upstreams.abandoned(0, 5_000);
     assert_eq!(upstreams.order(5_001), [0]);
     assert!(upstreams.begin(0, 5_001));
     upstreams.answered(0, true, 1);
-    upstreams.abandoned(0);
+    upstreams.abandoned(0, 5_001);
     assert_eq!(upstreams.health()[0].breaker, Breaker::default());
 }
 

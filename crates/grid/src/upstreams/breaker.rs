@@ -65,10 +65,10 @@ impl Breaker {
         *self = Breaker::default();
     }
 
-    /// A request that was let through was never sent: the next one may be the probe.
-    pub fn abandoned(&mut self) {
+    /// A request that was let through at `began_ms` was never sent: if it was the probe, the next one may be.
+    pub fn abandoned(&mut self, began_ms: u64) {
         if let Some(tripped) = &mut self.tripped {
-            tripped.probe_since_ms = None;
+            tripped.probe_since_ms = tripped.probe_since_ms.filter(|since| *since != began_ms);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shoal_wire::mesh::manifest::ChunkRef;
 use shoal_wire::mesh::transfer::{
@@ -26,6 +26,8 @@ const PATIENCE: Patience = Patience {
 /// Attempts at one request, three seconds of waiting between them all: long enough for a node that is started again.
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Between looks at a commit that goes on without the connection that it was asked by.
+const COMMIT_PAUSE: Duration = Duration::from_secs(2);
 /// An error's text for people.
 const ERROR_TEXT_MAX: usize = 4096;
 
@@ -132,7 +134,15 @@ impl Remote {
 
     /// Makes paths valid there. [`RemoteError::Conflict`]: chunks have to be asked about and brought again.
     pub fn commit(&self, upload: &str, commit: &Commit) -> Answer<()> {
-        self.post(&format!("api/v1/push/{upload}/commit"), &commit.encode()).map(|_| ())
+        let (at, body) = (format!("api/v1/push/{upload}/commit"), commit.encode());
+        let until = Instant::now() + PATIENCE.first_byte;
+        loop {
+            match self.post(&at, &body) {
+                // An attempt whose connection broke goes on there, and is busy until its end.
+                Err(RemoteError::Failed { status: 503, .. }) if Instant::now() < until => thread::sleep(COMMIT_PAUSE),
+                outcome => return outcome.map(|_| ()),
+            }
+        }
     }
 
     /// What the path with this hash part is made of; `None` where the node has no such path.
@@ -280,6 +290,13 @@ mod tests {
         for wrong in [&[][..], &[two], &[one, one], &[one, two, two]] {
             assert!(is_alien(remote.decoded(&batch(wrong), &asked), "other chunks"), "{wrong:?}");
         }
+    }
+
+    /// One that goes on there without its connection, for longer than anything else is tried.
+    #[test]
+    fn a_commit_that_goes_on_is_waited_for() {
+        let busy = (0..ATTEMPTS).map(|_| (503, b"this upload is being committed".to_vec()));
+        remote(busy.chain([(200, Vec::new())]).collect()).commit("u", &Commit(Vec::new())).unwrap();
     }
 
     #[test]

@@ -210,9 +210,6 @@ impl Body {
     /// The body with its first piece made, or why it can't be. `room`: for what it holds while it is sent.
     pub async fn begun(self, room: Room) -> io::Result<Body> {
         let Body { kind: Kind::Pieces(mut pieces), left, in_flight, .. } = self else { return Ok(self) };
-        if left == 0 {
-            return Ok(Body::empty());
-        }
         match std::future::poll_fn(|context| pieces.poll_piece(context)).await {
             Some(piece) => Ok(Body { kind: Kind::Begun(piece?, pieces), left, in_flight, room: Some(room) }),
             None => Err(io::ErrorKind::UnexpectedEof.into()),

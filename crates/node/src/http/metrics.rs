@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{HeaderValue, StatusCode};
+use tokio::task::spawn_blocking;
 
 use super::connection::{Offered, Traffic, Unanswered};
 use super::{Body, Cache, Response, response};
@@ -34,8 +35,7 @@ pub struct InFlight {
     metrics: Arc<Metrics>,
     /// The next piece, or the end, waits for the client.
     offered: Option<Offered>,
-    /// Bytes of the last piece that was handed over.
-    sent: Option<u64>,
+    last_piece_bytes: Option<u64>,
     unanswered: Unanswered,
 }
 
@@ -43,7 +43,7 @@ impl InFlight {
     /// `connection`: of the client's own connection.
     pub fn new(metrics: &Arc<Metrics>, connection: &Arc<Traffic>) -> InFlight {
         metrics.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight { metrics: metrics.clone(), offered: None, sent: None, unanswered: connection.begin() }
+        InFlight { metrics: metrics.clone(), offered: None, last_piece_bytes: None, unanswered: connection.begin() }
     }
 
     /// From now on the client is waited for.
@@ -53,7 +53,7 @@ impl InFlight {
 
     /// The client has room for a piece.
     pub fn asked(&mut self) {
-        if self.offered.take().is_some() && self.sent.is_some() {
+        if self.offered.take().is_some() && self.last_piece_bytes.is_some() {
             self.unanswered.took();
         }
     }
@@ -61,14 +61,14 @@ impl InFlight {
     /// A piece of so many bytes is handed over.
     pub fn sent(&mut self, bytes: u64) {
         self.metrics.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.sent = Some(bytes);
+        self.last_piece_bytes = Some(bytes);
         self.offer();
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if let (Some(_), Some(bytes)) = (&self.offered, self.sent) {
+        if let (Some(_), Some(bytes)) = (&self.offered, self.last_piece_bytes) {
             self.unanswered.took_last(bytes);
         }
         self.metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -133,8 +133,11 @@ fn load(counter: &AtomicU64) -> u64 {
 }
 
 pub async fn get(cache: Arc<Cache>) -> Response {
-    let stats = match cache.store.stats() {
-        Ok(stats) => stats,
+    let store = cache.store.clone();
+    // It waits for who appends.
+    let stats = match spawn_blocking(move || store.stats()).await {
+        Ok(Ok(stats)) => stats,
+        Ok(Err(error)) => return response::unreadable("/metrics", &error),
         Err(error) => return response::unreadable("/metrics", &error),
     };
     let mut page = Page(String::new());

@@ -156,6 +156,7 @@ impl Keeper {
             return Ok(Kept::Waits);
         }
         let up_to = |max_freed| GcRequest { max_freed, ..GcRequest::new(GcAction::DeleteDead) };
+        // Twice where paths must go as well: in one, those would make up for what there is room for without them.
         let mut report = collect(&up_to(0))?;
         let mut used = store.stats()?.segment_bytes;
         if used > high {

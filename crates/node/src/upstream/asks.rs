@@ -350,18 +350,18 @@ impl Asks {
             // Behind a queue that was too long nobody waits any more.
             match Instant::now() < until {
                 true => asks.tell(&asked, asks.hear(id, &asked.1)),
-                false => asks.abandon(&asked),
+                false => asks.abandon(&asked, now_ms),
             }
         });
         if !submitted {
-            self.abandon(&key);
+            self.abandon(&key, now_ms);
         }
         true
     }
 
     /// A question was not put after all.
-    fn abandon(&self, key: &Key) {
-        self.lock().health.abandoned(key.0);
+    fn abandon(&self, key: &Key, began_ms: u64) {
+        self.lock().health.abandoned(key.0, began_ms);
         self.tell(key, Heard::Failed);
     }
 

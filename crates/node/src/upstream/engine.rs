@@ -157,7 +157,7 @@ impl Engine {
         match self.download_from_any(&flight) {
             Ok(held) => {
                 flight.verified();
-                if flight.has_tape() {
+                if flight.brings_references {
                     self.bring_references(&held.info, flight.urgency());
                 }
                 let mut state = self.lock();
@@ -168,8 +168,8 @@ impl Engine {
         }
     }
 
-    /// Begins to fetch what a path refers to. Of one that is streamed this is not looked for before, because its reader
-    /// waits. What is not to be had is found out when the path is committed.
+    /// Begins to fetch what a path refers to. Of one that is fetched for a reader this is not looked for before, because
+    /// it waits. What is not to be had is found out when the path is committed.
     fn bring_references(self: &Arc<Self>, info: &PathInfo, urgency: Urgency) {
         let mut references = info.references.clone();
         references.remove(&info.path);

@@ -26,6 +26,8 @@ pub struct Flight {
     pub path: StorePath,
     /// The offer it began with.
     pub offer: Arc<Offer>,
+    /// What it refers to is not on its way already.
+    pub brings_references: bool,
     /// Set when bytes begin to arrive.
     pub begun: AtomicBool,
     /// Of the most urgent that waits for it.
@@ -55,13 +57,14 @@ struct State {
 }
 
 impl Flight {
-    /// `dir` is where a tape goes, if one is wanted.
+    /// `dir` is where a tape goes, if it is fetched for a reader, who does not wait for what it refers to.
     pub fn new(offer: Arc<Offer>, roots: TempRoots, urgency: Urgency, dir: Option<&Path>) -> Flight {
         roots.add(&offer.info.path);
         offer.info.references.iter().for_each(|reference| roots.add(reference));
         let flight = Flight {
             path: offer.info.path.clone(),
             offer,
+            brings_references: dir.is_some(),
             begun: AtomicBool::new(false),
             urgency: Mutex::new(urgency),
             nar_bytes: AtomicU64::new(0),

@@ -3,13 +3,13 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use shoal_node::upstream::{Authorities, CLIENT_BUDGET};
+use shoal_node::upstream::{Authorities, CLIENT_BUDGET, Patience};
 use shoal_wire::nix::hash::{Hash, sha256};
 use shoal_wire::nix::narinfo::Compression;
 use shoal_wire::nix::signature::SecretKey;
 use shoal_wire::nix::store_path::StoreDir;
 
-use super::lab::{Lab, Published, as_cache, cache, key, noise};
+use super::lab::{Lab, PATIENCE, Published, as_cache, cache, key, noise};
 use super::server::{DRIP_TIME, Reply, Server};
 
 /// More than any bound in the lab, less than a hang.
@@ -221,11 +221,15 @@ fn silence_costs_little() {
     let since = Instant::now();
     assert!(lab.upstreams.offer(published.path.hash_part()).is_some());
     assert!(since.elapsed() < CLIENT_BUDGET);
-    let lab = Lab::behind(&[&bad]);
+    // Nothing else ends it in time.
+    let minute = Duration::from_secs(60);
+    let patience = Patience { ask: minute, first_byte: minute, stall: minute, ..PATIENCE };
+    let lab = Lab::with(&[bad.url()], Authorities::default(), patience);
     let since = Instant::now();
     assert!(lab.upstreams.offer(published.path.hash_part()).is_none());
     // It may take a while to begin, on a busy machine.
     assert!(since.elapsed() < CLIENT_BUDGET + Duration::from_secs(10));
+    bad.open_gate();
 }
 
 /// Who reads a path may have what it refers to, and waits for nothing of it.

@@ -44,13 +44,17 @@ impl Lab {
     }
 
     pub fn with_authorities(urls: &[String], authorities: Authorities) -> Lab {
+        Lab::with(urls, authorities, PATIENCE)
+    }
+
+    pub fn with(urls: &[String], authorities: Authorities, patience: Patience) -> Lab {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
         let options = Options {
             cold: None,
             locations: urls.iter().map(|url| Location::parse(url).unwrap()).collect(),
             authorities,
-            patience: PATIENCE,
+            patience,
             trusted_keys: [key().public()].into_iter().collect(),
             require_sigs: true,
         };

@@ -98,9 +98,9 @@ impl Uploads {
         act: impl FnOnce(&mut ChunkHold) -> Outcome<T>,
     ) -> Outcome<T> {
         let hold = self.hold(&name, store, true)?;
-        let committing = Committing { uploads: self, name: &name, hold: hold.clone() };
+        let _committing = Committing { uploads: self, name: &name, hold: hold.clone() };
         let done = self.act(&name, hold, new, act)??;
-        drop(committing);
+        // While nobody else is let in.
         self.all().remove(&name);
         Ok(done)
     }

@@ -113,9 +113,9 @@ impl HeldNars {
     pub fn hold(&self, owner: &str, file: String, nar: HeldNar, now: Instant) -> Result<(), Full> {
         let mut state = self.lock();
         let load = Load::of(&nar);
-        if state.room(owner, load).is_err() {
+        if let Err(full) = state.room(owner, load) {
             state.drop_stale(now);
-            state.drop_used();
+            state.drop_used(|of| full == Full::All || of == owner);
         }
         state.remove(&file);
         state.room(owner, load)?;
@@ -159,7 +159,7 @@ impl HeldNars {
 
     /// Lets go of those of which a path was made: their chunks are then the path's alone, and go with it.
     pub fn let_go_of_used(&self) {
-        self.lock().drop_used();
+        self.lock().drop_used(|_| true);
     }
 
     pub fn tidy(&self, now: Instant) {
@@ -216,9 +216,9 @@ impl State {
         stale.iter().for_each(|file| self.remove(file));
     }
 
-    fn drop_used(&mut self) {
-        let used: Vec<String> =
-            self.nars.iter().filter(|(_, entry)| entry.used).map(|(file, _)| file.clone()).collect();
+    fn drop_used(&mut self, of: impl Fn(&str) -> bool) {
+        let used = self.nars.iter().filter(|(_, entry)| entry.used && of(&entry.owner));
+        let used: Vec<String> = used.map(|(file, _)| file.clone()).collect();
         used.iter().for_each(|file| self.remove(file));
     }
 }
