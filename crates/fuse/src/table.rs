@@ -328,13 +328,18 @@ impl Inner {
         Some(shown)
     }
 
-    /// Takes out all that the kernel knows nothing of.
+    /// Takes out all that is found and that the kernel knows nothing of, in one pass: everybody else waits for it.
     fn drop_unknown(&mut self) {
-        let unknown: Vec<Arc<Shown>> = self.by_name.values().filter(|shown| !shown.is_known()).cloned().collect();
-        for shown in unknown {
-            self.by_name.remove(&shown.name);
-            self.drop_if_forgotten(&shown);
-        }
+        let Inner { by_name, by_base, entries, .. } = self;
+        by_base.retain(|shown| {
+            let is_found = by_name.get(&shown.name).is_some_and(|found| Arc::ptr_eq(found, shown));
+            let goes = is_found && !shown.is_known();
+            if goes {
+                by_name.remove(&shown.name);
+                *entries -= u64::from(shown.tree.len());
+            }
+            !goes
+        });
     }
 
     /// As many numbers as nobody had. `None` where there are no more, or they cannot be written down: numbers that the
@@ -382,6 +387,7 @@ impl Inner {
 mod tests {
     use super::*;
     use crate::testing;
+    use std::time::Instant;
 
     fn tree(seed: u64) -> Tree {
         Tree::new(&testing::path(&[("a", testing::file(&testing::noise(seed, 10))), ("b", testing::link("a"))]).0)
@@ -458,6 +464,24 @@ mod tests {
         assert!(table.by_name("unused").is_none() && table.by_name("used").is_some());
         table.by_name("wanted").unwrap().looked_up();
         assert!(table.insert_wanted("more", tree(4)).is_none(), "all there is is used");
+    }
+
+    /// Taken out one by one, each of them would move all that come behind it: for so many, longer than to fill it.
+    #[test]
+    fn room_is_made_of_many_paths_in_one_pass() {
+        const PATHS: u64 = 200_000;
+        let (manifest, _) = testing::path(&[("", testing::file(b"a"))]);
+        let file = || Tree::new(&manifest);
+        let table = Table::of(PATHS, None, Reservations::default());
+        let since = Instant::now();
+        let used = table.insert("used", file()).unwrap();
+        used.looked_up();
+        (1..PATHS).for_each(|number| drop(table.insert(&number.to_string(), file()).unwrap()));
+        let (filled, since) = (since.elapsed(), Instant::now());
+        table.insert_wanted("wanted", file()).unwrap();
+        let made = since.elapsed();
+        assert_eq!(table.size(), (2, 2));
+        assert!(made < filled, "{made:?}, and filling it took {filled:?}");
     }
 
     #[test]
