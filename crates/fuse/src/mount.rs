@@ -354,18 +354,19 @@ impl Shared {
         }
     }
 
-    /// Whether the kernel may have something of a path. What it was given by an earlier server nobody counted, so it is
-    /// asked.
+    /// Whether the kernel may have something of a path, also where it is not found any more. What it was given by an
+    /// earlier server nobody counted, so it is asked.
     fn is_known(&self, name: &str) -> bool {
+        let mut shown = self.table.all_of(name).into_iter();
         let Some(device) = self.device.get() else {
-            return self.table.by_name(name).is_some_and(|shown| shown.is_known());
+            return shown.any(|shown| shown.is_known());
         };
         let is_known = |node| resumed::is_known(device.as_fd(), node);
-        match self.table.by_name(name) {
-            Some(shown) if shown.is_restored() => shown.known_node(is_known).is_some(),
-            Some(shown) => shown.is_known(),
-            None => self.table.restored(name).is_some_and(|mut nodes| nodes.any(is_known)),
-        }
+        let is_shown_known = |shown: Arc<Shown>| match shown.is_restored() {
+            true => shown.known_node(is_known).is_some(),
+            false => shown.is_known(),
+        };
+        shown.any(is_shown_known) || self.table.restored(name).is_some_and(|mut nodes| nodes.any(is_known))
     }
 
     pub(crate) fn end(&self) {
@@ -436,3 +437,7 @@ pub(crate) fn config(options: &Options) -> Config {
     config.n_threads = Some(ANSWERERS);
     config
 }
+
+#[cfg(test)]
+#[path = "mount_tests.rs"]
+pub(crate) mod tests;

@@ -51,6 +51,8 @@ struct Inner {
     by_name: HashMap<Box<str>, Arc<Shown>>,
     /// In the order of their numbers. Those that are not in `by_name` are gone but not forgotten.
     by_base: Vec<Arc<Shown>>,
+    /// These, by their names: a name may have had several.
+    gone: HashMap<Box<str>, Vec<Arc<Shown>>>,
     /// Numbers given out so far, but for those that no path has.
     next: u64,
     entries: u64,
@@ -129,9 +131,9 @@ impl Default for Table {
 }
 
 impl Table {
-    fn of(entries_max: u64, numbers: Option<Numbers>, reserved: Reservations) -> Table {
-        let (by_name, by_base, next) = (HashMap::new(), Vec::new(), reserved.end());
-        Table(RwLock::new(Inner { by_name, by_base, next, entries: 0, entries_max, numbers, reserved }))
+    pub(crate) fn of(entries_max: u64, numbers: Option<Numbers>, reserved: Reservations) -> Table {
+        let (by_name, by_base, gone, next) = (HashMap::new(), Vec::new(), HashMap::new(), reserved.end());
+        Table(RwLock::new(Inner { by_name, by_base, gone, next, entries: 0, entries_max, numbers, reserved }))
     }
 
     /// Writes down the numbers that it gives out. `reserved`: those that were given out before.
@@ -162,6 +164,12 @@ impl Table {
         self.read().by_name.get(name).cloned()
     }
 
+    /// All that is in memory of a name: what is found by it, and what was and is not forgotten.
+    pub fn all_of(&self, name: &str) -> Vec<Arc<Shown>> {
+        let inner = self.read();
+        inner.by_name.get(name).into_iter().chain(inner.gone.get(name).into_iter().flatten()).cloned().collect()
+    }
+
     /// The path that a node is of, and which of its entries.
     pub fn by_node(&self, node: u64) -> Option<(Arc<Shown>, u32)> {
         let inner = self.read();
@@ -190,8 +198,8 @@ impl Table {
     /// A path is not found any more; the one it was. Whoever has something of it open keeps it.
     pub fn remove(&self, name: &str) -> Option<Arc<Shown>> {
         let mut inner = self.write();
-        let shown = inner.by_name.remove(name)?;
-        inner.drop_if_forgotten(&shown);
+        let shown = inner.by_name.get(name)?.clone();
+        inner.lose(&shown);
         Some(shown)
     }
 
@@ -220,8 +228,7 @@ impl Table {
         let mut inner = self.write();
         let is_found = inner.is_found(shown);
         if is_found {
-            inner.by_name.remove(&shown.name);
-            inner.drop_if_forgotten(shown);
+            inner.lose(shown);
         }
         is_found
     }
@@ -363,16 +370,30 @@ impl Inner {
         self.by_name.get(&shown.name).is_some_and(|found| Arc::ptr_eq(found, shown))
     }
 
+    /// What is found is not any more.
+    fn lose(&mut self, shown: &Arc<Shown>) {
+        self.by_name.remove(&shown.name);
+        self.gone.entry(shown.name.clone()).or_default().push(shown.clone());
+        self.drop_if_forgotten(shown);
+    }
+
+    /// Of what is not found any more.
     fn drop_if_forgotten(&mut self, shown: &Arc<Shown>) {
         if !shown.is_known() {
             self.take_out(shown);
         }
     }
 
+    /// For good, what is not found any more.
     fn take_out(&mut self, shown: &Arc<Shown>) {
-        if let Some(at) = self.place(shown) {
-            self.by_base.remove(at);
-            self.entries -= u64::from(shown.tree.len());
+        let Some(at) = self.place(shown) else { return };
+        self.by_base.remove(at);
+        self.entries -= u64::from(shown.tree.len());
+        if let Some(of_name) = self.gone.get_mut(&shown.name) {
+            of_name.retain(|other| !Arc::ptr_eq(other, shown));
+            if of_name.is_empty() {
+                self.gone.remove(&shown.name);
+            }
         }
     }
 
@@ -421,8 +442,10 @@ mod tests {
         assert!(table.by_node(shown.node(0)).is_some());
         let again = table.insert("one", tree(1)).unwrap();
         assert_ne!(again.base, shown.base);
+        assert_eq!(table.all_of("one").iter().map(|one| one.base).collect::<Vec<_>>(), [again.base, shown.base]);
         table.forgotten(shown.node(0), 1);
         assert!(table.by_node(shown.node(0)).is_none());
+        assert_eq!((table.all_of("one").len(), table.read().gone.len()), (1, 0));
         assert_eq!(table.size(), (1, 3));
         again.looked_up();
         table.forgotten(again.node(0), 1);
