@@ -127,34 +127,10 @@ impl ViewMount {
     }
 
     fn hold(&self, names: &[&str], is_over: &dyn Fn() -> bool) -> Result<Held, ViewError> {
-        let Shared { table, loads, fetches, .. } = &*self.handle.shared;
-        let outdated = names.iter().filter_map(|name| table.by_name(name)).filter(|shown| fetches.is_outdated(shown));
-        outdated.for_each(|shown| self.handle.lost(&shown));
-        let mut held = Held::new(table.clone());
-        let mut missing: Vec<&str> = names.iter().copied().filter(|name| !held.add(name)).collect();
-        for batch in missing.chunks_mut(LOADS_MAX) {
-            let (tell, told) = mpsc::channel::<Found>();
-            for name in batch.iter() {
-                let tell = tell.clone();
-                // Who does not wait any more does not listen.
-                loads.look_up(name, Box::new(move |found| drop(tell.send(found))));
-            }
-            drop(tell);
-            let mut has_room = true;
-            loop {
-                match told.recv_timeout(OVER_LOOK) {
-                    Ok(found) => has_room &= !matches!(found, Found::NoRoom),
-                    Err(RecvTimeoutError::Disconnected) => break,
-                    Err(RecvTimeoutError::Timeout) if is_over() => return Err(ViewError::Withdrawn),
-                    Err(RecvTimeoutError::Timeout) => {}
-                }
-            }
-            if let Some(name) = batch.iter().find(|name| !held.add(name)) {
-                let name = (*name).to_owned();
-                return Err(if has_room { ViewError::Path { name } } else { ViewError::NoRoom { name } });
-            }
-        }
-        Ok(held)
+        let shared = &self.handle.shared;
+        let shown = names.iter().filter_map(|name| shared.table.by_name(name));
+        shown.filter(|shown| shared.fetches.is_outdated(shown)).for_each(|shown| self.handle.lost(&shown));
+        hold(shared, names, is_over)
     }
 
     /// What is to be told of paths that come and go.
@@ -229,6 +205,39 @@ impl Drop for View {
     }
 }
 
+/// Holds paths, and waits for what is not known of them yet.
+fn hold(shared: &Shared, names: &[&str], is_over: &dyn Fn() -> bool) -> Result<Held, ViewError> {
+    let mut held = Held::new(shared.table.clone());
+    let missing: Vec<&str> = names.iter().copied().filter(|name| !held.add(name)).collect();
+    for batch in missing.chunks(LOADS_MAX) {
+        let (tell, told) = mpsc::channel::<Found>();
+        for name in batch {
+            let tell = tell.clone();
+            // Who does not wait any more does not listen.
+            shared.loads.look_up(name, Box::new(move |found| drop(tell.send(found))));
+        }
+        drop(tell);
+        let (mut found, mut has_room) = (Vec::new(), true);
+        loop {
+            match told.recv_timeout(OVER_LOOK) {
+                Ok(Found::Path(shown)) => found.push(shown),
+                Ok(Found::NoRoom) => has_room = false,
+                Ok(Found::Nothing | Found::Failed) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) if is_over() => return Err(ViewError::Withdrawn),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        if let Some(name) = batch.iter().find(|name| !held.add(name)) {
+            // What was found and is not there any more went for the room of others, perhaps of this batch.
+            let had_room = has_room && !found.iter().any(|shown| *shown.name == **name);
+            let name = (*name).to_owned();
+            return Err(if had_room { ViewError::Path { name } } else { ViewError::NoRoom { name } });
+        }
+    }
+    Ok(held)
+}
+
 fn serve(shared: &Arc<Shared>, options: &Options) -> io::Result<(BackgroundSession, OwnedFd)> {
     let device = openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -268,4 +277,26 @@ fn abort(root: &OwnedFd) -> io::Result<()> {
     let file = openat(control, format!("{connection}/abort"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(file, b"1")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::tests::shared;
+    use crate::numbers::Reservations;
+
+    #[test]
+    fn a_view_for_whose_paths_its_own_went_is_tried_again_and_finds_room() {
+        // Two of three entries each.
+        let shared = shared(Table::of(7, None, Reservations::default()));
+        drop(hold(&shared, &["unused"], &|| false).unwrap());
+        let both = hold(&shared, &["one", "two"], &|| false);
+        assert!(matches!(both, Err(ViewError::NoRoom { .. })));
+        let both = hold(&shared, &["one", "two"], &|| false).unwrap();
+        assert_eq!(both.paths().len(), 2);
+        let more = hold(&shared, &["more"], &|| false);
+        assert!(matches!(more, Err(ViewError::NoRoom { .. })), "all there is is used");
+        drop(both);
+        shared.end();
+    }
 }
