@@ -1,9 +1,10 @@
 //! Paths that are looked up at the root and are not in memory yet.
 //!
-//! Invariants: a name is asked for once at a time, however many look it up; nobody waits beyond the deadline, since who
-//! waits in a lookup cannot be killed; what comes late is shown to the next who asks.
+//! Invariants: a name is asked for once at a time, however many look it up, and again where that failed, for as long as
+//! somebody waits; nobody waits beyond the deadline, since who waits in a lookup cannot be killed; what comes late is
+//! shown to the next who asks.
 
-use crate::source::Source;
+use crate::source::{Source, SourceError};
 use crate::table::{Shown, Table};
 use crate::tree::Tree;
 use std::collections::{HashMap, VecDeque};
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 const WORKERS: usize = 8;
 /// Names that wait to be asked for; more fail at once.
 const QUEUE_MAX: usize = 4096;
+/// What failed is asked for again after so long.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What came of looking a path up.
 #[derive(Clone)]
@@ -46,6 +49,8 @@ pub struct Loads {
 #[derive(Default)]
 struct State {
     queue: VecDeque<String>,
+    /// Names that failed, in the order of the times from which they are asked for again.
+    again: VecDeque<(Instant, String)>,
     /// Who waits for each name that is asked for.
     waiting: HashMap<String, Vec<(Instant, Tell)>>,
     /// Who waits for the list of names to be complete.
@@ -89,7 +94,7 @@ impl Loads {
     pub fn look_up(&self, name: &str, tell: Tell) {
         let mut state = self.state();
         let is_new = !state.waiting.contains_key(name);
-        if state.is_over || (is_new && state.queue.len() >= QUEUE_MAX) {
+        if state.is_over || (is_new && state.queue.len() + state.again.len() >= QUEUE_MAX) {
             drop(state);
             return tell(Found::Failed);
         }
@@ -133,46 +138,82 @@ impl Loads {
     }
 
     fn work(&self) {
-        loop {
-            let mut state = self.state();
-            let name = loop {
-                match state.queue.pop_front() {
-                    _ if state.is_over => return,
-                    // All who waited were told that it took too long.
-                    Some(name) if state.waiting.get(&name).is_none_or(Vec::is_empty) => {
-                        state.waiting.remove(&name);
-                    }
-                    Some(name) => break name,
-                    None => state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-                }
-            };
-            drop(state);
-            let found = self.load(&name, Table::insert_wanted);
-            let waiting = self.state().waiting.remove(&name).unwrap_or_default();
-            for (_, tell) in waiting {
-                tell(found.clone());
-            }
+        while let Some(name) = self.next() {
+            let loaded = self.load(&name, Table::insert_wanted);
+            self.came(name, loaded);
         }
     }
 
-    fn load(&self, name: &str, insert: fn(&Table, &str, Tree) -> Option<Arc<Shown>>) -> Found {
-        if let Some(shown) = self.table.by_name(name) {
-            return Found::Path(shown);
-        }
-        match self.source.manifest(name) {
-            Ok(Some(manifest)) => match insert(&self.table, name, Tree::new(&manifest)) {
-                Some(shown) => Found::Path(shown),
-                None => {
-                    tracing::warn!(name, "there is no room for another path in the mount");
-                    Found::NoRoom
+    /// The next name to ask for; those that failed come after those that nobody asked for yet. `None` at the end.
+    fn next(&self) -> Option<String> {
+        let mut state = self.state();
+        while !state.is_over {
+            let now = Instant::now();
+            let name = match state.queue.pop_front() {
+                None if state.again.front().is_some_and(|(at, _)| *at <= now) => {
+                    state.again.pop_front().map(|(_, name)| name)
                 }
-            },
-            Ok(None) => Found::Nothing,
-            Err(error) => {
-                tracing::warn!(name, %error, "a path could not be looked up");
-                Found::Failed
+                name => name,
+            };
+            match name {
+                // All who waited were told that it took too long.
+                Some(name) if state.waiting.get(&name).is_none_or(Vec::is_empty) => {
+                    tracing::warn!(name, "a path was looked up for too long");
+                    state.waiting.remove(&name);
+                }
+                Some(name) => {
+                    // Somebody else minds the time from which others are asked for again.
+                    if !state.again.is_empty() {
+                        self.work.notify_one();
+                    }
+                    return Some(name);
+                }
+                None => {
+                    state = match state.again.front().map(|(at, _)| at.saturating_duration_since(now)) {
+                        Some(pause) => self.work.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0,
+                        None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+                    };
+                }
             }
         }
+        None
+    }
+
+    /// Tells who waits for a name; what failed is put back while there is anybody.
+    fn came(&self, name: String, loaded: Result<Found, SourceError>) {
+        let mut state = self.state();
+        let is_awaited = state.waiting.get(&name).is_some_and(|waiting| !waiting.is_empty());
+        if let Err(SourceError::Failed(why)) = &loaded
+            && is_awaited
+            && !state.is_over
+        {
+            tracing::debug!(name, why, "a path is looked up again");
+            state.again.push_back((Instant::now() + LOOK_AGAIN, name));
+            return;
+        }
+        let waiting = state.waiting.remove(&name).unwrap_or_default();
+        drop(state);
+        let found = loaded.unwrap_or_else(|error| {
+            tracing::warn!(name, %error, "a path could not be looked up");
+            Found::Failed
+        });
+        for (_, tell) in waiting {
+            tell(found.clone());
+        }
+    }
+
+    fn load(&self, name: &str, insert: fn(&Table, &str, Tree) -> Option<Arc<Shown>>) -> Result<Found, SourceError> {
+        if let Some(shown) = self.table.by_name(name) {
+            return Ok(Found::Path(shown));
+        }
+        let Some(manifest) = self.source.manifest(name)? else { return Ok(Found::Nothing) };
+        Ok(match insert(&self.table, name, Tree::new(&manifest)) {
+            Some(shown) => Found::Path(shown),
+            None => {
+                tracing::warn!(name, "there is no room for another path in the mount");
+                Found::NoRoom
+            }
+        })
     }
 
     /// Brings all that the source lists into memory, so that they can be listed with their kinds, and looked up at once.
@@ -194,7 +235,10 @@ impl Loads {
             if self.state().is_over {
                 return;
             }
-            self.load(&name, Table::insert);
+            // What failed is asked for again when somebody looks it up.
+            if let Err(error) = self.load(&name, Table::insert) {
+                tracing::warn!(name, %error, "a path is not listed");
+            }
         }
         let told = {
             let mut state = self.state();
@@ -225,5 +269,86 @@ impl Loads {
             let pause = next.map_or(self.patience, |at| at.saturating_duration_since(now));
             state = self.timed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Deliver;
+    use crate::testing;
+    use shoal_wire::mesh::manifest::{ChunkRef, Manifest};
+    use std::sync::mpsc;
+
+    /// What is waited for takes milliseconds.
+    const ENDS: Duration = Duration::from_secs(60);
+
+    /// Fails, until it is told not to.
+    #[derive(Default)]
+    struct Failing {
+        is_well: Mutex<bool>,
+        asked: Mutex<HashMap<String, usize>>,
+    }
+
+    impl Source for Failing {
+        fn names(&self) -> Result<Vec<String>, SourceError> {
+            Ok(vec!["listed".into()])
+        }
+
+        fn manifest(&self, name: &str) -> Result<Option<Manifest>, SourceError> {
+            *self.asked.lock().unwrap().entry(name.into()).or_default() += 1;
+            match name {
+                "broken" => Err(SourceError::Broken("for good".into())),
+                "sound" => Ok(Some(testing::path(&[("", testing::file(b"a"))]).0)),
+                _ if *self.is_well.lock().unwrap() => Ok(None),
+                _ => Err(SourceError::Failed("for now".into())),
+            }
+        }
+
+        fn fetch(&self, _: &str, _: &[ChunkRef], _: Deliver<'_>) {}
+
+        fn prefetch(&self, _: &str, _: &[ChunkRef]) {}
+    }
+
+    fn start(patience: Duration) -> (Arc<Failing>, Arc<Loads>) {
+        let source = Arc::<Failing>::default();
+        let (loads, _) = Loads::start(source.clone(), Arc::default(), patience, true).unwrap();
+        (source, loads)
+    }
+
+    fn look_up(loads: &Loads, name: &str) -> mpsc::Receiver<Found> {
+        let (tell, told) = mpsc::channel();
+        loads.look_up(name, Box::new(move |found| drop(tell.send(found))));
+        told
+    }
+
+    #[test]
+    fn what_fails_is_asked_for_again_while_somebody_waits_and_keeps_nobody_from_others() {
+        let (source, loads) = start(Duration::from_secs(600));
+        let failing: Vec<_> = (0..2 * WORKERS).map(|number| look_up(&loads, &number.to_string())).collect();
+        assert!(matches!(look_up(&loads, "sound").recv_timeout(ENDS).unwrap(), Found::Path(_)));
+        assert!(matches!(look_up(&loads, "broken").recv_timeout(ENDS).unwrap(), Found::Failed));
+        assert!(failing.iter().all(|told| told.try_recv().is_err()), "they wait");
+        *source.is_well.lock().unwrap() = true;
+        assert!(failing.iter().all(|told| matches!(told.recv_timeout(ENDS).unwrap(), Found::Nothing)));
+        let (tell, told) = mpsc::channel();
+        loads.when_listed(Box::new(move |is_listed| tell.send(is_listed).unwrap()));
+        assert!(told.recv_timeout(ENDS).unwrap());
+        assert_eq!(source.asked.lock().unwrap()["listed"], 1, "nobody waits for it");
+        loads.end();
+    }
+
+    #[test]
+    fn what_fails_until_nobody_waits_any_more_is_forgotten() {
+        let (source, loads) = start(Duration::from_millis(300));
+        assert!(matches!(look_up(&loads, "failing").recv_timeout(ENDS).unwrap(), Found::Failed));
+        let until = Instant::now() + ENDS;
+        while !loads.state().waiting.is_empty() {
+            assert!(Instant::now() < until, "it is asked for still");
+            thread::yield_now();
+        }
+        assert!(loads.state().again.is_empty());
+        assert!(source.asked.lock().unwrap()["failing"] > 0);
+        loads.end();
     }
 }

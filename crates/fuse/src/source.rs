@@ -12,6 +12,9 @@ pub enum SourceError {
     /// It may come when it is asked for again.
     #[error("{0}")]
     Failed(String),
+    /// It is here and cannot be read, and asking again soon changes nothing.
+    #[error("{0}")]
+    Broken(String),
 }
 
 /// Takes one chunk of a request: its place in the request, and its bytes.
@@ -23,7 +26,8 @@ pub trait Source: Send + Sync + 'static {
     /// Base names of the store paths that are here, to be listed at the root. Others can be looked up all the same.
     fn names(&self) -> Result<Vec<String>, SourceError>;
 
-    /// The chunks and file tree of the store path with this base name; `None` where there is no such path.
+    /// The chunks and file tree of the store path with this base name; `None` where there is no such path. What failed is
+    /// asked for again for as long as somebody waits for it, so it tries once.
     fn manifest(&self, name: &str) -> Result<Option<Manifest>, SourceError>;
 
     /// The name of the manifest that such a path should have by what is known at once; `None` where nothing is.

@@ -6,10 +6,8 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use shoal_fuse::{Deliver, LOOKUP_DEADLINE, Source, SourceError};
+use shoal_fuse::{Deliver, Source, SourceError};
 use shoal_mesh::fetcher::{Part, Urgency};
 use shoal_store::{ChunkHold, Store};
 use shoal_wire::mesh::manifest::{ChunkRef, ContentRoot, Manifest};
@@ -21,8 +19,6 @@ use crate::upstream::Held;
 
 /// Paths of which it is remembered who has them. Others are looked for again.
 const WHEREABOUTS_MAX: usize = 16_384;
-/// A lookup that could not be answered is tried again after so long, for as long as somebody may wait for it.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Shared by all mounts of a node.
 pub struct NodeSource {
@@ -213,15 +209,9 @@ impl Source for NodeSource {
 
     fn manifest(&self, name: &str) -> Result<Option<Manifest>, SourceError> {
         let Ok(path) = StorePath::from_base_name(name) else { return Ok(None) };
-        if let Some(manifest) = self.store.manifest(&path).map_err(failed)? {
-            return Ok(Some(manifest));
-        }
-        let deadline = Instant::now() + LOOKUP_DEADLINE;
-        loop {
-            match self.manifest_elsewhere(&path) {
-                Err(_) if Instant::now() + LOOK_AGAIN < deadline => thread::sleep(LOOK_AGAIN),
-                manifest => return manifest,
-            }
+        match self.store.manifest(&path).map_err(|error| SourceError::Broken(error.to_string()))? {
+            Some(manifest) => Ok(Some(manifest)),
+            None => self.manifest_elsewhere(&path),
         }
     }
 
