@@ -38,12 +38,15 @@ pub struct Mounts {
     /// Of builds, which are told what is deleted.
     views: Option<Arc<InputViews>>,
     mounted: Mutex<BTreeMap<PathBuf, Mount>>,
-    /// Held by who starts one, which may take as long as a dead mount takes to go.
+    /// Held by who starts one, which may take as long as a dead mount takes to go. Who tells mounts something waits for
+    /// it, since that one may have listed what was there before; who asks them does not.
     starting: Mutex<()>,
     /// Of the mount that outlives this node, where there is one.
     kept: Mutex<Option<(PathBuf, Keeper)>>,
     /// Whether there are any, or one is on its way: read by who must not wait for that.
     is_any: AtomicBool,
+    /// Whether the mount that the node begins with is yet to come. If it was kept, somebody may have anything of it open.
+    awaits_first: AtomicBool,
     news: Mutex<News>,
     told: Condvar,
 }
@@ -74,13 +77,28 @@ impl News {
 }
 
 impl Mounts {
-    /// None yet.
-    pub fn new(store: Store, source: Arc<NodeSource>, views: Option<Arc<InputViews>>) -> Result<Arc<Mounts>> {
+    /// None yet. `awaits_first`: [`Mounts::mount_to_keep`] comes next, and until then nothing is deleted.
+    pub fn new(
+        store: Store,
+        source: Arc<NodeSource>,
+        views: Option<Arc<InputViews>>,
+        awaits_first: bool,
+    ) -> Result<Arc<Mounts>> {
         let (mounted, starting, kept) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (news, told) = (Mutex::default(), Condvar::new());
-        let is_any = AtomicBool::new(views.is_some());
-        let mounts =
-            Arc::new(Mounts { store: store.clone(), source, views, mounted, starting, kept, is_any, news, told });
+        let (is_any, awaits_first) = (AtomicBool::new(views.is_some()), AtomicBool::new(awaits_first));
+        let mounts = Arc::new(Mounts {
+            store: store.clone(),
+            source,
+            views,
+            mounted,
+            starting,
+            kept,
+            is_any,
+            awaits_first,
+            news,
+            told,
+        });
         store.watch(Arc::new(MountWatcher(Arc::downgrade(&mounts))));
         let teller = mounts.clone();
         thread::Builder::new().name("tell mounts".into()).spawn(move || teller.tell())?;
@@ -105,10 +123,27 @@ impl Mounts {
         self.handles().into_iter().chain(views).collect()
     }
 
+    fn starting(&self) -> MutexGuard<'_, ()> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn to start one: one after the other, but beside all that asks those that are there.
+    fn turn(&self) -> Result<MutexGuard<'_, ()>> {
+        let turn = self.starting();
+        if self.news().is_over {
+            bail!("the node is stopping");
+        }
+        Ok(turn)
+    }
+
     /// Mounts at a directory, which is there. `is_overlay`: what it has goes on being shown.
     pub fn mount(&self, dir: &Path, is_overlay: bool) -> Result<()> {
-        // One after the other, but beside all that asks those that are there.
-        let _one = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn()?;
+        self.start(dir, is_overlay)
+    }
+
+    /// As [`Mounts::mount`], for who has the turn.
+    fn start(&self, dir: &Path, is_overlay: bool) -> Result<()> {
         {
             let mut mounted = self.mounted();
             // Those that somebody else unmounted.
@@ -131,6 +166,15 @@ impl Mounts {
     /// Mounts at a directory, or goes on with the mount there that an earlier life of this node left. It stays for
     /// `patience` after this one, for the next.
     pub fn mount_to_keep(&self, dir: &Path, is_overlay: bool, data_dir: &Path, patience: Duration) -> Result<()> {
+        let _turn = self.turn()?;
+        let mounted = self.resume_or_start(dir, is_overlay, data_dir, patience);
+        // It says itself from now on what somebody has open.
+        self.awaits_first.store(false, Ordering::Release);
+        mounted
+    }
+
+    /// For who has the turn.
+    fn resume_or_start(&self, dir: &Path, is_overlay: bool, data_dir: &Path, patience: Duration) -> Result<()> {
         let options = Options { is_overlay, ..Options::default() };
         // As the keeper finds it in the kernel's list.
         let place = shoal_fuse::absolute(dir).with_context(|| format!("cannot mount at {}", dir.display()))?;
@@ -155,7 +199,7 @@ impl Mounts {
             }
         }
         if !can_keep {
-            return self.mount(dir, is_overlay);
+            return self.start(dir, is_overlay);
         }
         self.is_any.store(true, Ordering::Release);
         let (mount, kept) = Mount::start_to_keep(dir, self.source.clone(), &options)?;
@@ -185,10 +229,12 @@ impl Mounts {
         mount.map_or(Ok(()), Mount::stop).with_context(|| format!("cannot unmount {}", dir.display()))
     }
 
-    /// Unmounts all but what is kept for the next run; nothing is told to mounts any more.
+    /// Unmounts all but what is kept for the next run; nothing is told to mounts any more, and none is started.
     pub fn stop(&self) {
         self.news().is_over = true;
         self.told.notify_all();
+        // One that is on its way would stay behind.
+        let _turn = self.starting();
         if let Some(views) = &self.views {
             views.stop();
         }
@@ -247,22 +293,33 @@ impl Mounts {
             };
             let gone = paths.iter().filter(|(_, word)| word.was_deleted);
             let gone: Vec<String> = gone.map(|(path, _)| path.base_name().to_owned()).collect();
-            if !gone.is_empty() {
-                self.holders().iter().for_each(|handle| handle.vanished(&gone));
+            // Views list nothing, so that they need not wait for a mount that starts.
+            if let Some(views) = self.views.as_ref().and_then(|views| views.handle()).filter(|_| !gone.is_empty()) {
+                views.vanished(&gone);
             }
-            let handles = self.handles();
-            if handles.is_empty() {
-                continue;
-            }
-            for (path, _) in paths.iter().filter(|(_, word)| word.is_valid) {
-                match self.store.manifest(path) {
-                    Ok(Some(manifest)) => {
-                        handles.iter().for_each(|handle| handle.appeared(path.base_name(), &manifest));
-                    }
-                    // Deleted since.
-                    Ok(None) => {}
-                    Err(error) => tracing::warn!(path = path.base_name(), %error, "a path is not shown in mounts"),
+            self.tell_mounts(&paths, &gone);
+        }
+    }
+
+    fn tell_mounts(&self, paths: &HashMap<StorePath, Word>, gone: &[String]) {
+        // One that is on its way may have listed what was there before, and is told too. One that starts later lists what
+        // is there now.
+        drop(self.starting());
+        let handles = self.handles();
+        if handles.is_empty() {
+            return;
+        }
+        if !gone.is_empty() {
+            handles.iter().for_each(|handle| handle.vanished(gone));
+        }
+        for (path, _) in paths.iter().filter(|(_, word)| word.is_valid) {
+            match self.store.manifest(path) {
+                Ok(Some(manifest)) => {
+                    handles.iter().for_each(|handle| handle.appeared(path.base_name(), &manifest));
                 }
+                // Deleted since.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(path = path.base_name(), %error, "a path is not shown in mounts"),
             }
         }
     }
@@ -286,11 +343,15 @@ impl Watcher for MountWatcher {
         }
     }
 
-    /// What somebody has open stays.
+    /// What somebody has open stays. Of a mount that starts the kernel has nothing yet, unless it was kept.
     fn may_delete(&self, paths: &[StorePath]) -> Vec<StorePath> {
-        let Some(mounts) = self.0.upgrade().filter(|mounts| mounts.is_any.load(Ordering::Acquire)) else {
+        let Some(mounts) = self.0.upgrade() else { return paths.to_vec() };
+        if mounts.awaits_first.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        if !mounts.is_any.load(Ordering::Acquire) {
             return paths.to_vec();
-        };
+        }
         let names: Vec<String> = paths.iter().map(|path| path.base_name().to_owned()).collect();
         let in_use: Vec<String> = mounts.holders().iter().flat_map(|handle| handle.in_use(&names)).collect();
         paths.iter().filter(|path| !in_use.iter().any(|name| name == path.base_name())).cloned().collect()
@@ -308,6 +369,67 @@ impl Watcher for MountWatcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc::{self, RecvTimeoutError};
+
+    /// So long it is looked whether something waits that should.
+    const WAITS: Duration = Duration::from_millis(100);
+    /// What does not wait takes microseconds.
+    const ENDS: Duration = Duration::from_secs(60);
+
+    fn mounts(awaits_first: bool) -> (tempfile::TempDir, Arc<Mounts>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
+        let source = NodeSource::new(store.clone(), crate::neighbours::Neighbours::default(), 0);
+        let mounts = Mounts::new(store, Arc::new(source), None, awaits_first).unwrap();
+        (dir, mounts)
+    }
+
+    /// Is told when this has ended.
+    fn aside(mounts: &Arc<Mounts>, what: fn(&Arc<Mounts>)) -> mpsc::Receiver<()> {
+        let (tell, told) = mpsc::channel();
+        let mounts = mounts.clone();
+        thread::spawn(move || {
+            what(&mounts);
+            tell.send(())
+        });
+        told
+    }
+
+    #[test]
+    fn a_mount_that_starts_is_told_what_changes_meanwhile_and_does_not_stay_behind() {
+        let (dir, mounts) = mounts(false);
+        let tell: fn(&Arc<Mounts>) = |mounts| mounts.tell_mounts(&HashMap::new(), &[]);
+        for waits in [tell, |mounts| mounts.stop()] {
+            let starting = mounts.starting();
+            let ended = aside(&mounts, waits);
+            assert_eq!(ended.recv_timeout(WAITS), Err(RecvTimeoutError::Timeout));
+            drop(starting);
+            ended.recv_timeout(ENDS).unwrap();
+        }
+        let refused = mounts.mount(dir.path(), false).unwrap_err();
+        assert_eq!(refused.to_string(), "the node is stopping");
+    }
+
+    #[test]
+    fn who_asks_mounts_does_not_wait_for_one_that_starts() {
+        let (_dir, mounts) = mounts(false);
+        let _starting = mounts.starting();
+        let status: fn(&Arc<Mounts>) = |mounts| drop(mounts.status());
+        for asks in [status, |mounts| drop(MountWatcher(Arc::downgrade(mounts)).may_delete(&[]))] {
+            aside(&mounts, asks).recv_timeout(ENDS).unwrap();
+        }
+    }
+
+    #[test]
+    fn nothing_is_deleted_until_the_mount_that_may_have_been_kept_says_what_is_open() {
+        let path = StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap();
+        let (dir, mounts) = mounts(true);
+        let may_delete = || MountWatcher(Arc::downgrade(&mounts)).may_delete(std::slice::from_ref(&path));
+        assert_eq!(may_delete(), []);
+        // It cannot be mounted, and the node does not begin.
+        mounts.mount_to_keep(&dir.path().join("none"), false, dir.path(), Duration::ZERO).unwrap_err();
+        assert_eq!(may_delete(), std::slice::from_ref(&path));
+    }
 
     #[test]
     fn a_path_that_is_deleted_and_made_again_is_both() {

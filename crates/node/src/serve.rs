@@ -190,7 +190,7 @@ impl Node {
         let neighbours = opened.as_ref().map(|opened| opened.neighbours.clone()).unwrap_or_default();
         let source = Arc::new(NodeSource::new(store.clone(), neighbours.clone(), marks.read_bytes_max()));
         let inputs = Arc::new(Inputs::new(config.inputs, trees, source.clone(), &config.data_dir));
-        let mounts = Mounts::new(store.clone(), source, inputs.views().cloned())?;
+        let mounts = Mounts::new(store.clone(), source, inputs.views().cloned(), config.mount.is_some())?;
         let builds = BuildService::start(store.clone(), dir.clone(), inputs, builds_config(config)?)?;
         let cold = cold::open(config)?;
         let options = upstream_options(config, cold.clone())?;
