@@ -108,6 +108,19 @@ fn a_derivation_that_is_cancelled_fails_for_its_client() {
     node.shoal("cancel").arg(&sleeps).run().expect_code(1);
 }
 
+#[test]
+fn a_build_that_outlived_its_node_can_be_cancelled() {
+    let (mut node, machine, [sleeps]) = with_derivations(["sleeps"]);
+    let client = shapes::build_command(&machine, &node, Remote::SshNg, "", &["sleeps"]).start();
+    wait_for_sleeper(&node);
+    node.kill();
+    client.finish(CANCEL_PATIENCE);
+    node.start_again();
+    wait_for_sleeper(&node);
+    node.shoal("cancel").arg(&sleeps).ok();
+    wait_for_no_builder(&node);
+}
+
 /// Looking on keeps no build alive and ends with it.
 #[test]
 fn a_log_is_followed_to_its_end() {

@@ -194,7 +194,11 @@ impl Job<'_> {
         if let Some(valid) = self.already_valid(&prepared)? {
             return Ok(valid);
         }
-        if self.kill.is_killed() {
+        // One that is adopted runs already, and is ended when it is attached to: until then it reads.
+        let is_adopted = matches!(self.task.what, What::Adopted(_));
+        let is_killed = || self.kill.is_killed();
+        let is_over = || is_killed() && !is_adopted;
+        if is_over() {
             return Err(Failure::cancelled());
         }
         let infrastructure = |error: anyhow::Error| Failure::infrastructure(&error);
@@ -202,14 +206,12 @@ impl Job<'_> {
             return self.publish(&prepared);
         }
         self.comes_to(Stage::Inputs);
-        let is_over = || self.kill.is_killed();
         let reader = Reader { is_narrow: sandbox_spec::is_narrow(&prepared.derivation.system), is_over: &is_over };
         let given = self.give(&prepared, reader);
         if let Ok(given) = &given {
-            self.service.inputs.expect(self.drv_name(), given, reader);
+            self.service.inputs.expect(self.drv_name(), given, Reader { is_over: &is_killed, ..reader });
         }
-        // One that is adopted runs already, and is ended when it is attached to.
-        if self.kill.is_killed() && !matches!(self.task.what, What::Adopted(_)) {
+        if is_over() {
             return Err(Failure::cancelled());
         }
         let given = given.map_err(infrastructure)?;
@@ -296,19 +298,20 @@ impl Job<'_> {
     }
 
     fn start(&self, prepared: &Prepared, scratch: &Scratch, given: &Given) -> Result<Running, Failure> {
-        let failed = |error: std::io::Error| {
-            Failure::infrastructure(&anyhow::Error::new(error).context("cannot start a sandbox"))
+        let running = match &self.task.what {
+            What::Adopted(_) => shoal_sandbox::attach(scratch.path(), 0).map_err(cannot_start)?,
+            _ => self.spawn(prepared, scratch, given)?,
         };
-        if matches!(self.task.what, What::Adopted(_)) {
-            return shoal_sandbox::attach(scratch.path(), 0).map_err(failed);
-        }
+        self.kill.arm(running.killer().map_err(cannot_start)?);
+        Ok(running)
+    }
+
+    fn spawn(&self, prepared: &Prepared, scratch: &Scratch, given: &Given) -> Result<Running, Failure> {
         let environment = environment::make(self.service, prepared, self.cores())?;
         let spec = sandbox_spec::make(self.service, prepared, scratch, given, environment, self.options)?;
         adopt::leave_note(scratch, prepared, given, &self.service.dir)
             .map_err(|error| Failure::infrastructure(&error))?;
-        let running = shoal_sandbox::spawn(&spec).map_err(failed)?;
-        self.kill.arm(running.killer().map_err(failed)?);
-        Ok(running)
+        shoal_sandbox::spawn(&spec).map_err(cannot_start)
     }
 
     fn cores(&self) -> u64 {
@@ -481,6 +484,10 @@ fn tell_line(job: &Job<'_>, tail: &mut Tail, line: &[u8]) {
         }
     };
     job.tell(&event);
+}
+
+fn cannot_start(error: std::io::Error) -> Failure {
+    Failure::infrastructure(&anyhow::Error::new(error).context("cannot start a sandbox"))
 }
 
 /// Reads a build's output to its end.
