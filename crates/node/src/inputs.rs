@@ -342,7 +342,8 @@ mod tests {
         let inputs = Inputs { kind: InputsKind::Lazy, views: Some(views.clone()), ..Inputs::unpacked(trees) };
         let reader = Reader { is_narrow: true, is_over: &|| false };
         assert!(inputs.give(&[], reader).unwrap().view().is_none());
-        assert!(inputs.view(&[], reader).is_err());
+        let Err(refused) = inputs.view(&[], reader) else { panic!("there is a view") };
+        assert_eq!(refused.to_string(), "programs of 32 bits get no views");
         assert!(views.mount().is_none(), "none was tried");
     }
 
