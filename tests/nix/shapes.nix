@@ -71,14 +71,18 @@ rec {
   differs = run "differs" "$bb head -c 16 /dev/urandom > $out" { };
   # The second stands still where a build has one CPU.
   tardy = map (i: run "tardy-${toString i}" "echo begun; [ ${toString i}$NIX_BUILD_CORES != 21 ] || $bb sleep 1000; echo done > $out" { }) [ 1 2 ];
-  # Of one or the other way to the same contents, and what needs them.
-  ways = map (way:
+  # Two ways to the same contents, and one to others, and what needs them.
+  ways = map ({ way, contents }:
     let
       ca = { __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; };
-      same = run "same" "echo way ${toString way}; echo contents > $out" ca;
-      above = run "above" "echo builds above; $bb cat ${same} > $out" ca;
+      base = run "base" "echo way ${toString way}; echo ${contents} > $out" ca;
+      above = run "above" "echo builds above; $bb cat ${base} > $out" ca;
     in
-    run "top" "echo builds top; $bb cat ${above} > $out" { }) [ 1 2 ];
+    run "top" "echo builds top; $bb cat ${above} > $out" { }) [
+    { way = 1; contents = "contents"; }
+    { way = 2; contents = "contents"; }
+    { way = 3; contents = "others"; }
+  ];
   # The same each time but for one of its files.
   uneven = run "uneven" "$bb mkdir -p $out/share; echo same > $out/share/same; $bb cat /proc/sys/kernel/random/uuid > $out/share/id" { };
   # Their paths are known only when they are built.
