@@ -408,7 +408,6 @@ impl Inner {
 mod tests {
     use super::*;
     use crate::testing;
-    use std::time::Instant;
 
     fn tree(seed: u64) -> Tree {
         Tree::new(&testing::path(&[("a", testing::file(&testing::noise(seed, 10))), ("b", testing::link("a"))]).0)
@@ -487,24 +486,6 @@ mod tests {
         assert!(table.by_name("unused").is_none() && table.by_name("used").is_some());
         table.by_name("wanted").unwrap().looked_up();
         assert!(table.insert_wanted("more", tree(4)).is_none(), "all there is is used");
-    }
-
-    /// Taken out one by one, each of them would move all that come behind it: for so many, longer than to fill it.
-    #[test]
-    fn room_is_made_of_many_paths_in_one_pass() {
-        const PATHS: u64 = 200_000;
-        let (manifest, _) = testing::path(&[("", testing::file(b"a"))]);
-        let file = || Tree::new(&manifest);
-        let table = Table::of(PATHS, None, Reservations::default());
-        let since = Instant::now();
-        let used = table.insert("used", file()).unwrap();
-        used.looked_up();
-        (1..PATHS).for_each(|number| drop(table.insert(&number.to_string(), file()).unwrap()));
-        let (filled, since) = (since.elapsed(), Instant::now());
-        table.insert_wanted("wanted", file()).unwrap();
-        let made = since.elapsed();
-        assert_eq!(table.size(), (2, 2));
-        assert!(made < filled, "{made:?}, and filling it took {filled:?}");
     }
 
     #[test]
