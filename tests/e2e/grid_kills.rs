@@ -19,19 +19,20 @@ const ENTRY_DEATH_MAX: Duration = Duration::from_secs(10);
 const KILLS: u32 = 3;
 const KILLS_FULL: u32 = 50;
 const SMALL: Dag = Dag { nodes: 40, seed: 1, nap_ms: 100 };
+/// Of which each is built twice.
+const VOTED: Dag = Dag { nodes: 12, seed: 1, nap_ms: 300 };
 const LARGE: Dag = Dag { nodes: 1_000, seed: 1, nap_ms: 0 };
 
 /// Parts of nodes in [`cast`].
 const ENTRY: usize = 0;
-const EXECUTOR: usize = 1;
-const OWNER: usize = 3;
+const OWNER: usize = 1;
+const EXECUTOR: usize = 2;
 
-/// An entry, two executors, and one that only answers for claims and for where paths are.
-fn cast(machine: &Machine, flags: &[&str]) -> Mesh {
+/// An entry, one that only answers for claims and for where paths are, and executors.
+fn cast(machine: &Machine, executors: usize, flags: &[&str]) -> Mesh {
     let mut mesh = Mesh { nodes: Vec::new() };
-    for own in [&["--no-build"][..], &["--max-jobs", "1"], &["--max-jobs", "1"], &["--no-build"]] {
-        mesh.add(&[machine], &[own, flags].concat());
-    }
+    (0..EXECUTOR).for_each(|_| mesh.add(&[machine], &[&["--no-build"], flags].concat()));
+    (0..executors).for_each(|_| mesh.add(&[machine], &[&["--max-jobs", "1"], flags].concat()));
     mesh.wait_until_whole();
     mesh
 }
@@ -56,12 +57,12 @@ fn undisturbed(machine: &Machine, dag: Dag) -> String {
 }
 
 /// A node in its part is killed before a request, while builders run, and when its client has been told of the end.
-fn may_die(victim: usize, flags: &[&str]) {
+fn may_die(victim: usize, dag: Dag, executors: usize, flags: &[&str]) {
     let machine = Machine::new(&Nix::newest());
-    let expected = undisturbed(&machine, SMALL);
-    let mut mesh = cast(&machine, flags);
-    let other = OWNER - victim;
-    let build = |mesh: &Mesh, node: usize, salt: &str| SMALL.build(&machine, &mesh[node], salt);
+    let expected = undisturbed(&machine, dag);
+    let mut mesh = cast(&machine, executors, flags);
+    let other = if victim == OWNER { ENTRY } else { OWNER };
+    let build = |mesh: &Mesh, node: usize, salt: &str| dag.build(&machine, &mesh[node], salt);
     let back = |mesh: &mut Mesh| {
         mesh[victim].start_again();
         mesh.wait_until_whole();
@@ -76,7 +77,9 @@ fn may_die(victim: usize, flags: &[&str]) {
 
     let client = build(&mesh, ENTRY, "during").start();
     wait_for("builders", START_PATIENCE, || {
-        (!mesh[EXECUTOR].builders().is_empty() && !mesh[EXECUTOR + 1].builders().is_empty()).then_some(())
+        let builds = |node: usize| !mesh[node].builders().is_empty();
+        let count = (EXECUTOR..mesh.nodes.len()).filter(|node| builds(*node)).count();
+        (count >= 2 && (victim < EXECUTOR || builds(victim))).then_some(())
     });
     mesh[victim].kill();
     let mut finished = client.finish(CLIENT_PATIENCE);
@@ -102,17 +105,22 @@ fn may_die(victim: usize, flags: &[&str]) {
 
 #[test]
 fn the_entry_and_coordinator_may_die_and_another_node_goes_on() {
-    may_die(ENTRY, &[]);
+    may_die(ENTRY, SMALL, 2, &[]);
 }
 
 #[test]
 fn an_executor_may_die() {
-    may_die(EXECUTOR, &[]);
+    may_die(EXECUTOR, SMALL, 2, &[]);
 }
 
 #[test]
 fn an_owner_of_claims_and_places_may_die() {
-    may_die(OWNER, &[]);
+    may_die(OWNER, SMALL, 2, &[]);
+}
+
+#[test]
+fn a_voter_may_die() {
+    may_die(EXECUTOR, VOTED, 3, &["--build-quorum", "2"]);
 }
 
 /// Any node is killed at any moment of a random graph; the client of one that was its entry asks the next.
@@ -167,7 +175,7 @@ fn any_node_killed_at_any_moment_costs_its_work_and_a_few_seconds() {
 fn what_only_a_dead_node_had_is_built_again() {
     let machine = Machine::new(&Nix::newest());
     let expected = undisturbed(&machine, SMALL);
-    let mut mesh = cast(&machine, &["--copies", "1"]);
+    let mut mesh = cast(&machine, 2, &["--copies", "1"]);
     let client = SMALL.build(&machine, &mesh[ENTRY], "").start();
     wait_for("something built by the victim", START_PATIENCE, || (has_built(&mesh[EXECUTOR]) >= 5).then_some(()));
     mesh[EXECUTOR].kill();

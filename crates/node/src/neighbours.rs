@@ -12,6 +12,7 @@ use shoal_mesh::records::holding;
 use shoal_store::Ingested;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::announcement::Holding;
+use shoal_wire::mesh::builds::claim_key;
 use shoal_wire::mesh::path_record::{PathKey, PathRecord, path_key};
 use shoal_wire::mesh::sealed::Sealed;
 use shoal_wire::nix::path_info::PathInfo;
@@ -210,19 +211,19 @@ impl Neighbours {
     /// Who sees to the build of a derivation: this node where nobody else does, or nobody says so in time.
     pub fn claim_build(&self, drv_path: &StorePath) -> NodeKey {
         match self.others() {
-            Some(inner) => inner.runtime.block_on(inner.mesh.claim(build_key(drv_path))),
+            Some(inner) => inner.runtime.block_on(inner.mesh.claim(claim_key(drv_path))),
             None => self.mesh().map(Mesh::me).unwrap_or_default(),
         }
     }
 
     /// Keeps the claim. Nobody waits for the answer: whoever else has it by now, this build is under way.
     pub fn renew_build_claim(&self, drv_path: &StorePath) {
-        let (Some(inner), key) = (self.others().cloned(), build_key(drv_path)) else { return };
+        let (Some(inner), key) = (self.others().cloned(), claim_key(drv_path)) else { return };
         inner.runtime.clone().spawn(async move { inner.mesh.claim(key).await });
     }
 
     pub fn unclaim_build(&self, drv_path: &StorePath) {
-        let (Some(inner), key) = (self.others().cloned(), build_key(drv_path)) else { return };
+        let (Some(inner), key) = (self.others().cloned(), claim_key(drv_path)) else { return };
         inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
     }
 
@@ -249,13 +250,6 @@ impl Neighbours {
 fn cold_key(path: &StorePath) -> PathKey {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"shoal cold").update(path.hash_part().as_bytes());
-    *hasher.finalize().as_bytes()
-}
-
-/// The key of the claim of a build, which is that of no path.
-fn build_key(drv_path: &StorePath) -> PathKey {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"shoal build").update(drv_path.hash_part().as_bytes());
     *hasher.finalize().as_bytes()
 }
 

@@ -15,6 +15,7 @@
 
 use super::NodeKey;
 use super::format::{Format, FormatError, within};
+use super::path_record::PathKey;
 use crate::nix::store_path::StorePath;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,6 +41,13 @@ pub const NAME_LEN_MAX: usize = 211;
 pub const DIGEST_LEN_MAX: usize = 4_096;
 /// Estimates of one answer.
 pub const ESTIMATES_MAX: usize = 1_024;
+
+/// The key of the claim of a build, which is that of no path: its owner on the ring says who sees to the derivation.
+pub fn claim_key(drv_path: &StorePath) -> PathKey {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"shoal build").update(drv_path.hash_part().as_bytes());
+    *hasher.finalize().as_bytes()
+}
 
 /// As Nix's modes of building. What a check builds is kept under the name of its contents, beside what is valid, and the
 /// asker compares.
