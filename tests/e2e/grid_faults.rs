@@ -50,10 +50,10 @@ fn an_executor_that_never_answers_is_done_without() {
 }
 
 /// What a directory is made of until this is dropped.
-struct Mount(String);
+pub struct Mount(String);
 
 impl Mount {
-    fn tmpfs(dir: &std::path::Path, options: &str) -> Option<Mount> {
+    pub fn tmpfs(dir: &std::path::Path, options: &str) -> Option<Mount> {
         let mounted = Cmd::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir).run();
         mounted.status.success().then(|| Mount(dir.display().to_string()))
     }

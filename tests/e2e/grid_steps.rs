@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use shoal_grid::ring::{NodeId, Ring};
 use shoal_tests::command::{Running, wait_for};
+use shoal_tests::mesh::invite;
 use shoal_tests::random::Random;
-use shoal_tests::{Cmd, Dag, Finished, Machine, Mesh, Nix, Node, Remote, built, place};
+use shoal_tests::{Cmd, Dag, Finished, Machine, Mesh, Nix, Node, Remote, built, place, shapes, skip};
 use shoal_wire::mesh::builds::claim_key;
 use shoal_wire::nix::base64::decode_hex_into;
 use shoal_wire::nix::store_path::StoreDir;
 
 use crate::grid::{builds, has_built};
+use crate::grid_faults::Mount;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// At [`RATE`], moved twice.
@@ -26,6 +28,9 @@ const SMALL: Dag = Dag { nodes: 30, seed: 3, nap_ms: 150 };
 const TRIES_MAX: usize = 5;
 /// Numbers of requests from which tries of one kind are taken.
 const KIND: u64 = 1_000;
+/// Of executors whose disks are filled: nothing but the filler needs more.
+const DISK: &str = "size=256m";
+const DISK_LEN: usize = 256 << 20;
 const ENTRIES: usize = 4;
 const EXECUTORS: usize = 4;
 
@@ -37,6 +42,7 @@ struct Step {
 }
 
 const INPUTS: Step = Step { state: "fetches-inputs", at_entry: false };
+const BUILD: Step = Step { state: "builds", at_entry: false };
 const STORE: Step = Step { state: "stores", at_entry: false };
 const COPIES: Step = Step { state: "copies", at_entry: true };
 /// Nodes have agreed; one of them makes what it has the outputs, and copies them.
@@ -75,6 +81,22 @@ impl Cast {
         let flags = [&["--no-build", "--copies", "1", "--mesh-upload-rate", rate], entry].concat();
         (0..ENTRIES).for_each(|_| mesh.add(&[&machine], &flags));
         Cast { machine, mesh }
+    }
+
+    /// The same with executors whose disks can be filled; `None` where they cannot be made.
+    fn on_small_disks() -> Option<(Cast, Vec<Mount>)> {
+        let mut cast = Cast::of_entries(RATE, &[]);
+        let mut disks = Vec::new();
+        for number in ENTRIES..ENTRIES + EXECUTORS {
+            let (name, ticket) = (format!("n{number}"), invite(&cast.mesh[0], ""));
+            let flags = ["--name", &name, "--join", &ticket, "--max-jobs", "1", "--mesh-upload-rate", RATE];
+            let mut node = Node::prepare(&flags);
+            disks.push(Mount::tmpfs(&node.data_dir(), DISK)?);
+            node.start_again();
+            cast.mesh.nodes.push(node);
+        }
+        cast.mesh.wait_until_whole();
+        Some((cast, disks))
     }
 
     /// What a request is about: other bytes for each, so that no node has any of it.
@@ -311,6 +333,34 @@ fn a_coordinator_that_another_node_follows_may_die_in_each_step() {
     assert_eq!(cast.hash(&ends[1]), cast.expected(request));
     let again = cast.build(other, request).ok();
     assert_eq!((built(&again), cast.have_built(&drv)), (built(&ends[0]), 1), "{again}");
+}
+
+/// Something else fills it from one moment to the next, and is gone when the client was told of the end.
+#[test]
+fn an_executors_disk_may_run_full_in_each_step() {
+    let Some((cast, _disks)) = Cast::on_small_disks() else { return skip("no small disk: mounting takes root") };
+    for (kind, step) in [(1, INPUTS), (2, BUILD), (3, STORE), (4, COPIES)] {
+        let Seen { client, drv, request, at, .. } = cast.until(kind, step);
+        let filler = cast.mesh[at].data_dir().join("filler");
+        // As much as there is.
+        let _ = fs::write(&filler, vec![1; 2 * DISK_LEN]);
+        let finished = client.finish(PATIENCE).expect_code(0);
+        println!("the disk of n{at} filled, step {step:?}: {:?}", finished.took);
+        assert_eq!(cast.hash(&finished), cast.expected(request), "{step:?}");
+        if step == INPUTS || step == BUILD {
+            let ends = [has_built_it(&cast.mesh[at], &drv), cast.have_built(&drv) == 1];
+            assert_eq!(ends, [false, true], "built elsewhere: {finished}");
+        }
+        fs::remove_file(&filler).unwrap_or_else(|error| panic!("the filler: {error}"));
+    }
+    // All are as good as new.
+    let counts = || cast.mesh.nodes[ENTRIES..].iter().map(has_built).collect::<Vec<_>>();
+    let (before, mut rounds) = (counts(), 0..);
+    wait_for("builds on all executors", PATIENCE, || {
+        let salt = format!("round {:?}", rounds.next());
+        shapes::build_command(&cast.machine, &cast.mesh[0], Remote::SshNg, &salt, &["naps"]).ok();
+        counts().iter().zip(&before).all(|(after, before)| after > before).then_some(())
+    });
 }
 
 /// What it had is needed by a request that comes then, and asked for again.
