@@ -127,6 +127,41 @@ fn what_a_coordinator_builds_itself_begins_before_its_inputs_have_come_too() {
     assert!(!has_input, "24 s of upload cannot be over: {finished}");
 }
 
+/// The node that has a build's input is killed while the build, which has begun without it, waits to read that.
+fn loses_what_has_not_come(entry: usize) {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = Mesh { nodes: Vec::new() };
+    mesh.add(&[&machine], &["--no-build", "--copies", "1"]);
+    mesh.add(&[&machine], &["--feature", "beta", "--copies", "1", LAZY[0], LAZY[1]]);
+    for _ in 0..2 {
+        mesh.add(&[&machine], &["--feature", "alpha", "--copies", "1", "--mesh-upload-rate", "1MiB"]);
+    }
+    mesh.wait_until_whole();
+    if cannot_show(&mesh[1]) {
+        return skip("no views here; 'shoal doctor' says why");
+    }
+    let client = build(&machine, &mesh[entry], "betaReads").start();
+    wait_for("a builder that waits", PATIENCE, || (!mesh[1].builders().is_empty()).then_some(()));
+    let has_input = |node: &Node| node.valid().iter().any(|path| path.ends_with("-alpha-large"));
+    assert!(!has_input(&mesh[1]), "24 s of upload cannot be over");
+    let victim = [2, 3].into_iter().find(|node| has_input(&mesh[*node])).expect("who has built the input");
+    mesh[victim].kill();
+    let finished = client.finish(PATIENCE).expect_code(0);
+    println!("an input that had not come lost with n{victim}: {:?}", finished.took);
+    assert!(finished.stderr.contains("were lost with the node that had them; they are built again"), "{finished}");
+    assert!(has_input(&mesh[5 - victim]) && mesh[1].valid().contains(&built(&finished)[0]), "{finished}");
+}
+
+#[test]
+fn what_an_executor_reads_and_nobody_has_any_more_is_built_again() {
+    loses_what_has_not_come(0);
+}
+
+#[test]
+fn what_a_coordinators_own_build_reads_and_nobody_has_any_more_is_built_again() {
+    loses_what_has_not_come(1);
+}
+
 /// What the view of a build waited for, of all that was read in it.
 fn waited(node: &Node) -> (u64, u64) {
     let inputs = &node.shoal("status --json").ok().json()["inputs"];

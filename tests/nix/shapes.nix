@@ -57,6 +57,8 @@ rec {
   # 24 MiB that do not compress, and who needs three bytes of them.
   alphaLarge = run "alpha-large" "$bb head -c 25165824 /dev/urandom > $out" { requiredSystemFeatures = [ "alpha" ]; };
   betaPeeks = run "beta-peeks" "$bb head -c 3 ${alphaLarge} > $out" { requiredSystemFeatures = [ "beta" ]; };
+  # Needs all of them, late.
+  betaReads = run "beta-reads" "echo waits; $bb sleep 3; $bb wc -c < ${alphaLarge} > $out" { requiredSystemFeatures = [ "beta" ]; };
   # Longer than what nodes send each other.
   long = run "long" "$bb wc -c < $textPath > $out" { passAsFile = [ "text" ]; text = builtins.concatStringsSep "" (builtins.genList (i: "all work and no play makes jack a dull boy ") 110000); };
   afterLong = run "after-long" "$bb cat ${long} > $out" { };
