@@ -62,6 +62,8 @@ mod grid_crowd;
 mod grid_faults;
 #[path = "e2e/grid_kills.rs"]
 mod grid_kills;
+#[path = "e2e/grid_lies.rs"]
+mod grid_lies;
 #[path = "e2e/grid_memory.rs"]
 mod grid_memory;
 #[path = "e2e/grid_steps.rs"]

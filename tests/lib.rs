@@ -19,6 +19,8 @@ pub mod dag;
 pub mod debian;
 #[path = "harness/expected.rs"]
 pub mod expected;
+#[path = "harness/liar.rs"]
+pub mod liar;
 #[path = "harness/machine.rs"]
 pub mod machine;
 #[path = "harness/mesh.rs"]
@@ -47,6 +49,7 @@ pub mod web;
 pub use clients::Nix;
 pub use command::{Cmd, Finished};
 pub use dag::Dag;
+pub use liar::Liar;
 pub use machine::{Machine, Remote, built};
 pub use mesh::Mesh;
 pub use node::Node;

@@ -49,6 +49,21 @@ fn an_executor_that_never_answers_is_done_without() {
     goes_on(&machine, &mut mesh, "after");
 }
 
+/// There is nobody else to ask, and it is a member all the while.
+#[test]
+fn the_only_executor_may_be_silent_for_a_moment() {
+    let machine = Machine::new(&Nix::newest());
+    let mut mesh = start(&machine, 1);
+    let client = build(&machine, &mesh, "", &["brief"]).start();
+    wait_for("a builder", PATIENCE, || (!mesh[1].builders().is_empty()).then_some(()));
+    mesh[1].signal(Signal::STOP);
+    wait_for("silence", SILENCE_PATIENCE, || mesh[0].log().contains("a build was lost").then_some(()));
+    mesh[1].signal(Signal::CONT);
+    let finished = client.finish(PATIENCE).expect_code(0);
+    assert_eq!(built(&finished).len(), 1, "{finished}");
+    goes_on(&machine, &mut mesh, "after");
+}
+
 /// What a directory is made of until this is dropped.
 pub struct Mount(String);
 
@@ -82,7 +97,9 @@ fn an_executor_whose_disk_fills_up_fails_nobodys_build() {
     let finished = client.finish(PATIENCE).expect_code(0);
     assert!(finished.stderr.contains("it is built again"), "{finished}");
     assert!(mesh[1].nar_hash(&built(&finished)[0]).is_some(), "{finished}");
+    let before = has_built(&mesh[2]);
     goes_on(&machine, &mut mesh, "after");
+    assert!(has_built(&mesh[2]) > before, "it has room again, and builds");
 }
 
 #[test]

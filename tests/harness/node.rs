@@ -22,6 +22,11 @@ const BUILD_PATIENCE: Duration = Duration::from_secs(1800);
 /// The hidden argument of the processes that run builds and outlive their node.
 const SUPERVISOR_ARG: &str = "__sandbox";
 
+/// In the log of a node that caught another in a lie.
+const DISTRUSTED: &str = "it is distrusted";
+/// Who does lie in tests, as logs have its name.
+const LIAR: &str = "\"liar\"";
+
 /// The program under test: `$SHOAL_BIN`, or what cargo builds now in the profile of this test.
 pub fn program() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
@@ -321,6 +326,9 @@ impl Drop for Node {
             let tail: Vec<&str> = log.lines().rev().take(200).collect();
             println!("--- the node's log");
             tail.iter().rev().for_each(|line| println!("{line}"));
+        } else if let Some(accused) = self.log().lines().find(|line| line.contains(DISTRUSTED) && !line.contains(LIAR))
+        {
+            panic!("an honest node is taken for a liar: {accused}");
         }
     }
 }

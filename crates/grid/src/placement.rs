@@ -38,6 +38,10 @@ pub struct Executor {
     pub pressure: u8,
     /// Takes new builds.
     pub active: bool,
+    /// It did not answer a moment ago: what only it could run waits until it is heard of, or is a member no more.
+    pub silent: bool,
+    /// It was caught in a lie, and is asked for nothing.
+    pub distrusted: bool,
 }
 
 /// Memory that builds may take, in MiB.
@@ -111,6 +115,8 @@ pub enum Reason {
     /// Platform mismatch or missing features.
     Unfit(Refusal),
     Draining,
+    Distrusted,
+    Silent,
     NoSlot {
         slots: u32,
     },
@@ -154,6 +160,7 @@ pub enum Placement<N> {
 pub fn lasting(executor: &Executor, requirement: &Requirement) -> Option<Reason> {
     match can_run(&executor.machine, requirement) {
         Err(refusal) => Some(Reason::Unfit(refusal)),
+        Ok(()) if executor.distrusted => Some(Reason::Distrusted),
         Ok(()) if !executor.active => Some(Reason::Draining),
         Ok(()) if executor.slots == 0 => Some(Reason::NoSlot { slots: 0 }),
         Ok(()) => None,
@@ -166,6 +173,9 @@ pub fn passing<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>, has_fresh: bool, n
     let (executor, standing) = (candidate.executor, candidate.standing);
     if let Some(reason) = never(ask, candidate) {
         return Some(reason);
+    }
+    if executor.silent {
+        return Some(Reason::Silent);
     }
     let refused = |refused: &Refused| Reason::Refused {
         text: refused.text.clone(),
@@ -205,9 +215,10 @@ pub fn never<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>) -> Option<Reason> {
     out_of_reach.or_else(|| too_small(candidate.executor, ask.exceeded_mib))
 }
 
-/// Whether another try there waits until all others were tried.
-pub fn has_failed<N>(candidate: &Candidate<'_, N>) -> bool {
-    matches!(candidate.tried, Some(Tried::Failed { .. }))
+/// Whether an executor that is fit may be what those wait for that failed with the derivation.
+pub fn is_fresh<N>(ask: Ask<'_>, candidate: &Candidate<'_, N>) -> bool {
+    let has_failed = matches!(candidate.tried, Some(Tried::Failed { .. }));
+    !has_failed && !candidate.executor.silent && never(ask, candidate).is_none()
 }
 
 /// Whether a derivation that died with so much memory would die there again.
@@ -255,11 +266,11 @@ impl Reason {
     /// Whether it holds for as long as the executor is as it is: [`lasting`] gives it, or [`never`].
     pub fn lasts(&self) -> bool {
         match self {
-            Reason::Unfit(_) | Reason::Draining | Reason::MemoryMax { .. } | Reason::OutOfReach(_) => true,
+            Reason::Unfit(_) | Reason::Draining | Reason::Distrusted => true,
+            Reason::MemoryMax { .. } | Reason::OutOfReach(_) => true,
             Reason::NoSlot { slots } => *slots == 0,
-            Reason::Memory { .. } | Reason::FailedHere { .. } | Reason::HasLess { .. } | Reason::Refused { .. } => {
-                false
-            }
+            Reason::Silent | Reason::Memory { .. } | Reason::FailedHere { .. } => false,
+            Reason::HasLess { .. } | Reason::Refused { .. } => false,
         }
     }
 }
@@ -269,6 +280,8 @@ impl fmt::Display for Reason {
         match self {
             Reason::Unfit(refusal) => write!(f, "{}: {refusal}", refusal.reason()),
             Reason::Draining => write!(f, "draining: takes no new builds"),
+            Reason::Distrusted => write!(f, "not trusted: it said of a build what cannot be"),
+            Reason::Silent => write!(f, "silent: it did not answer a moment ago"),
             Reason::NoSlot { slots: 0 } => write!(f, "builds nothing: it has no slots"),
             Reason::NoSlot { slots } => write!(f, "no free slot: all {slots} are taken"),
             Reason::Memory { needed_mib, free_mib } => {

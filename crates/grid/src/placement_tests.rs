@@ -72,6 +72,8 @@ fn where_it_failed_it_runs_again_only_when_no_other_can() {
     assert_eq!(ask(&[], 0, &[failed(0), idle()]), Placement::Placed(1));
     assert!(matches!(ask(&[], 0, &[failed(0), full]), Placement::Waits(_)));
     assert_eq!(ask(&[], 0, &[failed(0)]), Placement::Placed(0));
+    let silent = (Executor { silent: true, ..executor() }, Standing::default(), 0, None);
+    assert_eq!(ask(&[], 0, &[failed(0), silent]), Placement::Placed(0), "it may be silent for ever");
     assert_eq!(
         ask(&[], 0, &[failed(2_000)]),
         Placement::Waits(vec![(0, Reason::FailedHere { again_in_ms: Some(1_000) })])
@@ -88,6 +90,11 @@ fn nowhere_is_not_the_same_as_not_now() {
     assert!(matches!(ask(&[], 0, &[(draining.clone(), Standing::default(), 0, None)]), Placement::Nowhere(_)));
     let full = (executor(), Standing { ours: 4, ..Standing::default() }, 0, None);
     assert!(matches!(ask(&[], 0, &[(draining, Standing::default(), 0, None), full]), Placement::Waits(_)));
+    let with = |executor| (executor, Standing::default(), 0, None);
+    let (silent, liar) =
+        (Executor { silent: true, ..executor() }, Executor { silent: true, distrusted: true, ..executor() });
+    assert!(matches!(ask(&[], 0, &[with(liar.clone())]), Placement::Nowhere(_)));
+    assert!(matches!(ask(&[], 0, &[with(liar), with(silent)]), Placement::Waits(_)));
 }
 
 #[test]
@@ -107,6 +114,8 @@ fn each_reason_is_a_line_that_a_person_understands() {
         (executor(), Standing::default(), 0, Some(Tried::Failed { until_ms: 5_000 })),
         (executor(), Standing { refused: Some(refused.clone()), ..Standing::default() }, 0, None),
         (executor(), Standing::default(), 0, Some(Tried::Refused(refused))),
+        (Executor { silent: true, ..executor() }, Standing::default(), 0, None),
+        (Executor { distrusted: true, ..executor() }, Standing::default(), 0, None),
     ];
     let Placement::Waits(reasons) = ask(&["kvm"], 4_000, &known) else { panic!("it is placed") };
     expect![[r#"
@@ -117,7 +126,9 @@ fn each_reason_is_a_line_that_a_person_understands() {
         node-4: not enough memory: needs about 4000 MiB, 800 MiB are free
         node-5: failed here before: others are tried first
         node-6: refused: its disk is full; asked again in 1 s
-        node-7: refused: its disk is full; asked again in 1 s"#]]
+        node-7: refused: its disk is full; asked again in 1 s
+        node-8: silent: it did not answer a moment ago
+        node-9: not trusted: it said of a build what cannot be"#]]
     .assert_eq(&describe(&reasons, |node| format!("node-{node}")));
     let many: Vec<(usize, Reason)> = (0..12).map(|node| (node, Reason::Draining)).collect();
     assert!(describe(&many, usize::to_string).ends_with("9: draining: takes no new builds\nand 2 more"));

@@ -41,6 +41,22 @@ fn what_was_lost_where_alone_it_has_memory_enough_is_tried_there_again() {
     assert_eq!(starts(&schedule.tick(again_ms)), [(9, 2)]);
 }
 
+#[test]
+fn what_only_one_can_run_waits_while_that_is_silent_and_not_once_it_is_distrusted() {
+    let mut schedule = mesh(&[(1, executor(1)), (2, executor(0))]);
+    assert_eq!(submit(&mut schedule, vec![node(9, &[])]).1, [(9, 1)]);
+    let silent = Executor { silent: true, ..executor(1) };
+    assert_eq!(schedule.set_executor(1, Some(silent.clone()), 0), []);
+    assert_eq!(schedule.ended(&9, &1, End::Lost, 0), []);
+    assert!(schedule.able(&9, 0).is_empty());
+    let again_ms = schedule.next_tick_ms().expect("it is tried again");
+    assert_eq!(schedule.tick(again_ms), [], "it is silent still");
+    assert_eq!(starts(&schedule.set_executor(1, Some(executor(1)), again_ms)), [(9, 1)]);
+    schedule.ended(&9, &1, End::Lost, again_ms);
+    let distrusted = Executor { distrusted: true, ..silent };
+    assert_eq!(schedule.set_executor(1, Some(distrusted), again_ms), [Action::Nowhere { key: 9 }]);
+}
+
 fn refused() -> End {
     End::Refused { text: "too long".into(), full_until_ms: None }
 }

@@ -29,6 +29,8 @@ pub mod orders;
 mod parts;
 mod whereabouts;
 
+use whereabouts::Said;
+
 /// How long somebody waits for what one other node has. Others may have it too, and a build waits.
 const ASK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often those who watch a path arrive are told.
@@ -37,6 +39,12 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 const PIECE_BYTES: usize = 128 << 10;
 /// How long a node that did not answer is left alone where others can be asked: by then members suspect it, if it is dead.
 const QUIET: Duration = Duration::from_secs(5);
+/// The same of one that was caught in a lie: it costs a try for each build that it is asked for, and who mends it starts it
+/// anew or has it revoked.
+const DISTRUST: Duration = Duration::from_secs(600);
+
+/// Nodes, or paths at nodes, that are left alone at once: of nodes there are fewer.
+const LEFT_ALONE_MAX: usize = 4096;
 
 /// Cheap to clone. None of them where this node is in no mesh, as in tests.
 #[derive(Clone, Default)]
@@ -46,14 +54,25 @@ struct Inner {
     mesh: Mesh,
     fetcher: Fetcher,
     runtime: Handle,
-    /// Nodes that did not answer, and when.
+    /// Nodes that did not answer, and until when they are left alone.
     quiet: Mutex<BTreeMap<NodeKey, Instant>>,
+    /// The same of those that were caught in a lie.
+    distrusted: Mutex<BTreeMap<NodeKey, Instant>>,
+    /// Paths of which a node has something else than it said, and until when they are not looked for there.
+    disbelieved: Mutex<BTreeMap<(NodeKey, StorePath), Instant>>,
 }
 
 impl Neighbours {
     /// `runtime` is the one that the mesh runs on.
     pub fn new(mesh: Mesh, fetcher: Fetcher, runtime: Handle) -> Self {
-        Neighbours(Some(Arc::new(Inner { mesh, fetcher, runtime, quiet: Mutex::default() })))
+        Neighbours(Some(Arc::new(Inner {
+            mesh,
+            fetcher,
+            runtime,
+            quiet: Mutex::default(),
+            distrusted: Mutex::default(),
+            disbelieved: Mutex::default(),
+        })))
     }
 
     pub fn mesh(&self) -> Option<&Mesh> {
@@ -117,6 +136,12 @@ impl Neighbours {
         let mut found: Vec<Option<Held>> = records.into_iter().map(held).collect();
         found.resize(keys.len(), None);
         found
+    }
+
+    /// What one node says itself of these, which it should have; `None`: it does not say in time.
+    pub fn said_by(&self, node: NodeKey, keys: &[PathKey]) -> Option<Said> {
+        let inner = self.0.as_ref()?;
+        inner.runtime.block_on(inner.said_by(node, keys))
     }
 
     /// Brings the contents of a path here, which its flight is told of as they come.
@@ -234,7 +259,31 @@ impl Neighbours {
         }
     }
 
-    /// Whether a node may be dead, as far as anybody knows: it is asked when there is no other.
+    /// A node was caught in a lie.
+    pub fn distrust(&self, node: NodeKey) {
+        if let Some(inner) = self.0.as_ref() {
+            leave_alone(&inner.distrusted, node, DISTRUST);
+        }
+    }
+
+    /// Whether a node is not believed and asked for nothing, although it lives.
+    pub fn is_distrusted(&self, node: &NodeKey) -> bool {
+        self.0.as_ref().is_some_and(|inner| is_left_alone(&inner.distrusted, node))
+    }
+
+    /// A node has something else under a path's name than it said, which may have been made again meanwhile.
+    pub fn disbelieve(&self, node: NodeKey, path: StorePath) {
+        if let Some(inner) = self.0.as_ref() {
+            leave_alone(&inner.disbelieved, (node, path), DISTRUST);
+        }
+    }
+
+    /// Whether a path is looked for elsewhere although a node has it.
+    pub fn is_disbelieved(&self, node: &NodeKey, path: &StorePath) -> bool {
+        self.0.as_ref().is_some_and(|inner| is_left_alone(&inner.disbelieved, &(*node, path.clone())))
+    }
+
+    /// Whether a node may be dead, as far as anybody knows, or lies: it is asked when there is no other.
     pub fn is_quiet(&self, node: &NodeKey) -> bool {
         self.0.as_ref().is_some_and(|inner| inner.is_quiet(node))
     }
@@ -251,6 +300,19 @@ fn cold_key(path: &StorePath) -> PathKey {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"shoal cold").update(path.hash_part().as_bytes());
     *hasher.finalize().as_bytes()
+}
+
+fn leave_alone<K: Ord>(left: &Mutex<BTreeMap<K, Instant>>, what: K, time: Duration) {
+    let (mut left, now) = (left.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+    left.retain(|_, until| now < *until);
+    if left.len() < LEFT_ALONE_MAX {
+        left.insert(what, now + time);
+    }
+}
+
+fn is_left_alone<K: Ord>(left: &Mutex<BTreeMap<K, Instant>>, what: &K) -> bool {
+    let left = left.lock().unwrap_or_else(PoisonError::into_inner);
+    left.get(what).is_some_and(|until| Instant::now() < *until)
 }
 
 /// Gives the flight the NAR as it comes.
@@ -277,14 +339,12 @@ async fn wait(fetching: &Fetching, flight: &Flight) -> Result<Ingested, String> 
 
 impl Inner {
     fn was_quiet(&self, node: NodeKey) {
-        let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-        quiet.retain(|_, since| since.elapsed() < QUIET);
-        quiet.insert(node, Instant::now());
+        leave_alone(&self.quiet, node, QUIET);
     }
 
     fn is_quiet(&self, node: &NodeKey) -> bool {
-        let quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-        quiet.get(node).is_some_and(|since| since.elapsed() < QUIET)
+        is_left_alone(&self.quiet, node)
+            || is_left_alone(&self.distrusted, node)
             || self.mesh.roster().get(node).is_none_or(|peer| peer.standing != Standing::Alive)
     }
 

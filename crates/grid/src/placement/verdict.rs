@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Ask, Candidate, Reason, has_failed, lasting, never, passing, rank};
+use super::{Ask, Candidate, Reason, is_fresh, lasting, passing, rank};
 
 const MIB: u64 = 1 << 20;
 
@@ -32,10 +32,7 @@ pub enum Verdict {
 pub fn judge<N: Ord>(ask: Ask<'_>, candidates: &[Candidate<'_, N>], now_ms: u64) -> Vec<Verdict> {
     let unfit: Vec<Option<Reason>> =
         candidates.iter().map(|candidate| lasting(candidate.executor, ask.requirement)).collect();
-    let has_fresh = candidates
-        .iter()
-        .zip(&unfit)
-        .any(|(candidate, unfit)| unfit.is_none() && never(ask, candidate).is_none() && !has_failed(candidate));
+    let has_fresh = candidates.iter().zip(&unfit).any(|(candidate, unfit)| unfit.is_none() && is_fresh(ask, candidate));
     let kept: Vec<Option<Reason>> = candidates
         .iter()
         .zip(unfit)
@@ -69,6 +66,8 @@ impl Verdict {
             Verdict::Ranked { .. } => "ranked",
             Verdict::Kept(Reason::Unfit(_)) => "unfit",
             Verdict::Kept(Reason::Draining) => "draining",
+            Verdict::Kept(Reason::Distrusted) => "distrusted",
+            Verdict::Kept(Reason::Silent) => "silent",
             Verdict::Kept(Reason::NoSlot { .. }) => "no-slot",
             Verdict::Kept(Reason::Memory { .. }) => "no-memory",
             Verdict::Kept(Reason::MemoryMax { .. }) => "too-little-memory",

@@ -5,7 +5,7 @@ use std::hash::Hash;
 use super::Schedule;
 use super::jobs::{Job, State};
 use super::outputs::Held;
-use crate::placement::{Candidate, Reason, Verdict, has_failed, judge, lasting, merits, never, passing, rank};
+use crate::placement::{Reason, Verdict, is_fresh, judge, lasting, merits, passing, rank};
 
 /// Executors of which it is remembered what they were to a job when it was placed: a small mesh whole.
 pub const WHY_MAX: usize = 8;
@@ -75,13 +75,8 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let job = self.jobs.get(number)?;
         let class = self.queues.class(job.class);
         let ask = self.ask(job);
-        let is_fresh = |candidate: &Candidate<'_, N>| never(ask, candidate).is_none() && !has_failed(candidate);
-        let has_fresh = job.tried.is_empty()
-            || class
-                .able
-                .iter()
-                .filter_map(|&seat| self.candidate(job, held, seat))
-                .any(|candidate| is_fresh(&candidate));
+        let mut able = class.able.iter().filter_map(|&seat| self.candidate(job, held, seat));
+        let has_fresh = job.tried.is_empty() || able.any(|candidate| is_fresh(ask, &candidate));
         let candidates = class.open.iter().filter_map(|&seat| Some((seat, self.candidate(job, held, seat)?)));
         let free = candidates.filter(|(_, candidate)| passing(ask, candidate, has_fresh, now_ms).is_none());
         let mut ranked: Vec<_> = free.map(|(seat, candidate)| (rank(&candidate), candidate.node, seat)).collect();

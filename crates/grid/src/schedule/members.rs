@@ -129,7 +129,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let Some(job) = self.jobs.find(key).and_then(|job| self.jobs.get(job)) else { return Vec::new() };
         let (ask, held) = (self.ask(job), self.outputs.held(&job.inputs));
         let able = self.queues.class(job.class).able.iter().filter_map(|seat| self.candidate(job, &held, *seat));
-        let able = able.filter(|candidate| never(ask, candidate).is_none());
+        let able = able.filter(|candidate| !candidate.executor.silent && never(ask, candidate).is_none());
         let is_kept = |candidate: &Candidate<'_, N>| passing(ask, candidate, true, now_ms).is_some();
         let mut able: Vec<_> =
             able.map(|candidate| (is_kept(&candidate), rank(&candidate), candidate.node.clone())).collect();

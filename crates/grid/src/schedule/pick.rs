@@ -17,7 +17,7 @@ use super::explain::Choice;
 use super::outputs::Held;
 use super::queues::Turn;
 use super::{LOOK_AHEAD, Schedule};
-use crate::placement::{BYTES_STEP, never};
+use crate::placement::{BYTES_STEP, is_fresh};
 
 /// Of the pace, in percent: a job with as much above it is urgent. Estimates are off by more than the rest.
 const URGENT_PERCENT: u64 = 80;
@@ -93,7 +93,7 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
     fn lean(&self, number: u32, held: &Held) -> u64 {
         let Some(job) = self.jobs.get(number) else { return 0 };
         let (ask, class) = (self.ask(job), self.queues.class(job.class));
-        let could = |seat| self.candidate(job, held, seat).is_some_and(|candidate| never(ask, &candidate).is_none());
+        let could = |seat| self.candidate(job, held, seat).is_some_and(|candidate| is_fresh(ask, &candidate));
         let mut most = None;
         for (bytes, seat) in held.holders() {
             if class.open.contains(&seat) {

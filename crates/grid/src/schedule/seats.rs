@@ -144,7 +144,9 @@ impl<N: Clone + Ord> Seats<N> {
     /// Whether it may take a job now. Where time alone will open it, that time is noted.
     pub fn is_open(&mut self, seat: u32, now_ms: u64) -> bool {
         let known = &mut self.seats[seat as usize];
-        let Some(executor) = known.executor.as_ref().filter(|executor| executor.active) else { return false };
+        let Some(executor) = known.executor.as_ref().filter(|executor| executor.active && !executor.silent) else {
+            return false;
+        };
         if known.standing.refused.as_ref().is_some_and(|refused| refused.until_ms <= now_ms) {
             known.standing.refused = None;
         }

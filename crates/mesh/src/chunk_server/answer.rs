@@ -54,15 +54,21 @@ pub async fn answer(server: &Arc<Inner>, peer: &Peer, send: &mut SendStream, ask
             let store = server.store.clone();
             let part = spawn_blocking(move || store.packed_manifest(&root)).await;
             let found = part.ok().and_then(|found| noted(found, "a manifest")).flatten();
-            whole(server, peer, send, vec![found]).await
+            whole(server, peer, send, vec![Ok(found)]).await
         }
         Ask::Realisations(keys) => {
             let store = server.store.clone();
-            let parts = spawn_blocking(move || keys.iter().map(|key| realisation(&store, key)).collect()).await;
+            let parts = spawn_blocking(move || keys.iter().map(|key| Ok(realisation(&store, key))).collect()).await;
             whole(server, peer, send, parts.unwrap_or_default()).await
         }
     }
 }
+
+/// The index cannot be read: what it has is not known.
+struct Unread;
+
+/// A whole thing and the length of its contents, if it is here.
+type Found = Option<(Vec<u8>, usize)>;
 
 /// What was found, or a line in the log.
 fn noted<T>(found: shoal_store::Result<T>, what: &str) -> Option<T> {
@@ -70,9 +76,12 @@ fn noted<T>(found: shoal_store::Result<T>, what: &str) -> Option<T> {
 }
 
 /// The record of the path with this key, with this node as its author.
-fn record(store: &Store, key: &SecretKey, path: &PathKey) -> Option<(Vec<u8>, usize)> {
-    let path = noted(store.path_from_hash_part(&hash_part(path)?), "a record")??;
-    let (info, content_root) = noted(store.path_and_root(&path), "a record")??;
+fn record(store: &Store, key: &SecretKey, path: &PathKey) -> Result<Found, Unread> {
+    let Some(hash_part) = hash_part(path) else { return Ok(None) };
+    let Some(path) = noted(store.path_from_hash_part(&hash_part), "a record").ok_or(Unread)? else { return Ok(None) };
+    let Some((info, content_root)) = noted(store.path_and_root(&path), "a record").ok_or(Unread)? else {
+        return Ok(None);
+    };
     let author: NodeKey = *key.public().bytes();
     let record = PathRecord {
         author,
@@ -86,13 +95,11 @@ fn record(store: &Store, key: &SecretKey, path: &PathKey) -> Option<(Vec<u8>, us
         signatures: info.signatures,
     };
     // One that is outside the limits of records cannot be told of.
-    let sealed = Sealed::seal(record, key).ok()?;
-    let bytes = sealed.bytes().to_vec();
-    let len = bytes.len();
-    Some((bytes, len))
+    let sealed = Sealed::seal(record, key).ok();
+    Ok(sealed.map(|sealed| (sealed.bytes().to_vec(), sealed.bytes().len())))
 }
 
-fn realisation(store: &Store, key: &RealisationKey) -> Option<(Vec<u8>, usize)> {
+fn realisation(store: &Store, key: &RealisationKey) -> Found {
     let json = match key {
         RealisationKey::Output(id) => noted(store.realisation(id), "a realisation")??.to_json(),
         RealisationKey::Trace(key) => noted(store.build_trace(key), "a realisation")??.value.to_json(),
@@ -106,10 +113,16 @@ async fn whole(
     server: &Inner,
     peer: &Peer,
     send: &mut SendStream,
-    parts: Vec<Option<(Vec<u8>, usize)>>,
+    parts: Vec<Result<Found, Unread>>,
 ) -> Result<(), SendError> {
     for part in parts {
-        let Some((bytes, len)) = part else {
+        let Ok(found) = part else {
+            // Who is told that it is absent would believe that.
+            server.counts.busy.fetch_add(1, Ordering::Relaxed);
+            peer.send(send, Bytes::copy_from_slice(&Part::Busy.encode())).await?;
+            continue;
+        };
+        let Some((bytes, len)) = found else {
             peer.send(send, Bytes::copy_from_slice(&Part::Absent.encode())).await?;
             continue;
         };

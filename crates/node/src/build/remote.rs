@@ -28,6 +28,7 @@ mod hearsay;
 mod lab;
 mod members;
 mod offer;
+mod proof;
 pub(super) mod seconds;
 mod serve;
 pub mod stand_in;

@@ -33,6 +33,8 @@ const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// What is wanted of which node: places in the list of keys.
 type Questions = BTreeMap<NodeKey, Vec<usize>>;
 type Records = Vec<Option<Arc<Sealed<PathRecord>>>>;
+/// The same as a node says it of itself, whatever members think of that node.
+pub(super) type Said = Vec<Option<Sealed<PathRecord>>>;
 
 /// What came of looking for a path at other nodes.
 pub enum Sought {
@@ -117,11 +119,21 @@ impl Inner {
         found.into_iter().enumerate().map(sought).collect()
     }
 
-    /// Asks one node what it has, again where it is busy or the connection breaks. `None`: it does not say.
+    /// What one node says that it has of `keys`; `None`: it does not say.
+    pub(super) async fn said_by(&self, node: NodeKey, keys: &[PathKey]) -> Option<Said> {
+        timeout_at(Instant::now() + SAY_PATIENCE, self.answer(node, keys)).await.ok().flatten()
+    }
+
+    /// What one node has that members believe. `None`: it does not say.
     async fn insist(&self, node: NodeKey, keys: &[PathKey]) -> Option<Records> {
+        Some(self.all_believed(keys, self.answer(node, keys).await?))
+    }
+
+    /// Asks one node what it has, again where it is busy or the connection breaks. `None`: it does not say.
+    async fn answer(&self, node: NodeKey, keys: &[PathKey]) -> Option<Said> {
         for _ in 0..TRIES_MAX {
             match self.fetcher.records(keys, node).await {
-                Ok(records) => return Some(self.all_believed(keys, records)),
+                Ok(records) => return Some(records),
                 Err(error) => {
                     tracing::debug!(%error, "a node does not say what it has");
                     if !matches!(error, AskError::Busy | AskError::Broke(_)) {

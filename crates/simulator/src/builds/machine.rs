@@ -68,6 +68,7 @@ impl Builder {
             memory_max_mib: Some(self.memory_mib),
             pressure: 0,
             active: true,
+            ..Executor::default()
         }
     }
 }

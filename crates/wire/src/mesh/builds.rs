@@ -179,7 +179,8 @@ pub struct Outcome {
     pub cpu_system: Option<i64>,
     /// By name. The derivation says which realisations they make.
     pub outputs: BTreeMap<String, BuiltOutput>,
-    /// Which node has the outputs; `None`: the one that says so.
+    /// Which node has the outputs; `None`: the one that says so. The one that says so where it built them itself, and keeps
+    /// them at least until others had time to look for them.
     pub at: Option<NodeKey>,
     /// Its peak; 0 where it was not measured.
     pub memory_mib: u64,

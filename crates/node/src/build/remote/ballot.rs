@@ -26,6 +26,7 @@ use super::conduct::{Conduct, Heard, is_full};
 use super::guests::By;
 use super::members::speaks;
 use super::offer::TOO_LONG;
+use super::proof::Teller;
 use super::serve;
 use crate::build::execute::{Ended, KillSwitch};
 use crate::build::failure::{Failure, Texts};
@@ -467,7 +468,7 @@ impl Conduct<'_> {
             }
             Some(BuildStatus::TransientFailure) if !outcome.out_of_memory => Ok((Word::Lost, None)),
             // A builder's own failure is final, wherever it was.
-            _ => Err(Box::new(self.concluded(resolved, &outcome, node))),
+            _ => Err(Box::new(self.concluded(resolved, &outcome, node, Teller::Other))),
         }
     }
 
@@ -506,7 +507,7 @@ impl Conduct<'_> {
                         let made = Run { node, outcome: *outcome };
                         return self.differ(&[runs, &[made]].concat());
                     }
-                    let (ended, end) = self.concluded(resolved, &outcome, from);
+                    let (ended, end) = self.concluded(resolved, &outcome, from, Teller::Other);
                     let (settled, end) = self.settled(ended.result.clone(), runs, end);
                     return (Ended { result: settled.result, ..ended }, end);
                 }

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use super::members::{builds, speaks};
 use super::offer::TOO_LONG;
+use super::proof::{Offence, Teller};
 use super::{Brought, Grid, bring, translate};
 use crate::build::execute::{self, Ended};
 use crate::build::failure::Failure;
@@ -36,6 +37,9 @@ const STACK_BYTES: usize = 1 << 20;
 const CLAIM_PAUSE: Duration = Duration::from_millis(200);
 /// An answer to a claim that took longer is none: this node goes on by itself.
 const CLAIM_ANSWERED: Duration = Duration::from_millis(shoal_grid::catalogue::claims::ANSWER_MS * 9 / 10);
+/// Who is asked for a build, or of one, says at once whether it takes it. One that only says that it lives is done without
+/// after this.
+const ANSWERED: Duration = Duration::from_secs(10);
 /// How long all nodes together are asked for a build to be adopted.
 const ADOPT_PATIENCE: Duration = Duration::from_secs(1);
 /// So long after anything was heard of the build that has the claim this node goes on by itself: longer than members need
@@ -92,6 +96,16 @@ enum Turn {
     Ended(Box<(Ended, End)>),
     /// A build thread runs it, with these inputs.
     Here(Brought),
+}
+
+/// The first frame that says more than that the other node lives.
+async fn answer(building: &mut Building) -> Result<BuildFrame, AskError> {
+    loop {
+        match building.next().await? {
+            BuildFrame::Alive => {}
+            frame => return Ok(frame),
+        }
+    }
 }
 
 impl From<(Ended, End)> for Turn {
@@ -166,7 +180,7 @@ impl Conduct<'_> {
             };
             match heard {
                 Heard::Outcome(outcome) if is_final(&outcome) => {
-                    return Some(self.concluded(resolved, &outcome, by));
+                    return Some(self.concluded(resolved, &outcome, by, Teller::Other));
                 }
                 Heard::Over => return Some(self.over()),
                 Heard::Lost(_) => {
@@ -242,8 +256,10 @@ impl Conduct<'_> {
         let (node, building) = self.grid.runtime.block_on(ask_all)?;
         self.follow(node);
         let name = self.grid.neighbours.name(&node);
-        match self.hear_of(node, async { Ok(building) }, &name) {
-            Heard::Outcome(outcome) if is_final(&outcome) => Some(self.concluded(resolved, &outcome, node)),
+        match self.hear_of(node, async { Ok(building) }, &name, true) {
+            Heard::Outcome(outcome) if is_final(&outcome) => {
+                Some(self.concluded(resolved, &outcome, node, Teller::Other))
+            }
             Heard::Over => Some(self.over()),
             Heard::Outcome(_) | Heard::Refused(..) | Heard::Lost(_) => None,
         }
@@ -290,7 +306,7 @@ impl Conduct<'_> {
         let offer = self.service.offer(self.grid, &self.work.task, resolved, &self.work.options, self.at);
         match offer {
             Ok(Some(offer)) => match self.hear(self.at, &BuildAsk::Build(Box::new(offer))) {
-                Heard::Outcome(outcome) => self.concluded(resolved, &outcome, self.at),
+                Heard::Outcome(outcome) => self.concluded(resolved, &outcome, self.at, Teller::Executor),
                 Heard::Over => self.over(),
                 Heard::Lost(why) => self.lost(&why),
                 Heard::Refused(reason, text, retry_ms) => {
@@ -311,13 +327,26 @@ impl Conduct<'_> {
     pub(super) fn hear(&self, node: NodeKey, question: &BuildAsk) -> Heard {
         let Some(mesh) = self.grid.neighbours.mesh() else { return Heard::Lost("this node is in no mesh".into()) };
         let name = self.grid.neighbours.name(&node);
-        self.hear_of(node, ask(mesh.links(), node, question), &name)
+        self.hear_of(node, ask(mesh.links(), node, question), &name, false)
     }
 
-    fn hear_of(&self, node: NodeKey, asked: impl Future<Output = Result<Building, AskError>>, name: &str) -> Heard {
+    /// `is_taken`: it has said already that it runs there.
+    fn hear_of(
+        &self,
+        node: NodeKey,
+        asked: impl Future<Output = Result<Building, AskError>>,
+        name: &str,
+        is_taken: bool,
+    ) -> Heard {
         let listen = async {
             let mut building = asked.await?;
-            self.listen(&mut building, name).await
+            match is_taken {
+                true => self.listen(&mut building, name, None).await,
+                false => {
+                    let answer = timeout(ANSWERED, answer(&mut building)).await.unwrap_or(Err(AskError::Silent))?;
+                    self.listen(&mut building, name, Some(answer)).await
+                }
+            }
         };
         let heard = self.grid.runtime.block_on(async {
             tokio::select! {
@@ -335,10 +364,19 @@ impl Conduct<'_> {
         })
     }
 
-    async fn listen(&self, building: &mut Building, name: &str) -> Result<Heard, AskError> {
+    /// `first`: what was heard already.
+    async fn listen(
+        &self,
+        building: &mut Building,
+        name: &str,
+        mut first: Option<BuildFrame>,
+    ) -> Result<Heard, AskError> {
         let (id, drv_path) = (self.work.id, &self.work.task.drv_path);
         loop {
-            let frame = building.next().await?;
+            let frame = match first.take() {
+                Some(frame) => frame,
+                None => building.next().await?,
+            };
             if !self.service.is_current(drv_path, id) {
                 return Ok(Heard::Over);
             }
@@ -370,20 +408,31 @@ impl Conduct<'_> {
         }
     }
 
-    pub(super) fn concluded(&self, resolved: &Resolved, outcome: &Outcome, from: NodeKey) -> (Ended, End) {
-        match self.service.conclude(resolved, outcome, from, self.announced.get()) {
+    /// `from`: who tells of it, and as what.
+    pub(super) fn concluded(
+        &self,
+        resolved: &Resolved,
+        outcome: &Outcome,
+        from: NodeKey,
+        teller: Teller,
+    ) -> (Ended, End) {
+        match self.service.conclude(resolved, outcome, from, teller, self.announced.get()) {
             // Who tried it tried as often as this node would.
             Ok((ended, End::Lost)) if outcome.given_up && self.follows.get() => {
                 (Ended { cancelled: false, gives_up: true, ..ended }, End::Failed)
             }
-            Ok((_, End::Lost)) => self.lost_or_lacking(resolved, &String::from_utf8_lossy(&outcome.error)),
+            Ok((ended, End::Lost)) => self.lost_or_lacking(resolved, &String::from_utf8_lossy(&ended.result.error_msg)),
             Ok(concluded) => {
                 self.learn(&concluded.0);
                 concluded
             }
-            Err(offence) => {
-                self.offended(from, &offence);
-                self.lost(&offence)
+            Err(Offence::CannotBe(why)) => {
+                self.offended(from, &why);
+                self.lost(&why)
+            }
+            Err(Offence::Lie(why)) => {
+                self.lied(from, &why);
+                self.lost(&why)
             }
         }
     }
@@ -401,6 +450,18 @@ impl Conduct<'_> {
     fn offended(&self, node: NodeKey, why: &str) {
         let name = self.grid.neighbours.name(&node);
         tracing::warn!(node = name, why, "a node says of a build what cannot be; its connections are closed");
+        self.cut(node);
+    }
+
+    fn lied(&self, node: NodeKey, why: &str) {
+        let name = self.grid.neighbours.name(&node);
+        tracing::warn!(node = name, why, "a node lies about a build; it is distrusted, and its connections are closed");
+        // First, so that whatever else it has a part in is judged with that in mind when it breaks off.
+        self.service.distrust(self.grid, node);
+        self.cut(node);
+    }
+
+    fn cut(&self, node: NodeKey) {
         if let Some(mesh) = self.grid.neighbours.mesh() {
             mesh.links().cut(node, "it said of a build what cannot be");
         }

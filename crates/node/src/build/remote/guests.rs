@@ -5,7 +5,7 @@
 //! - a guest runs for as long as one asker has its handle, and each asker hears of it from its beginning;
 //! - a derivation that is built here already is joined, not built beside.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use shoal_wire::mesh::builds::Reason;
 use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::BuildMode;
 
+use super::serve::HELD;
 use crate::build::execute::{Ended, KillSwitch};
 use crate::build::feed::{BuildEvent, Feed, JobId, Next};
 use crate::build::graph::{Graph, Task};
@@ -22,6 +23,9 @@ use crate::build::past::Past;
 use crate::build::request::{BuildHandle, BuildOptions, Goal, Progress, Wanted};
 use crate::build::service::{BuildService, HERE, Place, State};
 use crate::build::story::Story;
+
+/// Ended builds whose outputs are held at once; of more the first are held no longer.
+const HELD_MAX: usize = 4096;
 
 pub(in crate::build) struct Guest {
     pub drv_path: StorePath,
@@ -46,9 +50,26 @@ struct Asker {
 pub(in crate::build) struct Guests {
     runs: HashMap<JobId, Guest>,
     askers: u64,
+    /// Of builds that others were told the end of, and when.
+    told: VecDeque<(Instant, TempRoots)>,
 }
 
 impl Guests {
+    /// Keeps outputs from being collected for [`HELD`].
+    pub(super) fn hold(&mut self, roots: TempRoots, now: Instant) {
+        if self.told.len() >= HELD_MAX {
+            self.told.pop_front();
+        }
+        self.told.push_back((now, roots));
+    }
+
+    /// Lets go of what was held for long enough.
+    pub(super) fn let_go(&mut self, now: Instant) {
+        while self.told.front().is_some_and(|(since, _)| now.duration_since(*since) >= HELD) {
+            self.told.pop_front();
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.runs.len()
     }
@@ -300,5 +321,27 @@ impl BuildService {
             grid.neighbours.unclaim_build(&guest.drv_path);
         }
         self.ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_store::Store;
+
+    use super::*;
+
+    #[test]
+    fn what_others_were_told_of_is_held_for_a_while_and_not_without_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), shoal_store::Options::default()).unwrap();
+        let (mut guests, begun) = (Guests::default(), Instant::now());
+        guests.hold(store.temp_roots(), begun);
+        guests.hold(store.temp_roots(), begun + Duration::from_secs(1));
+        guests.let_go(begun + HELD - Duration::from_millis(1));
+        assert_eq!(guests.told.len(), 2);
+        guests.let_go(begun + HELD);
+        assert_eq!(guests.told.len(), 1);
+        (0..2 * HELD_MAX).for_each(|_| guests.hold(store.temp_roots(), begun));
+        assert_eq!(guests.told.len(), HELD_MAX);
     }
 }

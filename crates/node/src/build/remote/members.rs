@@ -71,7 +71,8 @@ pub async fn keep_in_step(builds: Arc<BuildService>, mesh: Mesh) {
     }
 }
 
-fn executor(peer: &Peer, is_quiet: bool) -> Executor {
+/// What a node can be asked for. `is_quiet`, `is_distrusted`: as this node has found it.
+fn executor(peer: &Peer, is_quiet: bool, is_distrusted: bool) -> Executor {
     let record = &peer.record;
     Executor {
         machine: Machine { systems: record.systems.clone(), features: record.features.clone() },
@@ -83,7 +84,9 @@ fn executor(peer: &Peer, is_quiet: bool) -> Executor {
         },
         memory_max_mib: (record.capacity.memory_mib > 0).then_some(record.capacity.memory_mib),
         pressure: record.load.pressure,
-        active: record.presence == Presence::Active && !is_quiet,
+        active: record.presence == Presence::Active,
+        silent: is_quiet,
+        distrusted: is_distrusted,
     }
 }
 
@@ -125,9 +128,11 @@ impl State {
 impl BuildService {
     fn set_members(self: &Arc<Self>, roster: &Roster, me: NodeKey) {
         let others = roster.peers.iter().filter(builds).filter(|peer| peer.record.node != me);
-        let is_quiet = |peer: &Peer| self.is_quiet(&peer.record.node);
-        let mut members: BTreeMap<NodeKey, Executor> =
-            others.map(|peer| (peer.record.node, executor(peer, is_quiet(peer)))).collect();
+        let others = others.map(|peer| {
+            let node = peer.record.node;
+            (node, executor(peer, self.is_quiet(&node), self.is_distrusted(&node)))
+        });
+        let mut members: BTreeMap<NodeKey, Executor> = others.collect();
         // Who may not ask is asked by nobody.
         let may_ask = roster.get(&me).is_some_and(|own| own.record.term.roles.contain(Roles::BUILD));
         if !may_ask {
@@ -145,8 +150,9 @@ impl BuildService {
         let roster = mesh.roster();
         let me = mesh.me();
         let others = roster.peers.iter().filter(builds).filter(|peer| peer.record.node != me);
-        let silent = others.filter(|peer| peer.record.presence == Presence::Active && self.is_quiet(&peer.record.node));
-        let fit = silent.filter(|peer| can_run(&executor(peer, false).machine, &task.requirement).is_ok());
+        let is_silent = |node| self.is_quiet(node) && !self.is_distrusted(node);
+        let silent = others.filter(|peer| peer.record.presence == Presence::Active && is_silent(&peer.record.node));
+        let fit = silent.filter(|peer| can_run(&executor(peer, true, false).machine, &task.requirement).is_ok());
         fit.map(|peer| peer.record.node).collect()
     }
 
@@ -154,9 +160,23 @@ impl BuildService {
         self.grid().is_some_and(|grid| grid.neighbours.is_quiet(node))
     }
 
+    fn is_distrusted(&self, node: &NodeKey) -> bool {
+        self.grid().is_some_and(|grid| grid.neighbours.is_distrusted(node))
+    }
+
     /// A node did not answer: nothing is placed there for a while.
     pub(super) fn was_quiet(self: &Arc<Self>, grid: &Grid, node: NodeKey) {
         grid.neighbours.was_quiet(node);
+        self.look_at_members(grid);
+    }
+
+    /// A node was caught in a lie: nothing is placed there for longer.
+    pub(super) fn distrust(self: &Arc<Self>, grid: &Grid, node: NodeKey) {
+        grid.neighbours.distrust(node);
+        self.look_at_members(grid);
+    }
+
+    fn look_at_members(self: &Arc<Self>, grid: &Grid) {
         if let Some(mesh) = grid.neighbours.mesh() {
             self.set_members(&mesh.roster(), mesh.me());
         }
@@ -186,6 +206,7 @@ impl BuildService {
 
     fn tick(self: &Arc<Self>) {
         let mut state = self.lock();
+        state.guests.let_go(Instant::now());
         if state.schedule.waiting() > 0 {
             let actions = state.schedule.tick(self.now_ms());
             self.carry_out(&mut state, actions, None);

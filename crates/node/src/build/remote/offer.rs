@@ -12,6 +12,7 @@ use shoal_wire::nix::store_path::StorePath;
 use shoal_wire::nix::worker::ops::BuildMode;
 use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
+use super::proof::{Offence, Proof, Teller};
 use super::{Grid, translate};
 use crate::build::execute::Ended;
 use crate::build::failure::Failure;
@@ -94,10 +95,13 @@ impl BuildService {
         if elsewhere.is_empty() {
             return Ok(Some(found));
         }
+        let is_good = |node: &NodeKey, path: &StorePath| {
+            !grid.neighbours.is_quiet(node) && !grid.neighbours.is_disbelieved(node, path)
+        };
         for held in grid.neighbours.find(&elsewhere) {
             // What only a node has that may be dead is built again rather than waited for.
             let holder =
-                held.as_ref().and_then(|held| held.holders.iter().find(|node| !grid.neighbours.is_quiet(node)));
+                held.as_ref().and_then(|held| held.holders.iter().find(|node| is_good(node, &held.record.path)));
             let (Some(held), Some(holder)) = (&held, holder) else { return Ok(None) };
             found.bytes += held.record.info().nar_size;
             found.at = Some(*holder);
@@ -141,17 +145,17 @@ impl BuildService {
         Ok(Ended::without_builder(self, result))
     }
 
-    /// What an executor's outcome means here. `from` is the node that said so; an error is something that no member says
-    /// by accident.
+    /// What an outcome means here. `from` is the node that said so. Asks others where the outputs are not here.
     pub(super) fn conclude(
         &self,
         resolved: &Resolved,
         outcome: &Outcome,
         from: NodeKey,
+        teller: Teller,
         announced: bool,
-    ) -> Result<(Ended, End), String> {
+    ) -> Result<(Ended, End), Offence> {
         let Some(mut result) = translate::result(outcome) else {
-            return Err(format!("it ends a build with status {}", outcome.status));
+            return Err(Offence::CannotBe(format!("it ends a build with status {}", outcome.status)));
         };
         let mut end = match result.status {
             BuildStatus::TransientFailure if outcome.out_of_memory => End::OutOfMemory { used_mib: outcome.memory_mib },
@@ -171,15 +175,19 @@ impl BuildService {
                     .iter()
                     .all(|(name, path)| derivation.output_path(&self.dir, name).is_none_or(|known| known == *path));
             if !is_right {
-                return Err("it built other outputs than those of the derivation".into());
+                return Err(Offence::CannotBe("it built other outputs than those of the derivation".into()));
             }
-            self.learn_whereabouts(paths.values(), outcome.at.unwrap_or(from));
-            match self.record_resolved(resolved, &paths) {
-                Ok(built) => result.built_outputs = built,
-                Err(error) => {
-                    let failure = Failure::infrastructure(&error);
-                    (result, end) = (BuildResult::new(failure.status, failure.message), End::Lost);
+            let proof = self.grid().map_or(Ok(Proof::There), |grid| self.prove(grid, outcome, from, teller))?;
+            let recorded = match proof {
+                Proof::There => self.record_resolved(resolved, &paths).map_err(|error| Failure::infrastructure(&error)),
+                Proof::Nowhere(why) => Err(Failure::new(BuildStatus::TransientFailure, why)),
+            };
+            match recorded {
+                Ok(built) => {
+                    self.learn_whereabouts(paths.values(), outcome.at.unwrap_or(from));
+                    result.built_outputs = built;
                 }
+                Err(failure) => (result, end) = (BuildResult::new(failure.status, failure.message), End::Lost),
             }
         }
         let mut ended = Ended::without_builder(self, result);

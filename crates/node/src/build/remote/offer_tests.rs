@@ -57,7 +57,9 @@ fn an_executor_that_lies_about_an_outcome_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
     let (service, resolved) = (service(dir.path()), two_outputs());
     let conclude = |outcome: &Outcome| {
-        service.conclude(&resolved, outcome, LIAR, false).map(|(ended, end)| (ended.result.status, end))
+        service
+            .conclude(&resolved, outcome, LIAR, Teller::Executor, false)
+            .map(|(ended, end)| (ended.result.status, end))
     };
     let built = BuildStatus::Built as u8;
     let lies = [

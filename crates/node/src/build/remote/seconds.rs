@@ -18,6 +18,7 @@ use shoal_wire::nix::worker::ops::BuildMode;
 use super::Grid;
 use super::conduct::{Conduct, Heard};
 use super::offer::TOO_LONG;
+use super::proof::Teller;
 use crate::build::execute::{Ended, KillSwitch};
 use crate::build::failure::Failure;
 use crate::build::feed::{BuildEvent, JobId};
@@ -145,8 +146,11 @@ fn conduct(service: &Arc<BuildService>, grid: &Grid, work: &Work) -> (Ended, End
         Heard::Outcome(outcome)
             if BuildStatus::from_number(outcome.status.into()).is_some_and(|status| status.is_success()) =>
         {
-            let from = if work.at == HERE { grid.me() } else { work.at };
-            conduct.concluded(&resolved, &outcome, from)
+            let (from, teller) = match work.at == HERE {
+                true => (grid.me(), Teller::Other),
+                false => (work.at, Teller::Executor),
+            };
+            conduct.concluded(&resolved, &outcome, from, teller)
         }
         Heard::Outcome(outcome) => unsuccessful(service, &String::from_utf8_lossy(&outcome.error)),
         Heard::Refused(_, why, _) | Heard::Lost(why) => unsuccessful(service, &why),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use shoal_mesh::builds::{Answer, Gone};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, Mode, Offer, Outcome, Reason};
+use shoal_wire::mesh::path_record::REFERENCES_MAX;
 use shoal_wire::nix::aterm;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::store_path::StorePath;
@@ -41,6 +42,10 @@ const CLAIM_PERIOD: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(3600);
 /// Bytes left on the disk with which no more builds are taken.
 const DISK_MIN_BYTES: u64 = 64 << 20;
+
+/// How long outputs are not collected that another node was just told of: it looks whether they are here, at most twice,
+/// which takes it some ten seconds where owners are silent.
+pub(super) const HELD: Duration = Duration::from_secs(30);
 
 /// Answers on a thread of its own.
 pub(super) fn asked(service: Arc<BuildService>, peer: NodeKey, ask: BuildAsk, answer: Answer) {
@@ -231,6 +236,15 @@ fn end(service: &BuildService, grid: &Grid, results: Vec<BuildResult>, feed: &Fe
         .filter_map(|built| service.store.path_info(&built.out_path).ok().flatten())
         .collect();
     outcome.at = result.built_outputs.values().find_map(|built| service.whereabouts(&built.out_path));
+    let is_whole = infos.len() == result.built_outputs.len();
+    // Of what has more no record can be made: it seems not to be here.
+    let is_told = infos.iter().all(|info| info.references.len() <= REFERENCES_MAX);
+    if result.status == BuildStatus::Built && is_whole && is_told {
+        // It promises that they are found here, and is held to that.
+        outcome.at = outcome.at.or(Some(grid.me()));
+    }
+    let roots = service.store.temp_roots();
+    result.built_outputs.values().for_each(|built| roots.add(&built.out_path));
     let keeps = keep && result.status.is_success();
     if keeps && !infos.is_empty() {
         answer.say(BuildFrame::Built);
@@ -239,6 +253,7 @@ fn end(service: &BuildService, grid: &Grid, results: Vec<BuildResult>, feed: &Fe
         // They are here; who wants them elsewhere too says so again.
         tracing::warn!(error, "outputs of another node's build have too few copies");
     }
+    service.lock().guests.hold(roots, Instant::now());
     answer.say(BuildFrame::Ended(Box::new(outcome)));
 }
 

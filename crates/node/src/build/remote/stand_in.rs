@@ -186,7 +186,7 @@ pub(super) fn stand_in(service: &Arc<BuildService>, grid: &Grid, peer: NodeKey, 
 }
 
 /// Which of its lives a node is in, as far as is known.
-fn incarnation(grid: &Grid, node: &NodeKey) -> Option<u64> {
+pub(super) fn incarnation(grid: &Grid, node: &NodeKey) -> Option<u64> {
     let roster = grid.neighbours.mesh()?.roster();
     roster.get(node).map(|peer| peer.record.version.incarnation)
 }
