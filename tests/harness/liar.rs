@@ -12,7 +12,7 @@ use shoal_mesh::chunk_server::{ChunkServer, ServerLimits};
 use shoal_mesh::handle::{Mesh, Options};
 use shoal_mesh::identity::Identity;
 use shoal_mesh::join::join;
-use shoal_store::Store;
+use shoal_store::{Ingested, Store};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::builds::{BuildAsk, BuildFrame, BuiltOutput, Offer, Outcome, Reason};
 use shoal_wire::mesh::format::Format;
@@ -95,15 +95,17 @@ impl Shelf {
         written.and_then(|()| writer.finish()).expect("a NAR")
     }
 
-    /// Has a file of these bytes under the path from now on; the hash of its NAR.
-    pub fn puts(&self, path: &StorePath, bytes: &[u8]) -> [u8; 32] {
+    /// Makes a file of these bytes, which it has under the path when that is given to [`Shelf::has`].
+    pub fn makes(&self, path: &StorePath, bytes: &[u8]) -> (PathInfo, Ingested) {
         let mut ingest = self.store.ingest();
         ingest.write_all(&Shelf::nar(bytes)).expect("room");
         let ingested = ingest.finish().expect("a NAR");
-        let hash = ingested.nar_hash;
-        let info = PathInfo::new(path.clone(), hash, ingested.nar_size);
-        self.store.commit(vec![(info, ingested)]).expect("room");
-        hash
+        (PathInfo::new(path.clone(), ingested.nar_hash, ingested.nar_size), ingested)
+    }
+
+    /// Has these from now on.
+    pub fn has(&self, made: Vec<(PathInfo, Ingested)>) {
+        self.store.commit(made).expect("room");
     }
 }
 

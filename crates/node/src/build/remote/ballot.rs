@@ -508,6 +508,10 @@ impl Conduct<'_> {
                         return self.differ(&[runs, &[made]].concat());
                     }
                     let (ended, end) = self.concluded(resolved, &outcome, from, Teller::Other);
+                    // What this one says cannot be proved: the others agreed on it too.
+                    if end == End::Lost {
+                        continue;
+                    }
                     let (settled, end) = self.settled(ended.result.clone(), runs, end);
                     return (Ended { result: settled.result, ..ended }, end);
                 }

@@ -25,7 +25,7 @@ use crate::build::service::BuildService;
 use crate::upstream::Held;
 
 /// Between two looks for outputs: owners hear of a fresh one some moments after it is there.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What a node that tells of a build has to do with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +129,8 @@ impl BuildService {
         for (number, (output, _)) in wanted.iter().enumerate() {
             match said.as_ref().and_then(|records| records.get(number)?.as_ref()) {
                 None => open.push(&output.path),
-                Some(record) if output.nar_size > 0 && record.nar_hash != output.nar_hash => {
+                // Who tells of another's knows no hash of it.
+                Some(record) if asked == from && output.nar_size > 0 && record.nar_hash != output.nar_hash => {
                     return Look::Another(output.path.clone());
                 }
                 Some(_) => {}
