@@ -20,8 +20,13 @@ const CLOCK_OFFSET_S: i64 = 295;
 
 /// An entry that builds nothing, and executors.
 fn start(machine: &Machine, executors: usize) -> Mesh {
+    start_with(machine, executors, &[])
+}
+
+/// The entry with further options.
+fn start_with(machine: &Machine, executors: usize, of_entry: &[&str]) -> Mesh {
     let mut mesh = Mesh { nodes: Vec::new() };
-    mesh.add(&[machine], &["--no-build"]);
+    mesh.add(&[machine], &[&["--no-build"], of_entry].concat());
     (0..executors).for_each(|_| mesh.add(&[machine], &["--max-jobs", "1"]));
     mesh.wait_until_whole();
     mesh
@@ -169,14 +174,15 @@ fn nodes_whose_clocks_are_minutes_apart_build_together() {
 #[test]
 fn a_derivation_that_nobody_can_be_sent_fails_at_once_and_says_why() {
     let machine = Machine::new(&Nix::newest());
-    let mut mesh = start(&machine, 2);
+    // Clients do not send it over ssh-ng.
+    let mut mesh = start_with(&machine, 2, &["--keep-going"]);
     let needy = build(&machine, &mesh, "", &["afterLong"]).patience(SILENCE_PATIENCE).fails();
     println!("refused in {:?}", needy.took);
     for part in ["too long to be sent to another node", "this one builds nothing", "long.drv"] {
         assert!(needy.stderr.contains(part), "{part}: {needy}");
     }
     // Others of the same request are built.
-    let both = build(&machine, &mesh, "", &["long", "hello"]).arg("--keep-going").fails();
+    let both = build(&machine, &mesh, "", &["long", "hello"]).fails();
     assert!(both.stderr.contains("too long to be sent to another node"), "{both}");
     assert_eq!(has_built(&mesh[1]) + has_built(&mesh[2]), 1, "{both}");
     // A node that builds does.

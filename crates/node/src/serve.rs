@@ -44,7 +44,7 @@ use crate::session::deposit::Deposits;
 use crate::session::{Services, SessionHost};
 use crate::tokens::{self, Tokens};
 use crate::trees::Trees;
-use crate::upstream::{Authorities, Location, Options, Patience, Upstreams};
+use crate::upstream::{Authorities, HEDGE, Location, Options, Patience, Upstreams};
 use crate::{clients, keys, logging};
 use passed::Passed;
 use ready::{Ready, ReadyFile};
@@ -340,8 +340,8 @@ fn upstream_options(config: &Config, cold: Option<Arc<Cold>>) -> Result<Options>
             "no certificates are found to check https upstreams with; name a bundle with --upstream-ca-file"
         );
     }
-    let (patience, trusted_keys) = (Patience::DEFAULT, trusted_keys(config)?);
-    Ok(Options { locations, authorities, patience, trusted_keys, require_sigs: config.require_sigs, cold })
+    let (patience, hedge, trusted_keys) = (Patience::DEFAULT, HEDGE, trusted_keys(config)?);
+    Ok(Options { locations, authorities, patience, hedge, trusted_keys, require_sigs: config.require_sigs, cold })
 }
 
 struct Doors {

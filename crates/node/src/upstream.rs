@@ -60,12 +60,16 @@ mod web;
 pub const CLIENT_BUDGET: Duration = Duration::from_secs(3);
 /// The same where the alternative is a build.
 pub const BUILD_BUDGET: Duration = Duration::from_secs(8);
+/// Silence after which the next upstream is asked too: several times what a healthy one takes.
+pub const HEDGE: Duration = Duration::from_millis(300);
 
 /// Whom to ask, and whom to believe.
 pub struct Options {
     pub locations: Vec<Location>,
     pub authorities: Authorities,
     pub patience: Patience,
+    /// See [`HEDGE`].
+    pub hedge: Duration,
     pub trusted_keys: TrustedKeys,
     /// Off: what they say is believed without a signature, as Nix does with the setting of that name.
     pub require_sigs: bool,
@@ -107,7 +111,8 @@ impl Upstreams {
         let cache = |location| Origin::cache(Cache::new(location, dir.clone(), &options.authorities, options.patience));
         let mut caches: Vec<Origin> = options.locations.into_iter().map(cache).collect();
         caches.extend(options.cold.map(|cold| Origin::bucket(cold, store.clone())));
-        Upstreams(Some(Arc::new(Engine::new(store, dir.clone(), Arc::new(Asks::new(neighbours, caches, admission))))))
+        let asks = Asks::new(neighbours, caches, admission, options.hedge);
+        Upstreams(Some(Arc::new(Engine::new(store, dir, Arc::new(asks)))))
     }
 
     /// There is nobody to ask, for now: other nodes may come.

@@ -29,8 +29,6 @@ const ASKS_MAX: usize = 16;
 const ASKS_WAITING_MAX: usize = 4096;
 /// Things that one caller asks for at the same time.
 const LOOKUPS_MAX: usize = 64;
-/// Silence after which the next upstream is asked too: several times what a healthy one takes.
-const HEDGE: Duration = Duration::from_millis(300);
 /// How long an offer is good for. Its NAR is asked for soon after, or not at all.
 const OFFER_HOLD_MS: u64 = 600_000;
 const OFFERS_MAX: usize = 16_384;
@@ -94,6 +92,8 @@ pub struct Asks {
     pub neighbours: Neighbours,
     pub caches: Vec<Origin>,
     pub admission: Admission,
+    /// See [`HEDGE`](super::HEDGE).
+    hedge: Duration,
     pools: Vec<Pool>,
     since: Instant,
     state: Mutex<State>,
@@ -184,7 +184,7 @@ impl Looking<'_> {
 }
 
 impl Asks {
-    pub fn new(neighbours: Neighbours, caches: Vec<Origin>, admission: Admission) -> Asks {
+    pub fn new(neighbours: Neighbours, caches: Vec<Origin>, admission: Admission, hedge: Duration) -> Asks {
         let priorities = caches.iter().map(|cache| cache.priority().unwrap_or(PRIORITY_UNKNOWN));
         let state = State {
             health: Upstreams::new(priorities),
@@ -193,7 +193,7 @@ impl Asks {
             on_their_way: HashMap::new(),
         };
         let pools = caches.iter().map(|_| Pool::new("upstream", ASKS_MAX, ASKS_WAITING_MAX)).collect();
-        Asks { neighbours, caches, admission, pools, since: Instant::now(), state: Mutex::new(state) }
+        Asks { neighbours, caches, admission, hedge, pools, since: Instant::now(), state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -328,7 +328,7 @@ impl Asks {
         let asked = |id: &UpstreamId| !not.contains(id) && state.absent.get(&(*id, wanted.clone()), now_ms).is_none();
         let order = state.health.order(now_ms).into_iter().filter(asked).collect();
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        Err(Lookup::new(order, now_ms, millis(budget), millis(HEDGE)))
+        Err(Lookup::new(order, now_ms, millis(budget), millis(self.hedge)))
     }
 
     /// Whether the listener will hear something.

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use shoal_node::upstream::{Authorities, CLIENT_BUDGET, Patience};
+use shoal_node::upstream::{Authorities, CLIENT_BUDGET, HEDGE, Patience};
 use shoal_wire::nix::hash::{Hash, sha256};
 use shoal_wire::nix::narinfo::Compression;
 use shoal_wire::nix::signature::SecretKey;
@@ -154,7 +154,7 @@ fn a_cache_that_lies_and_dies() {
     lie.narinfo.file_hash = None;
     lie.on_with(&bad, Reply::CutForGood(other.file, 200_000));
     published.on(&good);
-    let lab = Lab::behind(&[&bad, &good]);
+    let lab = Lab::one_by_one(&[&bad, &good]);
     let (before, why) = lab.streamed(&published.path).unwrap().unwrap_err();
     assert!(before.len() < published.nar.len());
     assert!(why.contains("different bytes"), "{why}");
@@ -171,7 +171,7 @@ fn a_cache_that_lies_to_a_slow_reader() {
     lie.narinfo.file_hash = None;
     lie.on_with(&bad, Reply::Body(other.file));
     published.on(&good);
-    let lab = Lab::behind(&[&bad, &good]);
+    let lab = Lab::one_by_one(&[&bad, &good]);
     let mut reader = lab.upstreams.nar(&published.path).unwrap().unwrap();
     lab.upstreams.fetch(&published.path).unwrap();
     assert_eq!((bad.count(&published.nar_url()), good.count(&published.nar_url())), (1, 1));
@@ -224,7 +224,7 @@ fn silence_costs_little() {
     // Nothing else ends it in time.
     let minute = Duration::from_secs(60);
     let patience = Patience { ask: minute, first_byte: minute, stall: minute, ..PATIENCE };
-    let lab = Lab::with(&[bad.url()], Authorities::default(), patience);
+    let lab = Lab::with(&[bad.url()], Authorities::default(), patience, HEDGE);
     let since = Instant::now();
     assert!(lab.upstreams.offer(published.path.hash_part()).is_none());
     // It may take a while to begin, on a busy machine.

@@ -198,7 +198,7 @@ fn the_better_priority_is_asked_and_no_is_remembered() {
     let other = Published::new('2', b"far has it", &[], Compression::None);
     [&near, &far].into_iter().for_each(|server| published.on(server));
     other.on(&far);
-    let lab = Lab::behind(&[&far, &near]);
+    let lab = Lab::one_by_one(&[&far, &near]);
     // The first question also asks the caches for their priority.
     lab.upstreams.fetch(&other.path).unwrap();
     lab.upstreams.offers(&BTreeSet::from([other.path.clone()]), CLIENT_BUDGET);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_node::build::derivations::Derivations;
 use shoal_node::neighbours::Neighbours;
-use shoal_node::upstream::{Authorities, Location, Options, Patience, Upstreams};
+use shoal_node::upstream::{Authorities, HEDGE, Location, Options, Patience, Upstreams};
 use shoal_store::Store;
 use shoal_wire::nix::hash::{Hash, sha256};
 use shoal_wire::nix::nar::write::NarWriter;
@@ -44,10 +44,10 @@ impl Lab {
     }
 
     pub fn with_authorities(urls: &[String], authorities: Authorities) -> Lab {
-        Lab::with(urls, authorities, PATIENCE)
+        Lab::with(urls, authorities, PATIENCE, HEDGE)
     }
 
-    pub fn with(urls: &[String], authorities: Authorities, patience: Patience) -> Lab {
+    pub fn with(urls: &[String], authorities: Authorities, patience: Patience, hedge: Duration) -> Lab {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store"), shoal_store::Options::default()).unwrap();
         let options = Options {
@@ -55,6 +55,7 @@ impl Lab {
             locations: urls.iter().map(|url| Location::parse(url).unwrap()).collect(),
             authorities,
             patience,
+            hedge,
             trusted_keys: [key().public()].into_iter().collect(),
             require_sigs: true,
         };
@@ -66,6 +67,12 @@ impl Lab {
 
     pub fn behind(servers: &[&Server]) -> Lab {
         Lab::new(&servers.iter().map(|server| server.url()).collect::<Vec<_>>())
+    }
+
+    /// Where the next server is asked when the one before has answered, however long a busy machine takes for that.
+    pub fn one_by_one(servers: &[&Server]) -> Lab {
+        let urls: Vec<String> = servers.iter().map(|server| server.url()).collect();
+        Lab::with(&urls, Authorities::default(), PATIENCE, Duration::from_secs(60))
     }
 
     /// The path's NAR, if it is valid.
