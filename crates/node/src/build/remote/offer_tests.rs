@@ -1,13 +1,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shoal_grid::can_run::Machine;
+use shoal_grid::can_run::{Machine, Requirement};
+use shoal_grid::estimates::Estimate;
 use shoal_store::Store;
 use shoal_wire::nix::derivation::Output;
 use shoal_wire::nix::store_path::StoreDir;
 
 use super::*;
+use crate::build::graph::What;
 use crate::build::remote::lab::{self, path};
+use crate::build::request::BuildOptions;
 use crate::build::service::{Config, Defaults};
 use crate::inputs::Inputs;
 use crate::trees::Trees;
@@ -86,4 +89,22 @@ fn an_executor_that_lies_about_an_outcome_is_not_believed() {
     assert_eq!(conclude(&transient), Ok((BuildStatus::TransientFailure, End::Lost)));
     let starved = Outcome { out_of_memory: true, memory_mib: u64::MAX, ..transient };
     assert_eq!(conclude(&starved), Ok((BuildStatus::TransientFailure, End::OutOfMemory { used_mib: u64::MAX })));
+}
+
+/// Nor has one whose usual time is not known, or that is only compared.
+#[test]
+fn what_nodes_must_agree_on_has_no_second_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = service(dir.path());
+    let may = |quorum: Option<u32>, mode: BuildMode, built_s: u64| {
+        let requirement = Requirement { system: "x86_64-linux".into(), features: BTreeSet::new() };
+        let what = What::Given(Arc::new(two_outputs().derivation));
+        let (waits_for, agreed) = Default::default();
+        let task = Task { drv_path: path("x.drv"), what, mode, requirement, waits_for, agreed };
+        let options = BuildOptions { quorum, ..BuildOptions::default() };
+        service.may_run_twice(&task, &options, &Estimate { built_s, duration_ms: 1_000, memory_mib: 0 })
+    };
+    assert!(may(None, BuildMode::Normal, 1) && may(Some(1), BuildMode::Normal, 1));
+    assert!(!may(Some(2), BuildMode::Normal, 1));
+    assert!(!may(None, BuildMode::Check, 1) && !may(None, BuildMode::Normal, 0));
 }
