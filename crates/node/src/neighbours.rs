@@ -39,8 +39,8 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 const PIECE_BYTES: usize = 128 << 10;
 /// How long a node that did not answer is left alone where others can be asked: by then members suspect it, if it is dead.
 const QUIET: Duration = Duration::from_secs(5);
-/// The same of one that was caught in a lie: it costs a try for each build that it is asked for. Who mends it starts it anew,
-/// which is another life, or has it revoked.
+/// The same of one that was caught in a lie: it costs a try for each build that it is asked for. That it was started again is
+/// not seen by its incarnation, which is a greater one as soon as it contradicts that it is dead.
 const DISTRUST: Duration = Duration::from_secs(600);
 
 /// Nodes, or paths at nodes, that are left alone at once: of nodes there are fewer.
@@ -56,8 +56,8 @@ struct Inner {
     runtime: Handle,
     /// Nodes that did not answer, and until when they are left alone.
     quiet: Mutex<BTreeMap<NodeKey, Instant>>,
-    /// The same of those that were caught in a lie, each in one life.
-    distrusted: Mutex<BTreeMap<(NodeKey, u64), Instant>>,
+    /// The same of those that were caught in a lie.
+    distrusted: Mutex<BTreeMap<NodeKey, Instant>>,
     /// Paths of which a node has something else than it said, and until when they are not looked for there.
     disbelieved: Mutex<BTreeMap<(NodeKey, StorePath), Instant>>,
 }
@@ -262,13 +262,13 @@ impl Neighbours {
     /// A node was caught in a lie.
     pub fn distrust(&self, node: NodeKey) {
         if let Some(inner) = self.0.as_ref() {
-            leave_alone(&inner.distrusted, (node, inner.life(&node)), DISTRUST);
+            leave_alone(&inner.distrusted, node, DISTRUST);
         }
     }
 
     /// Whether a node is not believed and asked for nothing, although it lives.
     pub fn is_distrusted(&self, node: &NodeKey) -> bool {
-        self.0.as_ref().is_some_and(|inner| inner.is_distrusted(node))
+        self.0.as_ref().is_some_and(|inner| is_left_alone(&inner.distrusted, node))
     }
 
     /// A node has something else under a path's name than it said, which may have been made again meanwhile.
@@ -338,22 +338,13 @@ async fn wait(fetching: &Fetching, flight: &Flight) -> Result<Ingested, String> 
 }
 
 impl Inner {
-    /// What tells a node's lives apart: greater each time that it is started.
-    fn life(&self, node: &NodeKey) -> u64 {
-        self.mesh.roster().get(node).map_or(0, |peer| peer.record.version.incarnation)
-    }
-
-    fn is_distrusted(&self, node: &NodeKey) -> bool {
-        is_left_alone(&self.distrusted, &(*node, self.life(node)))
-    }
-
     fn was_quiet(&self, node: NodeKey) {
         leave_alone(&self.quiet, node, QUIET);
     }
 
     fn is_quiet(&self, node: &NodeKey) -> bool {
         is_left_alone(&self.quiet, node)
-            || self.is_distrusted(node)
+            || is_left_alone(&self.distrusted, node)
             || self.mesh.roster().get(node).is_none_or(|peer| peer.standing != Standing::Alive)
     }
 
