@@ -280,7 +280,7 @@ impl fmt::Display for Reason {
         match self {
             Reason::Unfit(refusal) => write!(f, "{}: {refusal}", refusal.reason()),
             Reason::Draining => write!(f, "draining: takes no new builds"),
-            Reason::Distrusted => write!(f, "not trusted: it said of a build what cannot be"),
+            Reason::Distrusted => write!(f, "not trusted: it denied that it has what it built"),
             Reason::Silent => write!(f, "silent: it did not answer a moment ago"),
             Reason::NoSlot { slots: 0 } => write!(f, "builds nothing: it has no slots"),
             Reason::NoSlot { slots } => write!(f, "no free slot: all {slots} are taken"),

@@ -128,7 +128,7 @@ fn each_reason_is_a_line_that_a_person_understands() {
         node-6: refused: its disk is full; asked again in 1 s
         node-7: refused: its disk is full; asked again in 1 s
         node-8: silent: it did not answer a moment ago
-        node-9: not trusted: it said of a build what cannot be"#]]
+        node-9: not trusted: it denied that it has what it built"#]]
     .assert_eq(&describe(&reasons, |node| format!("node-{node}")));
     let many: Vec<(usize, Reason)> = (0..12).map(|node| (node, Reason::Draining)).collect();
     assert!(describe(&many, usize::to_string).ends_with("9: draining: takes no new builds\nand 2 more"));

@@ -43,7 +43,7 @@ const QUIET: Duration = Duration::from_secs(5);
 /// not seen by its incarnation, which is a greater one as soon as it contradicts that it is dead.
 const DISTRUST: Duration = Duration::from_secs(600);
 
-/// Nodes, or paths at nodes, that are left alone at once: of nodes there are fewer.
+/// Nodes, or paths at nodes, that are left alone at once. One more is asked, and costs what it costs to ask it.
 const LEFT_ALONE_MAX: usize = 4096;
 
 /// Cheap to clone. None of them where this node is in no mesh, as in tests.

@@ -235,7 +235,9 @@ fn end(service: &BuildService, grid: &Grid, results: Vec<BuildResult>, feed: &Fe
         .values()
         .filter_map(|built| service.store.path_info(&built.out_path).ok().flatten())
         .collect();
-    outcome.at = result.built_outputs.values().find_map(|built| service.whereabouts(&built.out_path));
+    // That this node itself was said to have them is no promise yet.
+    let elsewhere = |at: &NodeKey| *at != grid.me();
+    outcome.at = result.built_outputs.values().find_map(|built| service.whereabouts(&built.out_path).filter(elsewhere));
     let is_whole = infos.len() == result.built_outputs.len();
     // Of what has more no record can be made: it seems not to be here.
     let is_told = infos.iter().all(|info| info.references.len() <= REFERENCES_MAX);
