@@ -2,8 +2,10 @@
 //!
 //! Chunks are claimed in order, by the thread or by the reader, whoever is free; so a reader that
 //! only waits gets two cores' worth, and one that is slow finds [`AHEAD`] chunks ready and no more
-//! than that are made. Invariants: a chunk is decoded by one of them; the thread ends with the
-//! export; there are at most as many threads as cores, and an export that gets none does without.
+//! than that are made. The thread sleeps until half of them are used, since a wake-up takes as long
+//! as decoding a chunk; what it sleeps through the reader decodes. Invariants: a chunk is decoded by
+//! one of them; the thread ends with the export; there are at most as many threads as cores, and an
+//! export that gets none does without.
 
 use crate::chunks::ChunkReader;
 use crate::error::Result;
@@ -14,8 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Chunks that may wait for the reader: half a MiB of them, or two at most.
-const AHEAD: usize = 8;
+/// Chunks that may wait for the reader: a MiB of them, or four at most.
+const AHEAD: usize = 16;
 
 /// Bytes from which a thread is worth its start.
 pub const WORTH_IT: u64 = 2 << 20;
@@ -46,6 +48,10 @@ struct State {
     busy: Option<usize>,
     done: BTreeMap<usize, Result<Vec<u8>>>,
     spare: Vec<Vec<u8>>,
+    /// The thread has nothing to do.
+    thread_sleeps: bool,
+    /// The reader waits for the chunk that the thread is at.
+    reader_waits: bool,
     stop: bool,
 }
 
@@ -77,7 +83,10 @@ impl ReadAhead {
     pub fn read(&self, chunk: usize, reader: &mut ChunkReader, out: &mut Vec<u8>) -> Result<()> {
         let mut state = self.shared.state();
         state.want(chunk);
-        self.shared.changed.notify_one();
+        if state.thread_sleeps && state.unclaimed(&self.shared.manifest) >= AHEAD / 2 {
+            state.thread_sleeps = false;
+            self.shared.changed.notify_one();
+        }
         loop {
             if let Some(done) = state.done.remove(&chunk) {
                 let spare = std::mem::replace(out, done?);
@@ -87,6 +96,7 @@ impl ReadAhead {
             if state.busy != Some(chunk) {
                 break;
             }
+            state.reader_waits = true;
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.next = state.next.max(chunk + 1);
@@ -114,6 +124,11 @@ impl State {
             self.next = chunk;
         }
     }
+
+    /// Chunks of the window that nobody has claimed.
+    fn unclaimed(&self, manifest: &Manifest) -> usize {
+        manifest.chunks.len().min(self.wanted + AHEAD).saturating_sub(self.next)
+    }
 }
 
 impl Shared {
@@ -124,7 +139,8 @@ impl Shared {
         let mut state = self.state();
         while !state.stop {
             let chunk = state.next;
-            if chunk >= self.manifest.chunks.len().min(state.wanted + AHEAD) {
+            if state.unclaimed(&self.manifest) == 0 {
+                state.thread_sleeps = true;
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
@@ -141,7 +157,9 @@ impl Shared {
             if (state.wanted..state.wanted + AHEAD).contains(&chunk) {
                 state.done.insert(chunk, decoded);
             }
-            self.changed.notify_one();
+            if std::mem::take(&mut state.reader_waits) {
+                self.changed.notify_one();
+            }
         }
     }
 

@@ -4,10 +4,11 @@
 //!   transport while the [`Gate`] is shut. So a session that reads slowly slows its own client down.
 //! - The session waits in [`PipeWriter`] while [`OUTPUT_MAX`] bytes lie unsent. The door's pump bounds that wait: it
 //!   closes the pipe when the transport takes nothing for [`STALL_LIMIT`].
+//! - Whoever waits is woken, and nobody else: a wake-up takes longer than moving a piece.
 //! - [`Hangup`] fires once: when the client can send nothing more, or was given up.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, BufRead, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,18 +20,21 @@ pub use hangup::{Hangup, Watch};
 mod gate;
 mod hangup;
 
-/// Unread input at which the door stops reading. An ssh client sends at most its window beyond it.
-pub const INPUT_MAX: usize = 4 << 20;
-/// Unread input at which the door reads on: late enough that it does not stop and go with every packet.
-pub const INPUT_RESUME: usize = 2 << 20;
+/// Input at which the door stops reading, until the session takes all of it. An ssh client sends at most its window
+/// beyond it. The session may have as much in hand that it took before.
+pub const INPUT_MAX: usize = 2 << 20;
 /// Unsent output at which the session waits: some 20 ms of a 1 Gbit/s link and its round trip.
 pub const OUTPUT_MAX: usize = 2 << 20;
+/// Unsent output at which a session that waits goes on: late enough that it does not stop and go with every piece.
+const OUTPUT_RESUME: usize = 1 << 20;
 /// Unsent output at which messages that may be lost (log lines, progress) are.
 pub const OUTPUT_CONGESTED: usize = 1 << 20;
-/// Output is handed over in pieces of this size: two ssh packets.
-const PIECE: usize = 64 << 10;
-/// Buffers that were grown beyond this are given back when they run empty.
-const KEPT_CAPACITY: usize = 64 << 10;
+/// Output is handed over in pieces of this size: eight ssh packets, which leave in one write.
+const PIECE: usize = 256 << 10;
+/// A piece that grows beyond this is given room for all of [`PIECE`].
+const PIECE_SMALL: usize = 16 << 10;
+/// Buffers of input that were grown beyond this are given back when they run empty.
+const KEPT_CAPACITY: usize = 128 << 10;
 /// A client that takes no byte for this long is gone. Generous: a client may wait for a lock on its own store while a
 /// NAR is on its way.
 pub const STALL_LIMIT: Duration = Duration::from_secs(600);
@@ -52,12 +56,16 @@ pub enum Outgoing {
 
 #[derive(Default)]
 struct State {
-    input: VecDeque<u8>,
+    input: Vec<u8>,
     input_ended: bool,
+    /// The session waits for input.
+    reader_waits: bool,
     gate_shut: bool,
     output: VecDeque<(Lane, Vec<u8>)>,
     output_len: usize,
     output_closed: bool,
+    /// Writers of the session that wait for room.
+    writers_waiting: usize,
     ended: Option<u32>,
 }
 
@@ -107,7 +115,7 @@ pub fn pipe(gate: Arc<Gate>) -> (SessionEnd, DoorEnd) {
         hangup: Hangup::default(),
     });
     let session = SessionEnd {
-        input: PipeReader(shared.clone()),
+        input: PipeReader { shared: shared.clone(), taken: Vec::new(), at: 0 },
         output: PipeWriter { shared: shared.clone(), lane: Lane::Data, buffer: Vec::new() },
         hangup: shared.hangup.clone(),
         end: End(shared.clone()),
@@ -130,27 +138,52 @@ pub struct DoorEnd {
 }
 
 /// The client's bytes, blocking. Reads 0 when the client ended its side; what came before is read first.
-pub struct PipeReader(Arc<Shared>);
+pub struct PipeReader {
+    shared: Arc<Shared>,
+    /// Taken from the door; what follows `at` is not read yet.
+    taken: Vec<u8>,
+    at: usize,
+}
 
-impl io::Read for PipeReader {
+impl PipeReader {
+    /// Takes all that the door has, once that is something.
+    fn take(&mut self) {
+        self.taken.clear();
+        self.at = 0;
+        let mut state = self.shared.lock();
+        while state.input.is_empty() && !state.input_ended {
+            if self.taken.capacity() > KEPT_CAPACITY {
+                self.taken = Vec::new();
+            }
+            state.reader_waits = true;
+            state = self.shared.readable.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.reader_waits = false;
+        std::mem::swap(&mut self.taken, &mut state.input);
+        self.shared.open_gate(&mut state);
+    }
+}
+
+impl BufRead for PipeReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at == self.taken.len() {
+            self.take();
+        }
+        Ok(&self.taken[self.at..])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at = self.taken.len().min(self.at + n);
+    }
+}
+
+impl Read for PipeReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
         }
-        let mut state = self.0.lock();
-        while state.input.is_empty() {
-            if state.input_ended {
-                return Ok(0);
-            }
-            state = self.0.readable.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        let n = state.input.read(buffer)?;
-        if state.input.is_empty() && state.input.capacity() > KEPT_CAPACITY {
-            state.input = VecDeque::new();
-        }
-        if state.input.len() <= INPUT_RESUME {
-            self.0.open_gate(&mut state);
-        }
+        let n = self.fill_buf()?.read(buffer)?;
+        self.consume(n);
         Ok(n)
     }
 }
@@ -180,7 +213,9 @@ impl PipeWriter {
         }
         let mut state = self.shared.lock();
         while state.output_len >= OUTPUT_MAX && !state.output_closed {
+            state.writers_waiting += 1;
             state = self.shared.writable.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.writers_waiting -= 1;
         }
         if state.output_closed {
             self.buffer.clear();
@@ -198,6 +233,9 @@ impl PipeWriter {
 impl io::Write for PipeWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = bytes.len().min(PIECE - self.buffer.len());
+        if self.buffer.len() + n > PIECE_SMALL {
+            self.buffer.reserve_exact(PIECE - self.buffer.len());
+        }
         self.buffer.extend_from_slice(&bytes[..n]);
         if self.buffer.len() == PIECE {
             self.hand_over()?;
@@ -227,7 +265,7 @@ impl Drop for End {
         let mut state = self.0.lock();
         state.ended.get_or_insert(EXIT_BROKEN);
         // Nobody reads any more; the transport must not wait for this session.
-        state.input = VecDeque::new();
+        state.input = Vec::new();
         state.input_ended = true;
         self.0.open_gate(&mut state);
         drop(state);
@@ -245,13 +283,16 @@ impl Feed {
         if state.input_ended {
             return;
         }
-        state.input.extend(bytes);
+        state.input.extend_from_slice(bytes);
         if state.input.len() >= INPUT_MAX && !state.gate_shut {
             state.gate_shut = true;
             self.0.gate.shut();
         }
+        let reader_waits = std::mem::take(&mut state.reader_waits);
         drop(state);
-        self.0.readable.notify_one();
+        if reader_waits {
+            self.0.readable.notify_one();
+        }
     }
 
     /// The client ended its side. It may still read.
@@ -286,7 +327,9 @@ impl Drain {
                 let mut state = self.0.lock();
                 if let Some((lane, piece)) = state.output.pop_front() {
                     state.output_len -= piece.len();
-                    self.0.writable.notify_all();
+                    if state.writers_waiting > 0 && state.output_len <= OUTPUT_RESUME {
+                        self.0.writable.notify_all();
+                    }
                     return Some(Outgoing::Piece(lane, piece));
                 }
                 if state.output_closed {

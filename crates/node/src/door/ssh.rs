@@ -43,6 +43,8 @@ const KEEPALIVE_MAX: usize = 9;
 const WINDOW: u32 = 16 << 20;
 /// The largest packet that russh recommends to take.
 const PACKET: u32 = 65535;
+/// Messages of a session that wait to be encrypted: half a MiB of output leaves in one write.
+const OUTGOING_MAX: usize = 16;
 /// Half-open connections that the kernel keeps for us.
 const BACKLOG: u32 = 4096;
 /// How often the file of keys is looked at when nobody comes in.
@@ -186,6 +188,7 @@ fn config(host_key: PrivateKey) -> server::Config {
         keys: vec![host_key],
         window_size: WINDOW,
         maximum_packet_size: PACKET,
+        event_buffer_size: OUTGOING_MAX,
         max_auth_attempts: KEY_OFFERS_MAX,
         inactivity_timeout: Some(STALL_LIMIT),
         keepalive_interval: Some(KEEPALIVE_INTERVAL),

@@ -30,10 +30,7 @@ use crate::build::request::BuildOptions;
 use crate::door::pipe::Lane;
 use crate::door::{PipeReader, PipeWriter, Role};
 
-/// Bytes of input read at once. NARs pass through this buffer.
-const INPUT_BUFFER: usize = 256 << 10;
-
-type Input = Reader<BufReader<PipeReader>>;
+type Input = Reader<PipeReader>;
 
 struct Server {
     client: Client,
@@ -47,7 +44,7 @@ struct Server {
 pub fn serve(client: Client, write: bool, input: PipeReader, output: PipeWriter) -> u32 {
     let dialect = Dialect::new(client.dir().clone(), MINOR_MIN);
     let terminal = Terminal(output.with_lane(Lane::Stderr));
-    let input = Reader::new(BufReader::with_capacity(INPUT_BUFFER, input), dialect.clone());
+    let input = Reader::new(input, dialect.clone());
     let mut server = Server { client, write, input, output: Writer::new(output, dialect), terminal };
     match server.run() {
         Ok(()) | Err(Fault::Gone) => 0,

@@ -6,7 +6,6 @@
 //!   next request begins.
 
 use std::collections::BTreeSet;
-use std::io::BufReader;
 
 use shoal_wire::nix::proto::{Dialect, Done, Feature, Reader, Writer};
 use shoal_wire::nix::store_path::{StoreDir, StorePath};
@@ -26,10 +25,7 @@ mod answers;
 mod outlet;
 mod uploads;
 
-/// Bytes of input read at once. NARs pass through this buffer.
-const INPUT_BUFFER: usize = 256 << 10;
-
-type Input = Reader<BufReader<PipeReader>>;
+type Input = Reader<PipeReader>;
 
 struct Worker {
     client: Client,
@@ -41,7 +37,7 @@ struct Worker {
 pub fn serve(client: Client, input: PipeReader, output: PipeWriter) -> u32 {
     // What is read and written before the peers agreed has the same layout in every version.
     let dialect = Dialect::new(client.dir().clone(), MINOR_MIN);
-    let input = Reader::new(BufReader::with_capacity(INPUT_BUFFER, input), dialect.clone());
+    let input = Reader::new(input, dialect.clone());
     let mut worker = Worker { client, input, outlet: Outlet::new(output, dialect) };
     match worker.run() {
         Ok(()) | Err(Fault::Gone) => 0,

@@ -101,8 +101,12 @@ impl HashService {
             board.threads += 1;
             self.spawn(&mut board);
         }
+        let is_awaited = board.idle > 0;
         drop(board);
-        self.shared.work.notify_one();
+        // A wake-up is a system call, whether somebody sleeps or not.
+        if is_awaited {
+            self.shared.work.notify_one();
+        }
         spare.unwrap_or_else(|| Vec::with_capacity(BLOCK_LEN))
     }
 
@@ -216,7 +220,9 @@ impl Shared {
                 board.spare.push(block);
             }
         }
-        self.progress.notify_all();
+        if board.blocked > 0 {
+            self.progress.notify_all();
+        }
         board
     }
 }

@@ -106,8 +106,11 @@ impl PackerPool {
             self.spawn(&mut board);
         }
         let block = board.spare.pop().unwrap_or_default();
+        let is_awaited = board.idle > 0;
         drop(board);
-        self.shared.work.notify_one();
+        if is_awaited {
+            self.shared.work.notify_one();
+        }
         (block, overflow)
     }
 

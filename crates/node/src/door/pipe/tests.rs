@@ -46,10 +46,14 @@ fn the_gate_is_shut_while_too_much_lies_unread() {
     assert!(may_read(&gate));
     door.feed.push(&[2; 10]);
     assert!(!may_read(&gate));
-    let mut buffer = vec![0; INPUT_MAX - INPUT_RESUME];
-    session.input.read_exact(&mut buffer).unwrap();
+    // The session has all of it in hand then, and the door as much again at most.
+    session.input.read_exact(&mut [0; 1]).unwrap();
+    assert!(may_read(&gate));
+    door.feed.push(&vec![3; INPUT_MAX]);
     assert!(!may_read(&gate));
-    session.input.read_exact(&mut buffer).unwrap();
+    session.input.read_exact(&mut vec![0; INPUT_MAX + 8]).unwrap();
+    assert!(!may_read(&gate));
+    session.input.read_exact(&mut [0; 1]).unwrap();
     assert!(may_read(&gate));
 }
 

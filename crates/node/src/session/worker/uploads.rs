@@ -1,7 +1,5 @@
 //! Requests with a framed upload: the stream is read to its end whatever comes of the request.
 
-use std::io::BufReader;
-
 use shoal_wire::nix::proto::{Done, FramedReader};
 use shoal_wire::nix::worker::ops::{AddBuildLog, AddMultipleToStore, AddToStore, AddToStoreNar};
 use shoal_wire::nix::worker::{Reply, UploadEntries};
@@ -13,7 +11,7 @@ use crate::session::Client;
 use crate::session::fault::Fault;
 use crate::session::uploads::{NewObject, Uploader, add_object};
 
-type Frames<'a> = FramedReader<&'a mut BufReader<PipeReader>>;
+type Frames<'a> = FramedReader<&'a mut PipeReader>;
 
 impl Worker {
     pub(super) fn add_to_store(&mut self, request: AddToStore) -> Result<(), Fault> {
@@ -90,11 +88,7 @@ fn finish_upload(
     Ok(reply)
 }
 
-fn take_entries(
-    client: &Client,
-    check_sigs: bool,
-    entries: &mut UploadEntries<&mut BufReader<PipeReader>>,
-) -> Result<(), Fault> {
+fn take_entries(client: &Client, check_sigs: bool, entries: &mut UploadEntries<&mut PipeReader>) -> Result<(), Fault> {
     client.require(Role::Push, "add to this store")?;
     let mut uploader = Uploader::new(client, check_sigs);
     let taken = loop {
