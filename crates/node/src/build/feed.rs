@@ -55,6 +55,14 @@ pub enum BuildEvent {
 }
 
 impl BuildEvent {
+    /// Whether it is something to read, and not only what is going on.
+    pub fn is_text(&self) -> bool {
+        match self {
+            BuildEvent::Line { .. } | BuildEvent::Message(_) | BuildEvent::Said(_) | BuildEvent::Phase { .. } => true,
+            BuildEvent::Started { .. } | BuildEvent::Finished { .. } | BuildEvent::Progress { .. } => false,
+        }
+    }
+
     /// Bytes of what a builder may say without end.
     fn said_bytes(&self) -> usize {
         match self {

@@ -1,7 +1,7 @@
 //! Builds that a client asks for: who may, and the wait for them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shoal_wire::nix::aterm;
 use shoal_wire::nix::derivation::{BasicDerivation, Derivation, DerivationKind};
@@ -20,6 +20,10 @@ use crate::door::Role;
 
 /// Silence after which the client is shown that the node is alive. Some networks forget connections after a minute.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// How late a client may hear that builds start and end: too little for an eye, and enough that a chain of short builds
+/// does not wake it several times for each.
+const LAG_MAX: Duration = Duration::from_millis(20);
 
 /// Times that a request is planned: again when inputs were lost with a node, which several nodes may do one after the other.
 const PLANS_MAX: u32 = 4;
@@ -137,20 +141,26 @@ impl Client {
     /// Waits for the end and passes on what happens. Withdraws from the build when the client goes.
     fn follow(&self, mut handle: BuildHandle, audience: &mut impl Audience) -> Result<Vec<BuildResult>, Fault> {
         let _watch = self.hangup.watch(handle.waker());
+        // Lines that come together travel together.
+        let mut flush_at = Some(Instant::now() + LAG_MAX);
         loop {
-            let mut progress = handle.next(Duration::ZERO);
-            if matches!(progress, Progress::Idle) {
-                // Lines that come together travel together.
-                audience.flush()?;
-                progress = handle.next(SILENCE_MAX);
-            }
-            match progress {
-                Progress::Event(event) => audience.tell(event)?,
+            let wait = flush_at.map_or(SILENCE_MAX, |at| at.saturating_duration_since(Instant::now()));
+            match handle.next(wait) {
+                Progress::Event(event) => {
+                    let lag = if event.is_text() { Duration::ZERO } else { LAG_MAX };
+                    let at = Instant::now() + lag;
+                    flush_at = Some(flush_at.map_or(at, |before| before.min(at)));
+                    audience.tell(event)?;
+                }
                 Progress::Done(results) => {
                     audience.flush()?;
                     return Ok(results);
                 }
-                Progress::Idle => audience.still_alive()?,
+                Progress::Idle if flush_at.take().is_some() => audience.flush()?,
+                Progress::Idle => {
+                    audience.still_alive()?;
+                    audience.flush()?;
+                }
                 Progress::Woken if self.hangup.is_gone() => {
                     if self.hangup.is_lost() {
                         self.services.builds.keep_on(handle);
