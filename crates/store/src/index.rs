@@ -12,6 +12,7 @@ pub mod tables;
 use crate::error::{Error, Result};
 use redb::{Database, ReadTransaction, WriteTransaction};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 pub struct Index {
@@ -19,13 +20,19 @@ pub struct Index {
     cache_bytes: usize,
     /// `None` between a failed write and a successful attempt to open it anew.
     database: RwLock<Option<Database>>,
+    commits: AtomicU64,
 }
 
 impl Index {
     /// Opens the index, or creates it with all its tables.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self> {
         let database = open(path, cache_bytes)?;
-        let index = Index { path: path.to_owned(), cache_bytes, database: RwLock::new(Some(database)) };
+        let index = Index {
+            path: path.to_owned(),
+            cache_bytes,
+            database: RwLock::new(Some(database)),
+            commits: AtomicU64::new(0),
+        };
         let missing = index.read(tables::missing_any)?;
         if missing {
             index.transact(tables::create_all)?;
@@ -46,11 +53,18 @@ impl Index {
             self.reopen()?;
         }
         let outcome = self.try_transact(f);
+        // Also of one that failed: it may be on disk all the same.
+        self.commits.fetch_add(1, Ordering::AcqRel);
         if let Err(Error::Index(_)) = &outcome {
             // The first error says what happened; a second one comes up at the next attempt.
             let _ = self.reopen();
         }
         outcome
+    }
+
+    /// Grows with each transaction, once it can be read and before its writer goes on.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Acquire)
     }
 
     fn try_transact<T>(&self, f: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {

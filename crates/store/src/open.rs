@@ -18,6 +18,7 @@ use crate::index::Index;
 use crate::index::group::Writer;
 use crate::index::tables::{CHUNKS, SEGMENTS, SegmentRow};
 use crate::ingest::pool::PackerPool;
+use crate::lately::Lately;
 use crate::options::Options;
 use crate::pins::Pins;
 use crate::place::{Place, SegmentId};
@@ -68,6 +69,7 @@ pub fn open(dir: &Path, options: Options) -> Result<Inner, OpenError> {
         decoders: Pool::default(),
         helpers: Helpers::default(),
         frame_lists: FrameLists::default(),
+        records: Lately::default(),
         collecting: Mutex::new(()),
         watchers: RwLock::default(),
         options,

@@ -11,6 +11,7 @@ use crate::index::path_record::{PathRecord, content_root};
 use crate::index::tables::{CHUNKS, MANIFESTS, PATHS};
 use crate::ingest::packer::Packer;
 use crate::ingest::pool::PackerPool;
+use crate::lately::Lately;
 use crate::leases::{Leases, TempRoots};
 use crate::open::{self, Lock};
 use crate::options::Options;
@@ -29,6 +30,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Coders kept for the next user; each holds one or two MiB.
 const IDLE_CODERS_MAX: usize = 4;
+
+/// Records with more references are not kept in memory: nearly all have fewer, and some have thousands.
+const KEPT_REFERENCES_MAX: usize = 64;
 
 /// A store of paths as chunks in one directory. Cheap to clone; usable from many threads.
 #[derive(Clone)]
@@ -53,6 +57,8 @@ pub struct Inner {
     pub decoders: Pool<Decoder>,
     pub helpers: Helpers,
     pub frame_lists: FrameLists,
+    /// Of valid paths.
+    pub records: Lately<Arc<PathRecord>>,
     /// Held by the one collection that may run.
     pub collecting: Mutex<()>,
     pub watchers: RwLock<Vec<Arc<dyn Watcher>>>,
@@ -97,7 +103,10 @@ impl Store {
 
     /// The name of a path's manifest.
     pub fn content_root(&self, path: &StorePath) -> Result<Option<[u8; 32]>> {
-        Ok(self.record(path)?.map(|record| record.content_root))
+        match self.find(path.hash_part())? {
+            Some(record) if record.info.path == *path => Ok(Some(record.content_root)),
+            _ => Ok(self.record(path)?.map(|record| record.content_root)),
+        }
     }
 
     pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
@@ -137,6 +146,22 @@ impl Store {
                 false => Ok(None),
             }
         })
+    }
+
+    /// What is known of the valid path with this hash part of 32 digits. What was asked for lately is in memory.
+    pub fn find(&self, hash_part: &str) -> Result<Option<Arc<PathRecord>>> {
+        let state = self.state();
+        if let Some(record) = self.records.get(hash_part, state) {
+            return Ok(Some(record));
+        }
+        let Some(path) = self.path_from_hash_part(hash_part)? else {
+            return Ok(None);
+        };
+        let record = self.record(&path)?.map(Arc::new);
+        if let Some(record) = record.as_ref().filter(|record| record.info.references.len() <= KEPT_REFERENCES_MAX) {
+            self.records.put(hash_part, state, self.state(), record.clone());
+        }
+        Ok(record)
     }
 
     /// Adds signatures to what is known of a path; whether it is valid.

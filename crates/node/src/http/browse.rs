@@ -28,15 +28,15 @@ pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
     let Some((first, names)) = components.split_first() else { return response::not_found() };
     let first = String::from_utf8_lossy(first);
     let hash_part = first.split('-').next().unwrap_or_default();
-    let info = match cache.lookup(hash_part).await {
-        Ok(Found::Here(info)) if first.len() == HASH_PART_LEN || first == info.path.base_name() => info,
+    let record = match cache.lookup(hash_part).await {
+        Ok(Found::Here(record)) if first.len() == HASH_PART_LEN || first == record.info.path.base_name() => record,
         Ok(_) => return response::not_found(),
         Err(error) => return response::unreadable(&request.path, &error),
     };
     let (names, path) = (names.to_vec(), request.path.clone());
     let make = move |cache: &Cache| {
-        let export = cache.store.export(&info.path)?;
-        let answer = |export| contained(answer(cache, &request, &info, export, &names));
+        let export = cache.store.export(&record.info.path)?;
+        let answer = |export| contained(answer(cache, &request, &record.info, export, &names));
         Ok(export.map_or_else(response::not_found, answer))
     };
     cache.made(&path, make).await

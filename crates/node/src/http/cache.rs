@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use http::HeaderValue;
-use shoal_store::Store;
+use shoal_store::{PathRecord, Store};
 use shoal_wire::nix::base32;
 use shoal_wire::nix::path_info::PathInfo;
 use shoal_wire::nix::realisation::{BuildTrace, BuildTraceKey, DrvOutput, Realisation};
@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use super::budget::{ANSWER_BYTES_MAX, BEGUN_BYTES_MAX, Budget};
 use super::link::Offer;
 use super::metrics::Metrics;
+use super::narinfo::Told;
 use super::put::Writer;
 use super::{Response, response};
 use crate::cold::Cold;
@@ -53,6 +54,8 @@ pub struct Cache {
     pub answers: Budget,
     /// For what NARs hold while they are sent.
     pub begun: Budget,
+    /// Narinfos of paths that are here.
+    pub told: Told,
     makers: Arc<Semaphore>,
 }
 
@@ -60,7 +63,7 @@ pub struct Cache {
 #[derive(Debug)]
 pub enum Found {
     /// Valid here.
-    Here(Box<PathInfo>),
+    Here(Arc<PathRecord>),
     /// Not here, but [`Elsewhere::nar`] gives its contents.
     Elsewhere(Box<PathInfo>),
     Absent,
@@ -114,6 +117,7 @@ impl Cache {
             cold: None,
             answers: Budget::of(ANSWER_BYTES_MAX),
             begun: Budget::of(BEGUN_BYTES_MAX),
+            told: Told::default(),
             makers: Arc::new(Semaphore::new(MADE_MAX)),
         }
     }
@@ -157,8 +161,8 @@ impl Cache {
         if !is_hash_part(hash_part) {
             return Ok(Found::Absent);
         }
-        if let Some(info) = self.here(hash_part)? {
-            return Ok(Found::Here(Box::new(info)));
+        if let Some(record) = self.store.find(hash_part)? {
+            return Ok(Found::Here(record));
         }
         let Some(elsewhere) = &self.elsewhere else { return Ok(Found::Absent) };
         Ok(elsewhere.find(hash_part).await.map_or(Found::Absent, |info| Found::Elsewhere(Box::new(info))))
@@ -169,14 +173,7 @@ impl Cache {
         if let Some(elsewhere) = &self.elsewhere {
             elsewhere.fetch(info).await;
         }
-        Ok(self.here(info.path.hash_part())?.map_or(Found::Absent, |info| Found::Here(Box::new(info))))
-    }
-
-    fn here(&self, hash_part: &str) -> Result<Option<PathInfo>, shoal_store::Error> {
-        match self.store.path_from_hash_part(hash_part)? {
-            Some(path) => self.store.path_info(&path),
-            None => Ok(None),
-        }
+        Ok(self.store.find(info.path.hash_part())?.map_or(Found::Absent, Found::Here))
     }
 }
 

@@ -91,14 +91,14 @@ pub async fn entry(cache: Arc<Cache>, request: Request) -> Response {
         Ok(Found::Elsewhere(info)) => cache.fetched(&info).await,
         found => found,
     };
-    let info = match found {
-        Ok(Found::Here(info)) => info,
+    let record = match found {
+        Ok(Found::Here(record)) => record,
         Ok(_) => return response::not_found(),
         Err(error) => return response::unreadable(&request.path, &error),
     };
     let make = move |cache: &Cache| {
-        let manifest = cache.store.manifest(&info.path)?;
-        let entry = manifest.map(|manifest| Entry { info: *info, chunks: manifest.chunks }.encode());
+        let manifest = cache.store.manifest(&record.info.path)?;
+        let entry = manifest.map(|manifest| Entry { info: record.info.clone(), chunks: manifest.chunks }.encode());
         let whole = |entry| cache.whole(BINARY, response::NO_STORE, entry);
         Ok(entry.map_or_else(response::not_found, whole))
     };

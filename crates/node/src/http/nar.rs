@@ -55,7 +55,9 @@ impl NarName {
 pub async fn get(cache: Arc<Cache>, request: Request) -> Response {
     let Some(name) = NarName::parse(&request.capture) else { return put::held(&cache, &request) };
     let found = match find(&cache, &name).await {
-        Ok(Found::Here(info)) if info.nar_hash == name.nar_hash => stored(&cache, &request, &info, name.compression),
+        Ok(Found::Here(record)) if record.info.nar_hash == name.nar_hash => {
+            stored(&cache, &request, &record.info, name.compression)
+        }
         Ok(Found::Elsewhere(info)) if info.nar_hash == name.nar_hash => {
             return passed_on(&cache, &request, &info).await;
         }

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 use shoal_node::http::link::Offer;
 use shoal_node::upstream::Upstreams;
-use shoal_store::{Options, Store};
+use shoal_store::{GcAction, GcRequest, Options, Store};
 use shoal_wire::nix::narinfo::{Compression, NarInfo};
+use shoal_wire::nix::signature::Signature;
 use shoal_wire::nix::store_path::StoreDir;
 
 use crate::lab::{Lab, Wanted, file_nar, nar_url, noise, tree_nar, words};
@@ -36,6 +37,27 @@ fn a_narinfo_is_what_is_known_of_the_path() {
         let head = lab.ask("HEAD", &url, "");
         assert_eq!((head.status, head.header("content-length")), (200, answer.header("content-length")));
         assert!(head.body.is_empty());
+    }
+}
+
+/// What was told before is in memory.
+#[test]
+fn a_narinfo_follows_what_becomes_of_its_path() {
+    for offer in [Offer::Auto, Offer::Zstd] {
+        let lab = Lab::offering(offer);
+        let info = lab.add("words", &file_nar(&words(300_000)));
+        let place = format!("/{}.narinfo", info.path.hash_part());
+        let url = nar_url(&lab, &info);
+        assert_eq!((lab.get(&place).status, lab.get(&url).status), (200, 200));
+        let signature = Signature::new("late-1", [7; 64]).unwrap();
+        assert!(lab.store.add_signatures(&info.path, std::slice::from_ref(&signature)).unwrap());
+        assert!(lab.get(&place).text().contains(&format!("Sig: {signature}\n")));
+        let request = GcRequest { paths: vec![info.path.clone()], ..GcRequest::new(GcAction::DeleteSpecific) };
+        assert_eq!(lab.store.collect(&request).unwrap().paths, [info.path.clone()]);
+        assert_eq!((lab.get(&place).status, lab.get(&url).status), (404, 404));
+        lab.add("words", &file_nar(&words(300_000)));
+        let again = lab.get(&place);
+        assert!(again.status == 200 && !again.text().contains("Sig: late-1"), "{again:?}");
     }
 }
 
