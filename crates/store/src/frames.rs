@@ -224,19 +224,23 @@ impl StoredFrames {
 
     /// Replaces `out` by the bytes of a run, checked.
     pub fn read(&self, run: &Run, out: &mut Vec<u8>) -> Result<()> {
-        let file = self.file(run)?;
         out.resize(run.len as usize, 0);
-        let read = match file.read_exact_at(out, run.offset) {
+        let read = self.read_into(run, out);
+        if read.is_err() {
+            out.clear();
+        }
+        read
+    }
+
+    /// Fills `out`, which is as long as the run, with its bytes, checked.
+    pub fn read_into(&self, run: &Run, out: &mut [u8]) -> Result<()> {
+        match self.file(run)?.read_exact_at(out, run.offset) {
             Ok(()) => self.check(run, out),
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                 Err(self.damaged(run.frames.end - 1, Defect::Truncated))
             }
             Err(error) => Err(Error::io("read", &self.store.segments.path(run.segment))(error)),
-        };
-        if read.is_err() {
-            out.clear();
         }
-        read
     }
 
     /// The error for frame `number`, of which the store takes note.

@@ -10,50 +10,35 @@ pub const BUFFER_BYTES: usize = 288 << 10;
 /// Buffers that wait for their next use: 9 MiB of them.
 const IDLE_MAX: usize = 32;
 
-static IDLE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static IDLE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 
-/// A buffer, back in its place when it and all slices of it are gone.
+/// A buffer, back in its place when it and all slices of it are gone. All of its memory was written once, so that
+/// nothing need be cleared before it is written again.
 pub struct Buffer {
-    vec: Vec<u8>,
+    bytes: Box<[u8]>,
+    /// How much of it is in use.
+    len: usize,
 }
 
 impl Buffer {
-    /// With bytes of no meaning in it.
+    /// An empty one.
     pub fn take() -> Buffer {
         let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Buffer { vec: idle.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES)) }
-    }
-
-    pub fn take_empty() -> Buffer {
-        let mut buffer = Buffer::take();
-        buffer.vec.clear();
-        buffer
-    }
-
-    pub fn vec(&mut self) -> &mut Vec<u8> {
-        &mut self.vec
-    }
-
-    /// Its first `len` bytes; what was in it stays.
-    pub fn resized(&mut self, len: usize) -> &mut [u8] {
-        self.vec.resize(len, 0);
-        &mut self.vec
+        Buffer { bytes: idle.unwrap_or_else(|| vec![0; BUFFER_BYTES].into()), len: 0 }
     }
 
     /// Bytes that still fit.
     pub fn room(&self) -> usize {
-        self.vec.capacity() - self.vec.len()
+        self.bytes.len() - self.len
     }
 
-    /// Adds `len` bytes that `fill` writes; none where it fails.
+    /// Adds `len` bytes that `fill` writes; none where it fails or they do not fit.
     pub fn append(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<()> {
-        let at = self.vec.len();
-        self.vec.resize(at + len, 0);
-        let filled = fill(&mut self.vec[at..]);
-        if filled.is_err() {
-            self.vec.truncate(at);
-        }
-        filled
+        let end = self.len + len;
+        let room = self.bytes.get_mut(self.len..end).ok_or(io::ErrorKind::FileTooLarge)?;
+        fill(room)?;
+        self.len = end;
+        Ok(())
     }
 
     pub fn into_bytes(self) -> Bytes {
@@ -63,16 +48,16 @@ impl Buffer {
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.vec
+        &self.bytes[..self.len]
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let vec = std::mem::take(&mut self.vec);
+        let bytes = std::mem::take(&mut self.bytes);
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_MAX && vec.capacity() <= 2 * BUFFER_BYTES {
-            idle.push(vec);
+        if idle.len() < IDLE_MAX {
+            idle.push(bytes);
         }
     }
 }

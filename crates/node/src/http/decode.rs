@@ -36,7 +36,7 @@ impl Contents {
         if self.open.as_mut().is_some_and(|open| open.room() < len) {
             self.finish(made);
         }
-        let out = self.open.get_or_insert_with(Buffer::take_empty);
+        let out = self.open.get_or_insert_with(Buffer::take);
         out.append(len, |room| decompress(frame, room))
     }
 

@@ -1,8 +1,8 @@
 //! NARs from stored frames: as they lie, or decompressed.
 //!
 //! Frames are read in runs, as they lie beside each other in one segment, and checked before anything of them goes on.
-//! A run that the kernel has in memory is read in place, without a thread's help; others wait on a thread that may
-//! block. The headers between frames are left out, so the bytes of a .zst do not depend on where its frames lie.
+//! A run that the kernel has in memory is read, and decompressed, by who sends it: another thread would work on another
+//! core, and the bytes would have to move there and back. Others wait on a thread that may block. The headers between frames are left out, so the bytes of a .zst do not depend on where its frames lie.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -25,19 +25,16 @@ use super::decode;
 
 /// Bytes of segment that are read at a time: few calls, and still in the processor's cache when they are sent.
 const RUN_BYTES: u64 = BUFFER_BYTES as u64;
-/// Bytes of NAR that one run decompresses to.
-const PLAIN_BYTES: u64 = 512 << 10;
+/// Bytes of NAR that one run decompresses to: a sixth of a millisecond's work, and in the processor's cache when sent.
+const PLAIN_BYTES: u64 = 256 << 10;
 /// What a body holds, whoever takes it: a run, and what it decompresses to.
-pub const HELD_BYTES_MAX: u64 = RUN_BYTES + PLAIN_BYTES;
-/// Runs of one body that are decompressed at once: the next one while the last is sent.
+pub const HELD_BYTES_MAX: u64 = 2 * BUFFER_BYTES as u64;
+/// Runs of one body that are read from the disk at once: the next one while the last is sent.
 const RUNS_AHEAD: usize = 2;
-/// Those of all bodies, beyond the one that each may always have: 200 MiB. A body that has none makes its runs one by
+/// Those of all bodies, beyond the one that each may always have: 144 MiB. A body that has none makes its runs one by
 /// one.
 const RUNS_AHEAD_ALL: usize = 256;
 static AHEAD: Semaphore = Semaphore::const_new(RUNS_AHEAD_ALL);
-/// A NAR up to this is decompressed in place: a thread's help costs more.
-const INLINE_BYTES: u64 = 64 << 10;
-
 /// What a body is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -115,7 +112,7 @@ impl FramedNar {
         let (frames, skip) = touched(self.lens(), &range);
         let runs = runs(&self.stored.parts, frames);
         let FramedNar { stored, form } = self;
-        FramePieces { stored, form, len, skip, left: len, runs, made: VecDeque::new(), ahead: VecDeque::new() }
+        FramePieces { stored, form, skip, left: len, runs, made: VecDeque::new(), ahead: VecDeque::new() }
     }
 }
 
@@ -156,8 +153,6 @@ fn runs(parts: &[Part], wanted: Range<usize>) -> VecDeque<Run> {
 struct FramePieces {
     stored: Arc<Stored>,
     form: Form,
-    /// Bytes of all pieces.
-    len: u64,
     /// Bytes before the range that the first frame has.
     skip: u64,
     left: u64,
@@ -198,10 +193,7 @@ impl Pieces for FramePieces {
             match self.make_now(&run) {
                 Some(Ok(made)) => self.made.extend(made),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => {
-                    self.help(run, None);
-                    self.help_ahead();
-                }
+                None => self.help_from(run),
             }
         }
     }
@@ -218,28 +210,23 @@ impl FramePieces {
         piece
     }
 
-    /// Makes a run's pieces here, if that takes neither the disk nor long.
+    /// Makes a run's pieces here, if that does not take the disk.
     fn make_now(&self, run: &Run) -> Option<io::Result<Vec<Bytes>>> {
-        if self.takes_long(run) {
-            return None;
-        }
-        match read_now(&self.stored.frames, run) {
-            Ok(None) => None,
-            Ok(Some(buffer)) => Some(make(&self.stored, self.form, run, buffer)),
-            Err(error) => Some(Err(error)),
-        }
+        let read = read_now(&self.stored.frames, run).transpose()?;
+        Some(read.and_then(|buffer| make(&self.stored, self.form, run, buffer)))
     }
 
-    fn takes_long(&self, run: &Run) -> bool {
-        self.form == Form::Contents && self.len > INLINE_BYTES && !is_raw(&self.stored, run)
+    /// Has threads make this run and those that follow.
+    fn help_from(&mut self, run: Run) {
+        self.help(run, None);
+        self.help_ahead();
     }
 
     fn help(&mut self, run: Run, ahead: Option<SemaphorePermit<'static>>) {
         let (stored, form) = (self.stored.clone(), self.form);
         self.ahead.push_back(tokio::task::spawn_blocking(move || {
-            let mut buffer = Buffer::take();
-            stored.frames.read(&run, buffer.vec())?;
-            Ok(Made { pieces: make_read(&stored, form, &run, buffer)?, _ahead: ahead })
+            let buffer = read_waiting(&stored.frames, &run)?;
+            Ok(Made { pieces: make(&stored, form, &run, buffer)?, _ahead: ahead })
         }));
     }
 
@@ -253,31 +240,28 @@ impl FramePieces {
     }
 }
 
-/// Whether no frame of a run is compressed: then its bytes are in it as they are.
-fn is_raw(stored: &Stored, run: &Run) -> bool {
-    stored.of(run).iter().all(|part| part.place.frame_len >= part.len)
-}
-
-/// The bytes of a run where the kernel has all of them in memory.
+/// The bytes of a run, checked, where the kernel has all of them in memory.
 fn read_now(frames: &StoredFrames, run: &Run) -> io::Result<Option<Buffer>> {
     let file = frames.file(run)?;
-    let mut buffer = Buffer::take();
-    let bytes = buffer.resized(run.len as usize);
-    match rustix::io::preadv2(&*file, &mut [IoSliceMut::new(bytes)], run.offset, ReadWriteFlags::NOWAIT) {
-        Ok(n) if n as u64 == run.len => Ok(Some(buffer)),
-        // Part of it, or nothing; or a file system that does not know.
-        _ => Ok(None),
-    }
+    let (mut buffer, mut is_whole) = (Buffer::take(), false);
+    buffer.append(run.len as usize, |room| {
+        let read = rustix::io::preadv2(&*file, &mut [IoSliceMut::new(room)], run.offset, ReadWriteFlags::NOWAIT);
+        // Else it is part of it, or nothing; or a file system that does not know.
+        is_whole = matches!(read, Ok(n) if n == room.len());
+        if is_whole { Ok(frames.check(run, room)?) } else { Ok(()) }
+    })?;
+    Ok(is_whole.then_some(buffer))
 }
 
-/// The pieces of a run that was read and not checked.
-fn make(stored: &Stored, form: Form, run: &Run, mut buffer: Buffer) -> io::Result<Vec<Bytes>> {
-    stored.frames.check(run, buffer.vec())?;
-    make_read(stored, form, run, buffer)
+/// The same from the disk.
+fn read_waiting(frames: &StoredFrames, run: &Run) -> io::Result<Buffer> {
+    let mut buffer = Buffer::take();
+    buffer.append(run.len as usize, |room| Ok(frames.read_into(run, room)?))?;
+    Ok(buffer)
 }
 
 /// The pieces of a run that was read and checked.
-fn make_read(stored: &Stored, form: Form, run: &Run, buffer: Buffer) -> io::Result<Vec<Bytes>> {
+fn make(stored: &Stored, form: Form, run: &Run, buffer: Buffer) -> io::Result<Vec<Bytes>> {
     let bytes = buffer.into_bytes();
     let mut made = Vec::with_capacity(run.frames.len());
     let mut contents = decode::Contents::default();
@@ -363,6 +347,9 @@ mod tests {
         let (mut first, mut second, mut third) = (begin(), begin(), begin());
         let mut all = Vec::new();
         for pieces in [&mut first, &mut second, &mut third] {
+            // As if it were not in memory.
+            let run = pieces.runs.pop_front().unwrap();
+            pieces.help_from(run);
             all.push(next(pieces).await.unwrap().to_vec());
         }
         assert_eq!([first.ahead.len(), second.ahead.len(), third.ahead.len()], [2, 1, 0]);

@@ -115,7 +115,7 @@ fn nars_that_nobody_takes_hold_no_more_than_there_is_room_for() {
     let lab = Lab::with(Wanted { begun_bytes: 2 << 20, ..Wanted::default() });
     let (large, small) = (file_nar(&noise(64 << 20)), file_nar(&noise(100_000)));
     let (large_url, small_url) = (nar_url(&lab, &lab.add("large", &large)), nar_url(&lab, &lab.add("small", &small)));
-    let readers: Vec<_> = (0..2).map(|_| lab.begin_reading(&large_url)).collect();
+    let readers: Vec<_> = (0..3).map(|_| lab.begin_reading(&large_url)).collect();
     let refused = lab.get(&large_url);
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")), "{refused:?}");
     assert!(lab.get(&small_url).body == small);
