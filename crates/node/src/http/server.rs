@@ -32,6 +32,9 @@ use super::{Cache, Request, Response, link, router};
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Head of a request: a client sends some hundred bytes, one behind proxies some thousand.
 pub const HEAD_BYTES_MAX: usize = 32 << 10;
+/// What is read of an upload, or gathered of an answer, before it is handed on: each hand-over of an upload wakes a
+/// thread. HTTP/1.1 has one bound for this and for heads.
+const IO_BYTES: usize = 128 << 10;
 const HEADERS_MAX: usize = 100;
 /// A client has 25 requests under way at most, unless it was told otherwise; RFC 9113 advises 100 or more.
 pub const STREAMS_MAX: u32 = 128;
@@ -420,7 +423,7 @@ fn protocol(limits: Limits) -> auto::Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.idle)
-        .max_buf_size(HEAD_BYTES_MAX)
+        .max_buf_size(IO_BYTES)
         .max_headers(HEADERS_MAX)
         .writev(true);
     builder

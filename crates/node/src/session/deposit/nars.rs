@@ -1,10 +1,11 @@
 //! `nar/<file>` and `<hash part>.narinfo`.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use aws_lc_rs::digest;
+use shoal_store::Ingested;
 use shoal_wire::nix::base32;
 use shoal_wire::nix::hash::Hash;
 use shoal_wire::nix::narinfo::{Compression, NarInfo};
@@ -41,29 +42,19 @@ impl Deposits {
         let io = |error: io::Error| Refusal::of_io(&error);
         let (head, body) = peek(body).map_err(io)?;
         let compression = compression(file, &head)?;
-        let body = Measured::new(body);
-        let measure = body.measure.clone();
-        let mut nar = decode::nar(compression, body).map_err(io)?;
-        let mut ingest = self.services.store.ingest();
-        let mut piece = vec![0; PIECE_BYTES];
-        loop {
-            let n = match nar.read(&mut piece) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Refusal::of_io(&error)),
-            };
-            // What else waits for its narinfo is not given up meanwhile.
-            self.held.hear(&owner, Instant::now());
-            let used = ingest.feed(&piece[..n])?;
-            if used < n {
-                return Err(Refusal::bad("bytes follow the end of the NAR"));
-            }
-        }
-        // What follows the compressed stream is read by no decoder.
-        drop(nar);
-        let ingested = ingest.finish()?;
-        let (file_hash, file_size) = measure.end().map_err(io)?;
+        let (ingested, file_hash, file_size) = if compression == Compression::None {
+            // The file is the NAR, and has its hash.
+            let ingested = self.ingest(&owner, body)?;
+            let (hash, size) = (ingested.nar_hash, ingested.nar_size);
+            (ingested, hash, size)
+        } else {
+            let body = Measured::new(body);
+            let measure = body.measure.clone();
+            let nar = decode::nar(compression, body).map_err(io)?;
+            let ingested = self.ingest(&owner, BufReader::with_capacity(PIECE_BYTES, nar))?;
+            let (hash, size) = measure.end().map_err(io)?;
+            (ingested, hash, size)
+        };
         if let Some(named) = named_hash(file).filter(|named| *named != file_hash) {
             let (named, hash) = (Hash::sha256(named), Hash::sha256(file_hash));
             return Err(Refusal::bad(format!("'{file}' should have the hash {named} and has {hash}")));
@@ -74,6 +65,26 @@ impl Deposits {
             Full::All => Refusal::busy("too many NARs wait for their narinfo; try again later"),
             Full::Own => Refusal::busy(format!("too many NARs of '{owner}' wait for their narinfo; bring those first")),
         })
+    }
+
+    /// Takes in a NAR that ends where its bytes do. What follows a compressed stream no decoder reads.
+    fn ingest(&self, owner: &str, mut nar: impl BufRead) -> Outcome<Ingested> {
+        let mut ingest = self.services.store.ingest();
+        loop {
+            let piece = match nar.fill_buf() {
+                Ok([]) => return Ok(ingest.finish()?),
+                Ok(piece) => piece,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Refusal::of_io(&error)),
+            };
+            let n = piece.len();
+            if ingest.feed(piece)? < n {
+                return Err(Refusal::bad("bytes follow the end of the NAR"));
+            }
+            nar.consume(n);
+            // What else waits for its narinfo is not given up meanwhile.
+            self.held.hear(owner, Instant::now());
+        }
     }
 
     /// Makes a path of a NAR that is held.
