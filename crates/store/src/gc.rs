@@ -4,13 +4,14 @@
 //! that ask again what may have changed since: leases ([`crate::leases`]), roots, referrers. A path's
 //! chunks are counted down by the manifests that go; those that reach nothing, and were not wanted by
 //! any ingest since the collection began ([`crate::pins`]), are swept, those that no path had before
-//! the first path. A segment without live records
+//! the first path. Who reads meanwhile has half of the time ([`rests`]). A segment without live records
 //! is deleted; one of which little is live is rewritten first ([`compact`]).
 
 mod chunks;
 mod compact;
 mod graph;
 mod paths;
+mod rests;
 mod segments;
 
 use crate::error::{GcError, Result};
@@ -22,6 +23,7 @@ use crate::store::Store;
 use chunks::ChunkCounts;
 pub use compact::{Compacted, Compaction};
 use graph::Graph;
+use rests::Rests;
 use shoal_wire::nix::store_path::StorePath;
 use std::sync::PoisonError;
 
@@ -115,7 +117,9 @@ impl Store {
         let live = graph.live(self, request.keep_derivations)?;
         let mut users = graph.manifest_users();
         // Manifests that no path has go first.
-        let mut counts = ChunkCounts::read(self, |root| users.contains_key(root) || !self.pins.is_free(root))?;
+        let mut counts = ChunkCounts::read(self, &mut Rests::new(&self.segments), |root| {
+            users.contains_key(root) || !self.pins.is_free(root)
+        })?;
         let mut report = GcReport { freed: chunks::unused(self, &counts)?, ..GcReport::default() };
         for batch in graph.oldest_first(&graph.dead(&live, &request.paths)).chunks(PATHS_BATCH) {
             if report.freed >= request.max_freed {
@@ -149,14 +153,15 @@ impl Store {
 
     fn sweep(&self, request: &GcRequest, graph: Graph, doomed: Vec<usize>) -> Result<GcReport> {
         let mut users = graph.manifest_users();
+        let mut rests = Rests::new(&self.segments);
         if request.action == GcAction::DeleteDead {
             paths::forget_manifests(self, &users)?;
         }
-        let mut counts = ChunkCounts::read(self, |_| true)?;
+        let mut counts = ChunkCounts::read(self, &mut rests, |_| true)?;
         let mut report = GcReport::default();
         // Before any path: what no path has is given back first.
         if request.action == GcAction::DeleteDead {
-            report.freed = chunks::sweep_unused(self, &counts)?;
+            report.freed = chunks::sweep_unused(self, &counts, &mut rests)?;
         }
         let mut derivation_gone = false;
         for batch in graph.oldest_first(&doomed).chunks(PATHS_BATCH) {
@@ -170,8 +175,9 @@ impl Store {
                 report.kept.extend(batch.into_iter().filter(|path| !gone.paths.contains(path)));
             }
             self.tell_deleted(&allowed, &gone.paths);
+            rests.rest(0);
             let unused = counts.release(&gone.manifests);
-            report.freed += chunks::sweep(self, &unused)?;
+            report.freed += chunks::sweep(self, &unused, &mut rests)?;
             derivation_gone |= gone.paths.iter().any(StorePath::is_derivation);
             report.paths.extend(gone.paths);
         }

@@ -193,6 +193,11 @@ impl Segments {
         }
     }
 
+    /// Grows whenever somebody is about to read of a segment.
+    pub fn reads(&self) -> u64 {
+        self.readers().clock
+    }
+
     /// The file of a segment; `None` if there is none.
     pub fn reader(&self, id: SegmentId) -> Result<Option<Arc<File>>> {
         let mut readers = self.readers();

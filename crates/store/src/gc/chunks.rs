@@ -1,5 +1,6 @@
 //! Counts how many manifests want each chunk, and sweeps what none wants.
 
+use super::rests::Rests;
 use crate::commit::LiveChange;
 use crate::error::Result;
 use crate::frame::Decoder;
@@ -25,12 +26,15 @@ pub struct ChunkCounts {
 
 impl ChunkCounts {
     /// Counts for every chunk that the index knows, by the manifests whose content root `wanted` takes.
-    pub fn read(store: &Store, wanted: impl Fn(&[u8; 32]) -> bool) -> Result<Self> {
+    pub fn read(store: &Store, rests: &mut Rests<'_>, wanted: impl Fn(&[u8; 32]) -> bool) -> Result<Self> {
         let mut decoder = store.decoders.take(Decoder::new)?;
         store.index.read(|txn| {
             let mut prefixes = Vec::new();
             for row in txn.open_table(CHUNKS)?.iter()? {
                 prefixes.push(prefix(row?.0.value()));
+                if prefixes.len().is_multiple_of(CHUNKS_BATCH) {
+                    rests.rest(0);
+                }
             }
             let mut all = ChunkCounts { counts: vec![0; prefixes.len()], prefixes };
             for row in txn.open_table(MANIFESTS)?.iter()? {
@@ -47,6 +51,7 @@ impl ChunkCounts {
                         *count = count.saturating_add(1);
                     }
                 }
+                rests.rest(0);
             }
             Ok(all)
         })
@@ -81,33 +86,38 @@ impl ChunkCounts {
 }
 
 /// Removes chunks from the index, but for those that an ingest wants. Returns their stored bytes.
-pub fn sweep(store: &Store, unused: &[[u8; 32]]) -> Result<u64> {
+pub fn sweep(store: &Store, unused: &[[u8; 32]], rests: &mut Rests<'_>) -> Result<u64> {
     let mut freed = 0;
     for batch in unused.chunks(CHUNKS_BATCH) {
-        let chosen = store.pins.begin_sweep(batch);
-        let _ending = Ending(&store.pins);
-        let places = store.places(chosen.iter())?;
-        freed += store.writer.write(false, move |txn| {
-            let mut chunks = txn.open_table(CHUNKS)?;
-            let mut live = LiveChange::default();
-            let mut freed = 0;
-            for (hash, place) in chosen.iter().zip(places) {
-                let Some(place) = place else {
-                    continue;
-                };
-                // It may have been stored anew, elsewhere, since it was chosen.
-                let same = chunks.get(hash)?.is_some_and(|row| Place::decode(row.value()) == place);
-                if same {
-                    chunks.remove(hash)?;
-                    live.lost(&place);
-                    freed += place.record_len();
-                }
-            }
-            live.apply(txn)?;
-            Ok(freed)
-        })?;
+        freed += sweep_batch(store, batch)?;
+        rests.rest(0);
     }
     Ok(freed)
+}
+
+fn sweep_batch(store: &Store, batch: &[[u8; 32]]) -> Result<u64> {
+    let chosen = store.pins.begin_sweep(batch);
+    let _ending = Ending(&store.pins);
+    let places = store.places(chosen.iter())?;
+    store.writer.write(false, move |txn| {
+        let mut chunks = txn.open_table(CHUNKS)?;
+        let mut live = LiveChange::default();
+        let mut freed = 0;
+        for (hash, place) in chosen.iter().zip(places) {
+            let Some(place) = place else {
+                continue;
+            };
+            // It may have been stored anew, elsewhere, since it was chosen.
+            let same = chunks.get(hash)?.is_some_and(|row| Place::decode(row.value()) == place);
+            if same {
+                chunks.remove(hash)?;
+                live.lost(&place);
+                freed += place.record_len();
+            }
+        }
+        live.apply(txn)?;
+        Ok(freed)
+    })
 }
 
 /// The stored bytes that [`sweep`] would free now.
@@ -132,7 +142,7 @@ pub fn unused(store: &Store, counts: &ChunkCounts) -> Result<u64> {
 
 /// Sweeps what no manifest wants, however it came to be: chunks kept after a crash, or left by a
 /// collection that was cut short.
-pub fn sweep_unused(store: &Store, counts: &ChunkCounts) -> Result<u64> {
+pub fn sweep_unused(store: &Store, counts: &ChunkCounts, rests: &mut Rests<'_>) -> Result<u64> {
     let mut freed = 0;
     let mut from = [0; 32];
     loop {
@@ -149,7 +159,7 @@ pub fn sweep_unused(store: &Store, counts: &ChunkCounts) -> Result<u64> {
             }
             Ok((unused, None))
         })?;
-        freed += sweep(store, &unused)?;
+        freed += sweep(store, &unused, rests)?;
         match next {
             Some(next) => from = next,
             None => return Ok(freed),

@@ -6,6 +6,7 @@
 //! the segment ([`crate::segment::hold`]). Runs under the lock of collections, so nothing is swept
 //! meanwhile and no segment is deleted that has copies which are not published yet.
 
+use super::rests::Rests;
 use super::{COMPACT_BELOW_PERCENT, segments};
 use crate::chunks::ChunkReader;
 use crate::commit::LiveChange;
@@ -183,6 +184,9 @@ struct Copier<'a> {
     contents: Vec<u8>,
     copied: u64,
     batch_len: usize,
+    rests: Rests<'a>,
+    /// Since the last rest.
+    reads: u64,
 }
 
 impl<'a> Copier<'a> {
@@ -197,6 +201,8 @@ impl<'a> Copier<'a> {
             contents: Vec::new(),
             copied: 0,
             batch_len: BATCH_LEN.min((store.options.segment_bytes() / BATCHES_IN_SEGMENT_MIN) as usize),
+            rests: Rests::new(&store.segments),
+            reads: 0,
         })
     }
 
@@ -206,6 +212,7 @@ impl<'a> Copier<'a> {
             self.copy(hash, place)?;
             if self.batch.bytes.len() >= self.batch_len {
                 self.flush()?;
+                self.rests.rest(std::mem::take(&mut self.reads));
                 if !more() {
                     return Ok(false);
                 }
@@ -217,6 +224,7 @@ impl<'a> Copier<'a> {
 
     /// What is damaged is not copied, and is known to be damaged from now on.
     fn copy(&mut self, hash: [u8; 32], from: Place) -> Result<()> {
+        self.reads += 1;
         match self.store.segments.read(&hash, &from, &mut self.record) {
             Ok(()) => {}
             Err(error @ Error::Damaged(_)) => {
@@ -232,6 +240,7 @@ impl<'a> Copier<'a> {
                 from.header(&hash)
             }
             true => {
+                self.reads += 1;
                 let chunk = ChunkRef { hash, len: from.chunk_len };
                 match self.reader.read(&chunk, Some(from), &mut self.contents) {
                     Ok(()) => self.encode(hash)?,

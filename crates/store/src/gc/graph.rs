@@ -1,5 +1,6 @@
 //! Which path refers to which, as of one moment.
 
+use super::rests::Rests;
 use crate::error::{GcError, Result};
 use crate::index::path_record::PathRecord;
 use crate::index::tables::{PATHS, USES};
@@ -26,6 +27,7 @@ pub type Marks = Vec<bool>;
 
 impl Graph {
     pub fn read(store: &Store) -> Result<Self> {
+        let mut rests = Rests::new(&store.segments);
         store.index.read(|txn| {
             let (table, uses) = (txn.open_table(PATHS)?, txn.open_table(USES)?);
             let mut graph = Graph {
@@ -45,6 +47,7 @@ impl Graph {
                 let used = uses.get(&hash_bytes(&record.info.path))?.map(|used| used.value());
                 graph.used.push(used.unwrap_or(record.info.registration_time));
                 graph.add(&record);
+                rests.rest(0);
             }
             Ok(graph)
         })
