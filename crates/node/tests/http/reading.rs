@@ -53,7 +53,7 @@ fn a_narinfo_follows_what_becomes_of_its_path() {
         assert!(lab.store.add_signatures(&info.path, std::slice::from_ref(&signature)).unwrap());
         assert!(lab.get(&place).text().contains(&format!("Sig: {signature}\n")));
         let request = GcRequest { paths: vec![info.path.clone()], ..GcRequest::new(GcAction::DeleteSpecific) };
-        assert_eq!(lab.store.collect(&request).unwrap().paths, [info.path.clone()]);
+        assert_eq!(lab.store.collect(&request).unwrap().paths, std::slice::from_ref(&info.path));
         assert_eq!((lab.get(&place).status, lab.get(&url).status), (404, 404));
         lab.add("words", &file_nar(&words(300_000)));
         let again = lab.get(&place);
