@@ -58,6 +58,9 @@ pub const UNTOLD_MS: u64 = 6_000;
 pub const SMALL_MESH: usize = 32;
 /// Lookups, acknowledgements, fetches for others and requests to delete that wait at once; beyond it they are refused.
 pub const WAITING_MAX: usize = 65_536;
+/// Of an announcement with more new paths the records are asked for at once; those of fewer with what the next ticks bring,
+/// as each request and its answer cost as much as the announcement.
+pub const FEW_RECORDS: usize = 16;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -125,6 +128,8 @@ pub struct Catalogue {
     owned: Owned,
     /// What members told in an earlier life and have not said again, since when.
     unconfirmed: BTreeMap<NodeId, (u64, BTreeSet<Key>)>,
+    /// Paths of which an owner here has no record yet, by who holds them.
+    recordless: BTreeMap<NodeId, BTreeSet<Key>>,
     recent: Recent,
     lookups: BTreeMap<u64, (Key, Lookup)>,
     /// When the first of them has waited long enough for an owner.
@@ -161,6 +166,7 @@ impl Catalogue {
             holdings: Holdings::new(life, held),
             owned: Owned::default(),
             unconfirmed: BTreeMap::new(),
+            recordless: BTreeMap::new(),
             recent: Recent::default(),
             lookups: BTreeMap::new(),
             wake_ms: None,
@@ -224,19 +230,24 @@ impl Catalogue {
     pub fn forget(&mut self, node: &NodeId) {
         self.absent.remove(node);
         self.unconfirmed.remove(node);
+        self.recordless.remove(node);
         self.owned.forget(node);
         self.recheck_all();
     }
 
-    /// A path became valid here that came from elsewhere.
+    /// A path became valid here. Owners hear at once of what nobody else is known to hold, of another copy with the next
+    /// tick.
     pub fn added(&mut self, holding: Holding, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
         self.holdings.add(holding.key, holding.content, &self.ring);
-        self.announce();
+        let is_copy = self.fetches.contains_key(&holding.key) || self.recent.get(&holding.key, now_ms).is_some();
+        if !is_copy {
+            self.announce();
+        }
         self.finish()
     }
 
-    /// What [`Action::Fetch`] asked for is durable here.
+    /// What [`Action::Fetch`] asked for is durable here. Owners hear of the copy with the next tick.
     pub fn fetched(&mut self, holding: Holding, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
         self.holdings.add(holding.key, holding.content, &self.ring);
@@ -245,7 +256,6 @@ impl Catalogue {
                 self.send(asker, HolderMessage::Stored(vec![holding.key]));
             }
         }
-        self.announce();
         self.finish()
     }
 
@@ -350,6 +360,7 @@ impl Catalogue {
         gone.iter().for_each(|node| self.forget(node));
         self.drop_unconfirmed();
         self.announce();
+        self.ask_for_records();
         self.advance_all();
         for key in self.pledges.keys().copied().collect::<Vec<_>>() {
             self.pursue(key);
@@ -524,11 +535,11 @@ impl Catalogue {
                     batch.iter().for_each(|holding| {
                         self.take_holding(owner, *holding);
                     });
-                    self.holdings.answered(&owner);
+                    self.holdings.answered(&owner, &[]);
                 }
                 HolderMessage::Drops(keys) if owner == self.me => {
                     self.take_drops(owner, keys);
-                    self.holdings.answered(&owner);
+                    self.holdings.answered(&owner, &[]);
                 }
                 message => self.send(owner, message),
             }

@@ -238,7 +238,7 @@ fn sent(holdings: &mut Holdings) -> (usize, usize) {
                 pairs += batch.len();
             }
             bytes += encode(&message).len();
-            holdings.answered(&owner);
+            holdings.answered(&owner, &[]);
         }
     }
 }

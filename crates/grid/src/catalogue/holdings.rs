@@ -202,9 +202,12 @@ impl Holdings {
         due
     }
 
-    /// The owner has taken in the batch that was on its way.
-    pub fn answered(&mut self, owner: &NodeId) {
-        if let Some(outbox) = self.outboxes.get_mut(owner) {
+    /// The owner has taken in the batch that was on its way, if it lacks no records or some of that batch: those of earlier
+    /// ones it may ask for at any time.
+    pub fn answered(&mut self, owner: &NodeId, lacks: &[Key]) {
+        let Some(outbox) = self.outboxes.get_mut(owner) else { return };
+        let is_of = |sent: &[Key]| lacks.is_empty() || lacks.iter().any(|key| sent.contains(key));
+        if outbox.on_its_way.as_ref().is_some_and(|(_, sent)| is_of(sent)) {
             // The first answer is to the first message.
             self.strangers.remove(owner);
             outbox.on_its_way = None;
@@ -237,7 +240,7 @@ mod tests {
         holdings.never_lived();
         holdings.ring_changed(&[50; 32], &Ring::default(), &ring);
         assert_eq!(begun(&mut holdings, GREET_MS), [[51; 32]], "not the same one for all");
-        holdings.answered(&[51; 32]);
+        holdings.answered(&[51; 32], &[]);
         assert_eq!(begun(&mut holdings, GREET_MS + 1), [[0; 32]; 0]);
         let key = [7; 32];
         holdings.add(key, [0; 16], &ring);
@@ -247,6 +250,20 @@ mod tests {
             owners(&ring, &key).into_iter().filter(|owner| ![[50; 32], [51; 32]].contains(owner)).collect()
         );
         assert_eq!(begun(&mut holdings, 2 * GREET_MS).len(), first.len() + 1, "who did not answer is told again");
+    }
+
+    #[test]
+    fn a_record_that_is_asked_for_later_answers_no_batch() {
+        let (ring, mut holdings) = (hundred(), Holdings::new(1, []));
+        let (early, late) = ([7; 32], [8; 32]);
+        let owner = owners(&ring, &early)[0];
+        holdings.add(early, [0; 16], &ring);
+        assert!(holdings.due(0).iter().any(|(to, _)| *to == owner));
+        holdings.answered(&owner, &[late]);
+        assert!(holdings.due(1).iter().all(|(to, _)| *to != owner), "the batch is still on its way");
+        assert!(holdings.due(ANNOUNCE_RETRY_MS).iter().any(|(to, _)| *to == owner), "and is told again");
+        holdings.answered(&owner, &[early]);
+        assert!(holdings.due(2 * ANNOUNCE_RETRY_MS).iter().all(|(to, _)| *to != owner));
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use super::owned::Answer;
 use super::replication::COPY_TIMEOUT_MS;
-use super::{Action, Catalogue, WAITING_MAX};
+use super::{Action, Catalogue, FEW_RECORDS, WAITING_MAX};
+use crate::announce::BATCH_KEYS_MAX;
 use crate::ring::{Key, NodeId};
 use shoal_wire::mesh::announcement::{Found, HolderMessage, Holding, Wanted};
+use std::collections::BTreeSet;
 
 /// Bytes of records in one answer, which has room for as many keys as may be asked for beside them.
 const RECORDS_LEN_MAX: usize = 4 << 20;
@@ -30,7 +32,8 @@ impl Catalogue {
             HolderMessage::Begins { life, holds_nothing } => self.begins(from, life, holds_nothing),
             HolderMessage::Holds(holdings) => {
                 let lacks = holdings.iter().filter(|holding| self.take_holding(from, **holding));
-                let keys = lacks.map(|holding| holding.key).collect();
+                let lacks = lacks.map(|holding| holding.key).collect();
+                let keys = self.asked_at_once(from, lacks);
                 self.send(from, HolderMessage::Lacks { life: self.life, keys });
             }
             HolderMessage::Drops(keys) => {
@@ -38,7 +41,7 @@ impl Catalogue {
                 self.send(from, HolderMessage::Lacks { life: self.life, keys: Vec::new() });
             }
             HolderMessage::Lacks { life, keys } => {
-                self.holdings.answered(&from);
+                self.holdings.answered(&from, &keys);
                 self.holdings.owner_lives(&from, life, &self.ring);
                 let keys: Vec<Key> = keys.into_iter().filter(|key| self.holdings.get(key).is_some()).collect();
                 if !keys.is_empty() {
@@ -128,6 +131,28 @@ impl Catalogue {
         lacks
     }
 
+    /// Those of which the record is asked for at once: none if they are few, and there will be more.
+    fn asked_at_once(&mut self, holder: NodeId, lacks: Vec<Key>) -> Vec<Key> {
+        let waiting = self.recordless.get(&holder).map_or(0, BTreeSet::len);
+        if lacks.len() > FEW_RECORDS || waiting + lacks.len() > BATCH_KEYS_MAX {
+            return lacks;
+        }
+        if !lacks.is_empty() {
+            self.recordless.entry(holder).or_default().extend(lacks);
+        }
+        Vec::new()
+    }
+
+    /// Asks holders for the records that are lacking still.
+    pub(super) fn ask_for_records(&mut self) {
+        for (holder, keys) in std::mem::take(&mut self.recordless) {
+            let keys: Vec<Key> = keys.into_iter().filter(|key| self.owned.lacks_record(key)).collect();
+            if !keys.is_empty() && self.members.live.contains(&holder) {
+                self.send(holder, HolderMessage::Lacks { life: self.life, keys });
+            }
+        }
+    }
+
     pub(super) fn take_drops(&mut self, from: NodeId, keys: Vec<Key>) {
         for key in keys {
             self.owned.drops(&from, &key);
@@ -175,5 +200,67 @@ impl Catalogue {
             self.pursue(*key);
             self.recheck(*key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::TICK_MS;
+    use crate::catalogue::members::Members;
+    use std::num::NonZeroU8;
+
+    const ME: NodeId = [1; 32];
+    const OTHER: NodeId = [2; 32];
+
+    fn pair() -> Catalogue {
+        let mut catalogue = Catalogue::new(ME, 1, 2, [], 0);
+        let storers = [ME, OTHER].map(|node| (node, NonZeroU8::MIN)).to_vec();
+        catalogue.set_members(Members { storers, live: [ME, OTHER].into(), suspected: BTreeSet::new() }, 0);
+        // What is said to a stranger first.
+        catalogue.receive(OTHER, HolderMessage::Lacks { life: 1, keys: Vec::new() }, 0);
+        catalogue
+    }
+
+    fn holdings(keys: std::ops::Range<u8>) -> Vec<Holding> {
+        keys.map(|key| Holding { key: [key; 32], content: [0; 16] }).collect()
+    }
+
+    /// The records that are asked for by these, of each request.
+    fn asked(actions: Vec<Action>) -> Vec<usize> {
+        let keys = actions.into_iter().filter_map(|action| match action {
+            Action::Send { to: OTHER, message: HolderMessage::Lacks { keys, .. } } => Some(keys.len()),
+            _ => None,
+        });
+        keys.collect()
+    }
+
+    fn told(actions: &[Action]) -> bool {
+        actions.iter().any(|action| matches!(action, Action::Send { message: HolderMessage::Holds(_), .. }))
+    }
+
+    #[test]
+    fn records_of_few_paths_are_asked_for_together_and_of_many_at_once() {
+        let mut owner = pair();
+        for key in 0..3 {
+            assert_eq!(asked(owner.receive(OTHER, HolderMessage::Holds(holdings(key..key + 1)), 1)), [0]);
+        }
+        owner.learn_record(&[1; 32], &[0; 16], b"sealed");
+        assert_eq!(asked(owner.tick(TICK_MS)), [2], "one came meanwhile");
+        assert!(asked(owner.tick(2 * TICK_MS)).is_empty());
+        let many = FEW_RECORDS as u8 + 1;
+        let told = HolderMessage::Holds(holdings(100..100 + many));
+        assert_eq!(asked(owner.receive(OTHER, told, 2 * TICK_MS)), [FEW_RECORDS + 1]);
+    }
+
+    #[test]
+    fn owners_hear_at_once_of_what_is_new_and_by_and_by_of_another_copy() {
+        let [new, copy] = [7, 8].map(|key| Holding { key: [key; 32], content: [0; 16] });
+        assert!(told(&pair().added(new, 1)));
+        let mut keeper = pair();
+        keeper.receive(OTHER, HolderMessage::Copy(vec![Wanted { holding: copy, from: vec![OTHER] }]), 1);
+        assert!(!told(&keeper.added(copy, 1)));
+        assert!(!told(&keeper.fetched(copy, 1)));
+        assert!(told(&keeper.tick(TICK_MS)));
     }
 }

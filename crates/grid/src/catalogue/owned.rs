@@ -103,6 +103,11 @@ impl Owned {
         }
     }
 
+    /// Whether the record of some contents of a path is not known.
+    pub fn lacks_record(&self, key: &Key) -> bool {
+        self.0.get(key).into_iter().flatten().any(|contents| contents.record.is_empty())
+    }
+
     pub fn drops(&mut self, holder: &NodeId, key: &Key) {
         let Some(all) = self.0.get_mut(key) else { return };
         for contents in all.iter_mut() {

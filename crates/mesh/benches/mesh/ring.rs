@@ -31,7 +31,7 @@ fn said(holdings: &mut Holdings) -> (usize, usize) {
                 _ => Vec::new(),
             };
             answers += encode(&HolderMessage::Lacks { life: 1, keys }).len();
-            holdings.answered(&owner);
+            holdings.answered(&owner, &[]);
         }
     }
 }
