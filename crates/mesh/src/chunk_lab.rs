@@ -6,7 +6,7 @@ use crate::fetcher::{Fetcher, Urgency, Want};
 use crate::protocol::CHUNKS;
 use iroh::endpoint::{Connection, SendStream, presets};
 use iroh::{Endpoint, EndpointAddr, RelayMode};
-use shoal_store::{Ingested, Options, Store};
+use shoal_store::{Options, Store};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::chunks::{Ask, Part};
 use shoal_wire::mesh::format::{Format, decode};
@@ -62,16 +62,12 @@ pub fn path(name: &str) -> StorePath {
 
 /// Makes a path of the name valid in the store.
 pub fn add(store: &Store, name: &str, nar: &[u8]) -> StorePath {
-    store.commit(vec![take_in(store, name, nar)]).unwrap();
-    path(name)
-}
-
-/// A path that came in and is not valid yet.
-pub fn take_in(store: &Store, name: &str, nar: &[u8]) -> (PathInfo, Ingested) {
     let mut ingest = store.ingest();
     ingest.write_all(nar).unwrap();
     let ingested = ingest.finish().unwrap();
-    (PathInfo::new(path(name), ingested.nar_hash, ingested.nar_size), ingested)
+    let path = path(name);
+    store.commit(vec![(PathInfo::new(path.clone(), ingested.nar_hash, ingested.nar_size), ingested)]).unwrap();
+    path
 }
 
 pub fn export(store: &Store, path: &StorePath) -> Option<Vec<u8>> {

@@ -10,7 +10,7 @@ use crate::links::{Links, LinksOptions, PeerLink};
 use crate::records::{Records, holding};
 use crate::roster::{Peer, Roster};
 use anyhow::{Context, Result};
-use shoal_store::{Ingested, Store, Watcher};
+use shoal_store::{Store, Watcher};
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::announcement::{Enclosed, Holding, KEYS_MAX, SYNC_VERSION};
 use shoal_wire::mesh::certificate::Roles;
@@ -107,20 +107,6 @@ pub enum KeepError {
     Late(Duration),
     #[error("too many paths wait for their copies; try again later")]
     Refused,
-}
-
-/// Paths of which copies are being made.
-pub struct Keeping(oneshot::Receiver<()>);
-
-impl Keeping {
-    /// Waits until they are on as many nodes as they should be.
-    pub async fn kept(self) -> Result<(), KeepError> {
-        match timeout(KEEP_PATIENCE, self.0).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(KeepError::Refused),
-            Err(_) => Err(KeepError::Late(KEEP_PATIENCE)),
-        }
-    }
 }
 
 impl Mesh {
@@ -281,36 +267,15 @@ impl Mesh {
         holdings: Vec<Holding>,
         enclosed: HashMap<PathKey, Enclosed>,
     ) -> Result<(), KeepError> {
-        self.begin_to_keep(holdings, enclosed).await?.kept().await
-    }
-
-    /// As [`Mesh::keep_enclosed`], which it does not wait for. The paths may be about to become valid here; one that does
-    /// not in the end is to be given to [`Mesh::withdraw`].
-    pub async fn begin_to_keep(
-        &self,
-        holdings: Vec<Holding>,
-        enclosed: HashMap<PathKey, Enclosed>,
-    ) -> Result<Keeping, KeepError> {
         let (reply, kept) = oneshot::channel();
-        match self.0.commands.send(Command::Keep { holdings, enclosed, reply }).await {
-            Ok(()) => Ok(Keeping(kept)),
-            Err(_) => Err(KeepError::Refused),
+        if self.0.commands.send(Command::Keep { holdings, enclosed, reply }).await.is_err() {
+            return Err(KeepError::Refused);
         }
-    }
-
-    /// What is to go along with the request to keep a path that was taken in and is not valid yet, if it is small enough.
-    /// Reads the store.
-    pub fn enclosed_ahead(&self, info: &PathInfo, ingested: &Ingested) -> Option<(Holding, Enclosed)> {
-        if self.0.copies < 2 {
-            return None;
+        match timeout(KEEP_PATIENCE, kept).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(KeepError::Refused),
+            Err(_) => Err(KeepError::Late(KEEP_PATIENCE)),
         }
-        let enclosed = self.0.records.enclosed_ahead(info, ingested).ok().flatten()?;
-        Some((holding(info)?, enclosed))
-    }
-
-    /// A path that others were told of did not become valid here.
-    pub async fn withdraw(&self, key: PathKey) {
-        self.tell(Command::Gone(vec![key])).await;
     }
 
     /// What an [`Order`] wanted is valid here.

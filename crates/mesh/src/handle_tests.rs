@@ -1,7 +1,7 @@
 //! Whole nodes on loopback: a store, links, and what decides between them.
 
 use super::*;
-use crate::chunk_lab::{add, export, nar, noise, take_in};
+use crate::chunk_lab::{add, export, nar, noise};
 use crate::chunk_server::{ChunkServer, ServerLimits};
 use crate::clock::wall_s;
 use crate::fetcher::{Fetcher, Urgency, Want};
@@ -117,35 +117,6 @@ async fn a_small_path_comes_along_with_the_order_to_keep_it() {
         b.mesh.fetched(order.holding).await;
         assert_eq!(within(kept).await.unwrap(), Ok(()));
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn copies_of_a_small_path_can_be_begun_before_it_is_valid_here() {
-    let (a, mut b) = pair().await;
-    let (info, ingested) = take_in(&a.store, "small", &nar([("a", noise(1, 300))]));
-    let (ahead, enclosed) = now(async { a.mesh.enclosed_ahead(&info, &ingested) }).unwrap();
-    assert_eq!(Some(ahead), holding(&info));
-    let keeping = a.mesh.begin_to_keep(vec![ahead], [(ahead.key, enclosed)].into()).await.unwrap();
-    let order = within(b.orders.recv()).await.unwrap();
-    let enclosed = order.enclosed.unwrap();
-    assert_eq!(b.mesh.believed(&ahead.key, &enclosed.record).unwrap().path, info.path);
-    assert!(!a.store.is_valid(&info.path).unwrap());
-    let store = a.store.clone();
-    tokio::task::spawn_blocking(move || store.commit(vec![(info, ingested)]).unwrap()).await.unwrap();
-    b.mesh.fetched(ahead).await;
-    assert_eq!(within(keeping.kept()).await, Ok(()));
-
-    let (info, ingested) = take_in(&a.store, "lost", &nar([("a", noise(2, 300))]));
-    let (ahead, enclosed) = now(async { a.mesh.enclosed_ahead(&info, &ingested) }).unwrap();
-    let _keeping = a.mesh.begin_to_keep(vec![ahead], [(ahead.key, enclosed)].into()).await.unwrap();
-    let has_it = |found: Located| matches!(found, Located::Held(found) if found.holders.contains(&a.mesh.me()));
-    until("it is said to be here", || has_it(now(b.finds(&info)))).await;
-    a.mesh.withdraw(ahead.key).await;
-    until("it is not said to be here any more", || {
-        now(b.mesh.doubt(ahead.key));
-        !has_it(now(b.finds(&info)))
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

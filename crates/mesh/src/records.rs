@@ -1,6 +1,6 @@
 //! What this node answers for: a path record of each path that is valid in its store, made when it is asked for.
 
-use shoal_store::{Ingested, Store};
+use shoal_store::Store;
 use shoal_wire::mesh::NodeKey;
 use shoal_wire::mesh::announcement::{ENCLOSED_LEN_MAX, Enclosed, Holding};
 use shoal_wire::mesh::path_record::{PathKey, PathRecord, content_tag, hash_part, path_key};
@@ -46,20 +46,18 @@ impl Records {
 
     /// All of a path, where it is small enough to go along with the request to keep it.
     pub fn enclosed(&self, info: &PathInfo) -> shoal_store::Result<Option<Enclosed>> {
-        let Some(key) = path_key(info.path.hash_part()).filter(|_| is_small(info)) else { return Ok(None) };
+        let is_small = info.nar_size <= ENCLOSED_LEN_MAX as u64;
+        let Some(key) = path_key(info.path.hash_part()).filter(|_| is_small) else { return Ok(None) };
         let (Some(record), Some(export)) = (self.record(&key)?, self.store.export(&info.path)?) else {
             return Ok(None);
         };
-        Ok(enclose(info, &record, export))
-    }
-
-    /// The same of a path that is not valid yet.
-    pub fn enclosed_ahead(&self, info: &PathInfo, ingested: &Ingested) -> shoal_store::Result<Option<Enclosed>> {
-        let record = PathRecord::of(self.author(), info.clone(), ingested.content_root);
-        match Sealed::seal(record, &self.key) {
-            Ok(record) if is_small(info) => Ok(enclose(info, &record, self.store.uncommitted_nar(ingested)?)),
-            _ => Ok(None),
+        let mut nar = Vec::with_capacity(info.nar_size as usize);
+        // What cannot be read is fetched, or found to be damaged, by who wants it.
+        if export.take(info.nar_size).read_to_end(&mut nar).is_err() {
+            return Ok(None);
         }
+        let enclosed = Enclosed { record: record.bytes().to_vec(), nar };
+        Ok(Some(enclosed).filter(|enclosed| enclosed.len() <= ENCLOSED_LEN_MAX))
     }
 
     /// What this node announces.
@@ -71,16 +69,4 @@ impl Records {
         }
         Ok(holdings)
     }
-}
-
-fn is_small(info: &PathInfo) -> bool {
-    info.nar_size <= ENCLOSED_LEN_MAX as u64
-}
-
-/// `None` where both together are too large, or the NAR cannot be read: it is fetched then, or found to be damaged.
-fn enclose(info: &PathInfo, record: &Sealed<PathRecord>, source: impl Read) -> Option<Enclosed> {
-    let mut nar = Vec::with_capacity(info.nar_size as usize);
-    source.take(info.nar_size).read_to_end(&mut nar).ok()?;
-    let enclosed = Enclosed { record: record.bytes().to_vec(), nar };
-    Some(enclosed).filter(|enclosed| enclosed.len() <= ENCLOSED_LEN_MAX)
 }

@@ -1,13 +1,13 @@
 //! The other nodes of the mesh, for threads that may wait: sessions, builds, downloads, collections.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use shoal_grid::membership::member::Standing;
 use shoal_mesh::fetcher::{Dropped, Fetcher, Fetching, Want};
-use shoal_mesh::handle::{Keeping, Mesh};
+use shoal_mesh::handle::Mesh;
 use shoal_mesh::records::holding;
 use shoal_store::Ingested;
 use shoal_wire::mesh::NodeKey;
@@ -196,17 +196,6 @@ impl Neighbours {
         inner.runtime.block_on(inner.mesh.keep_enclosed(holdings, enclosed)).map_err(|error| error.to_string())
     }
 
-    /// Has copies made of a small path that is about to become valid here, so that the disks of all are waited for at once.
-    /// `None` where it is left to [`Neighbours::keep`].
-    pub fn keep_ahead(&self, info: &PathInfo, ingested: &Ingested) -> Option<Ahead> {
-        let inner = self.others()?;
-        let (holding, enclosed) = inner.mesh.enclosed_ahead(info, ingested)?;
-        let key = holding.key;
-        let enclosed = HashMap::from([(key, enclosed)]);
-        let keeping = inner.runtime.block_on(inner.mesh.begin_to_keep(vec![holding], enclosed)).ok()?;
-        Some(Ahead { inner: inner.clone(), key, keeping })
-    }
-
     /// Whether this node is to bring a path in from outside of the mesh.
     pub fn claim(&self, path: &StorePath) -> bool {
         let (Some(inner), Some(key)) = (self.others(), path_key(path.hash_part())) else { return true };
@@ -303,25 +292,6 @@ impl Neighbours {
     pub fn name(&self, node: &NodeKey) -> String {
         let roster = self.mesh().map(Mesh::roster);
         roster.as_ref().and_then(|roster| roster.get(node)).map(|peer| peer.record.name.clone()).unwrap_or_default()
-    }
-}
-
-/// Copies that are made of a path that was not valid here when they were begun.
-pub struct Ahead {
-    inner: Arc<Inner>,
-    key: PathKey,
-    keeping: Keeping,
-}
-
-impl Ahead {
-    /// Waits until the path, which is valid here by now, is on as many nodes as it should be. Error: for people.
-    pub fn wait(self) -> Result<(), String> {
-        self.inner.runtime.block_on(self.keeping.kept()).map_err(|error| error.to_string())
-    }
-
-    /// The path did not become valid here.
-    pub fn withdraw(self) {
-        self.inner.runtime.block_on(self.inner.mesh.withdraw(self.key));
     }
 }
 

@@ -79,6 +79,8 @@ impl Index {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         drop(database.take());
         *database = Some(open(&self.path, self.cache_bytes)?);
+        // What was read of the old one meanwhile may lack a transaction that is on disk.
+        self.commits.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 

@@ -206,8 +206,9 @@ impl Holdings {
     /// ones it may ask for at any time.
     pub fn answered(&mut self, owner: &NodeId, lacks: &[Key]) {
         let Some(outbox) = self.outboxes.get_mut(owner) else { return };
-        let is_of = |sent: &[Key]| lacks.is_empty() || lacks.iter().any(|key| sent.contains(key));
-        if outbox.on_its_way.as_ref().is_some_and(|(_, sent)| is_of(sent)) {
+        // Of what is held no more, no record is lacking.
+        let is_told = |sent: &[Key]| lacks.iter().any(|key| sent.contains(key) && self.held.contains_key(key));
+        if outbox.on_its_way.as_ref().is_some_and(|(_, sent)| lacks.is_empty() || is_told(sent)) {
             // The first answer is to the first message.
             self.strangers.remove(owner);
             outbox.on_its_way = None;
@@ -264,6 +265,13 @@ mod tests {
         assert!(holdings.due(ANNOUNCE_RETRY_MS).iter().any(|(to, _)| *to == owner), "and is told again");
         holdings.answered(&owner, &[early]);
         assert!(holdings.due(2 * ANNOUNCE_RETRY_MS).iter().all(|(to, _)| *to != owner));
+        holdings.remove(&early, &ring);
+        holdings.due(3 * ANNOUNCE_RETRY_MS);
+        holdings.answered(&owner, &[early]);
+        assert!(
+            holdings.due(4 * ANNOUNCE_RETRY_MS).iter().any(|(to, _)| *to == owner),
+            "that it is gone is told again"
+        );
     }
 
     #[test]

@@ -145,9 +145,10 @@ impl Catalogue {
 
     /// Asks holders for the records that are lacking still.
     pub(super) fn ask_for_records(&mut self) {
-        for (holder, keys) in std::mem::take(&mut self.recordless) {
+        let live = &self.members.live;
+        for (holder, keys) in self.recordless.extract_if(.., |holder, _| live.contains(holder)).collect::<Vec<_>>() {
             let keys: Vec<Key> = keys.into_iter().filter(|key| self.owned.lacks_record(key)).collect();
-            if !keys.is_empty() && self.members.live.contains(&holder) {
+            if !keys.is_empty() {
                 self.send(holder, HolderMessage::Lacks { life: self.life, keys });
             }
         }

@@ -153,28 +153,6 @@ impl<'a> Uploader<'a> {
         self.client.acknowledge(&self.to_acknowledge)
     }
 
-    /// The same of one path: of a derivation copies are made while it becomes valid here, as clients send them one by one
-    /// and wait for each.
-    fn finish_one(mut self) -> Result<(), Fault> {
-        let client = self.client;
-        let [(info, ingested)] = &self.batch[..] else { return self.finish() };
-        let path = info.path.clone();
-        // What others refer to may have to come here first.
-        let ahead = match path.is_derivation() {
-            true => client.upstreams().neighbours().keep_ahead(info, ingested),
-            false => None,
-        };
-        match (self.commit(), ahead) {
-            (Ok(()), Some(ahead)) => ahead.wait().map_err(Fault::refused),
-            (Ok(()), None) => client.acknowledge(&self.to_acknowledge),
-            (Err(fault), Some(ahead)) if !client.store().is_valid(&path)? => {
-                ahead.withdraw();
-                Err(fault)
-            }
-            (Err(fault), _) => Err(fault),
-        }
-    }
-
     fn commit(&mut self) -> Result<(), Fault> {
         let batch = self.take_batch();
         let result = match self.committer.take() {
@@ -235,8 +213,10 @@ pub fn add_object(client: &Client, object: NewObject, source: &mut impl BufRead)
     info.ca = Some(ca);
     let mut uploader = Uploader::new(client, false);
     uploader.enter(info, ingested, text)?;
-    uploader.finish_one()?;
-    store.path_info(&path)?.ok_or_else(|| client.not_valid(&path))
+    uploader.commit()?;
+    let info = store.path_info(&path)?.ok_or_else(|| client.not_valid(&path))?;
+    client.acknowledge([&info])?;
+    Ok(info)
 }
 
 fn now() -> u64 {
