@@ -128,7 +128,7 @@ pub struct Catalogue {
     owned: Owned,
     /// What members told in an earlier life and have not said again, since when.
     unconfirmed: BTreeMap<NodeId, (u64, BTreeSet<Key>)>,
-    /// Paths of which an owner here has no record yet, by who holds them.
+    /// Paths of which this owner has no record yet and has asked for none, by who holds them.
     recordless: BTreeMap<NodeId, BTreeSet<Key>>,
     recent: Recent,
     lookups: BTreeMap<u64, (Key, Lookup)>,

@@ -152,8 +152,11 @@ impl PipeReader {
         self.at = 0;
         let mut state = self.shared.lock();
         while state.input.is_empty() && !state.input_ended {
-            if self.taken.capacity() > KEPT_CAPACITY {
-                self.taken = Vec::new();
+            // Neither buffer of an upload that is over is kept while the client is silent.
+            for buffer in [&mut self.taken, &mut state.input] {
+                if buffer.capacity() > KEPT_CAPACITY {
+                    *buffer = Vec::new();
+                }
             }
             state.reader_waits = true;
             state = self.shared.readable.wait(state).unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,8 @@
 //! A collection leaves half of its time to those who read meanwhile.
 //!
-//! It takes a core and much of the way to memory, and nobody waits for it as one waits for a NAR. Between its steps,
-//! where it has nothing locked that others wait for, it rests for as long as it worked, if anybody read since.
+//! It takes a core and much of the way to memory, and nobody waits for it as one waits for a NAR. Between its steps
+//! it rests for as long as it worked, if anybody read since. It may be reading the index then, which keeps nobody from
+//! reading or writing it: only who opens the index again after an error waits.
 
 use crate::segment::Segments;
 use std::thread;

@@ -78,9 +78,9 @@ pub enum HolderMessage {
     Holds(Vec<Holding>),
     /// To an owner: it holds these no more. Answered by [`HolderMessage::Lacks`].
     Drops(Vec<PathKey>),
-    /// From an owner, on [`HolderMessage::Holds`] or [`HolderMessage::Drops`], which it has taken in: it lacks records of these contents. It
-    /// may say so once more later, of records that it did not ask for then. `life` is
-    /// another each time the owner is started.
+    /// From an owner, on [`HolderMessage::Holds`] or [`HolderMessage::Drops`], which it has taken in: it lacks records of
+    /// these contents. It may say so later, and once more, of records that it did not ask for then. `life` is another
+    /// each time the owner is started.
     Lacks {
         life: u64,
         keys: Vec<PathKey>,
