@@ -493,7 +493,10 @@ impl Catalogue {
                     return;
                 }
                 Step::Found(answer) => {
-                    self.recent.insert(key, answer.clone(), self.now_ms);
+                    // One without its record is complete a moment later.
+                    if !answer.record.is_empty() {
+                        self.recent.insert(key, answer.clone(), self.now_ms);
+                    }
                     self.out.push(Action::Found { id, key, answer });
                 }
                 Step::Missing => self.out.push(Action::Missing { id, key }),

@@ -264,4 +264,21 @@ mod tests {
         assert!(!told(&keeper.fetched(copy, 1)));
         assert!(told(&keeper.tick(TICK_MS)));
     }
+    #[test]
+    fn who_looks_again_hears_of_the_record_that_came_meanwhile() {
+        let mut owner = pair();
+        let holding = holdings(1..2);
+        owner.receive(OTHER, HolderMessage::Holds(holding.clone()), 1);
+        let found = |owner: &mut Catalogue| {
+            let (_, actions) = owner.look_up(holding[0].key, 1);
+            let records = actions.into_iter().filter_map(|action| match action {
+                Action::Found { answer, .. } => Some(answer.record),
+                _ => None,
+            });
+            records.collect::<Vec<_>>()
+        };
+        assert_eq!(found(&mut owner), [b""]);
+        owner.learn_record(&holding[0].key, &holding[0].content, b"sealed");
+        assert_eq!(found(&mut owner), [b"sealed"]);
+    }
 }
