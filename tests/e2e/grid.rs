@@ -47,7 +47,7 @@ pub fn has_built(node: &Node) -> usize {
 }
 
 /// How many builders run on it.
-fn runs_itself(node: &Node) -> usize {
+pub fn runs_itself(node: &Node) -> usize {
     builds(node, |build| build["state"] == "running" && build["at"].is_null())
 }
 

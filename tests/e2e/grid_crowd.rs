@@ -6,13 +6,15 @@ use std::time::Duration;
 use shoal_tests::command::{Running, wait_for};
 use shoal_tests::{Machine, Mesh, Nix, Remote, shapes};
 
-use crate::grid::{builds, narrow, until_all_build};
+use crate::grid::{builds, narrow, runs_itself, until_all_build};
 
 const NODES: usize = 5;
 /// Clients of each node before it is built, and when its builder has begun to speak.
 const EARLY_EACH: usize = 3;
 const LATE_EACH: usize = 1;
 const CLIENT_PATIENCE: Duration = Duration::from_secs(180);
+/// From a client's start until it hears a builder that runs, on a busy machine.
+const WORD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A client whose words are read while it runs.
 struct Client<'a> {
@@ -22,9 +24,9 @@ struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn start(machine: &'a Machine, mesh: &Mesh, number: usize) -> Client<'a> {
+    fn start(machine: &'a Machine, mesh: &Mesh, number: usize, attribute: &str) -> Client<'a> {
         let into = |stream| File::create(file(machine, stream, number)).unwrap().into();
-        let build = shapes::build_command(machine, &mesh[number % NODES], Remote::SshNg, "", &["talks"]);
+        let build = shapes::build_command(machine, &mesh[number % NODES], Remote::SshNg, "", &[attribute]);
         Client { machine, number, running: build.start_into(into("said"), into("heard")) }
     }
 
@@ -52,7 +54,7 @@ fn twenty_clients_of_five_nodes_that_want_one_derivation_have_it_built_once_and_
     let busy = ["one", "other"]
         .map(|salt| shapes::build_command(&machines[0], &mesh[0], Remote::SshNg, salt, &["asleep"]).start());
     until_all_build(&mesh);
-    let start = |number| Client::start(&machines[number % NODES], &mesh, number);
+    let start = |number| Client::start(&machines[number % NODES], &mesh, number, "talks");
     let mut clients: Vec<Client> = (0..NODES * EARLY_EACH).map(start).collect();
     wait_for("clients that have asked", CLIENT_PATIENCE, || clients.iter().all(Client::has_asked).then_some(()));
     drop(busy);
@@ -79,4 +81,23 @@ fn twenty_clients_of_five_nodes_that_want_one_derivation_have_it_built_once_and_
     let has_spoken =
         |build: &serde_json::Value| build["drv_path"].as_str().is_some_and(|path| path.ends_with("-talks.drv"));
     assert_eq!(mesh.nodes.iter().map(|node| builds(node, has_spoken)).sum::<usize>(), 1, "builders that ran");
+}
+
+/// It has no place for it: its only one has that very build.
+#[test]
+fn a_client_of_a_node_that_builds_what_it_wants_for_another_hears_that_build() {
+    let machines = [Machine::new(&Nix::newest()), Machine::new(&Nix::newest())];
+    let known: Vec<&Machine> = machines.iter().collect();
+    let mut mesh = Mesh { nodes: Vec::new() };
+    mesh.add(&known, &["--no-build"]);
+    mesh.add(&known, &["--max-jobs", "1"]);
+    mesh.wait_until_whole();
+    let mut clients = Vec::new();
+    for (number, machine) in machines.iter().enumerate() {
+        let client = Client::start(machine, &mesh, number, "sleeps");
+        let hears = || client.text("heard").contains("now asleep").then_some(());
+        wait_for("the first words", WORD_PATIENCE, hears);
+        clients.push(client);
+    }
+    assert_eq!(runs_itself(&mesh[1]), 1);
 }

@@ -6,7 +6,8 @@
 //! Invariants:
 //! - a job runs at most once at a time, unless its executor is gone or is late with it ([`seconds`]), and only when all
 //!   its dependencies have succeeded;
-//! - never are more jobs of this coordinator at an executor than it has slots, unless it has told of fewer since;
+//! - never are more jobs of this coordinator at an executor than it has slots, unless it has told of fewer since, or builds
+//!   them for others already ([`Schedule::join`]);
 //! - where a job runs, and why it waits, is [`placement`](crate::placement)'s to say;
 //! - requests of higher priority come first, then those with fewer jobs running: a small request is not behind a large one;
 //! - within a request the job with the longest chain of dependants above it starts first, older first among equals, but

@@ -140,6 +140,19 @@ fn dependants_go_where_their_inputs_are() {
 }
 
 #[test]
+fn what_runs_at_an_executor_for_others_begins_there_without_a_place() {
+    let mut schedule = lone(1);
+    let (_, started) = submit(&mut schedule, vec![node(1, &[]), node(2, &[]), node(3, &[2])]);
+    assert_eq!(started, [(2, 0)]);
+    assert_eq!(schedule.join(&3, &0, 0), [], "it waits for another job");
+    assert_eq!(schedule.join(&1, &9, 0), [], "no such executor");
+    assert_eq!(starts(&schedule.join(&1, &0, 0)), [(1, 0)]);
+    assert_eq!(schedule.join(&1, &0, 0), [], "it runs");
+    assert_eq!(starts(&schedule.ended(&2, &0, DONE, 0)), [], "the other has the only place now");
+    assert_eq!(starts(&schedule.ended(&1, &0, DONE, 0)), [(3, 0)]);
+}
+
+#[test]
 fn what_was_lost_runs_elsewhere_and_is_given_up_in_the_end() {
     let mut schedule = mesh(&[(1, executor(1)), (2, executor(1))]);
     let (request, started) = submit(&mut schedule, vec![node(1, &[]), node(2, &[1])]);

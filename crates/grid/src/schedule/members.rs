@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::hash::Hash;
 
+use super::explain::Choice;
 use super::jobs::{Job, State};
 use super::{Action, Actions, RequestId, Schedule};
 use crate::placement::{Candidate, Executor, Placement, lasting, never, passing, place, rank};
@@ -74,6 +75,18 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
                 true if self.is_wanted(number) => self.make_ready(number, &mut actions),
                 true => self.drop_waiting(number),
             }
+        }
+        self.settle(actions, now_ms)
+    }
+
+    /// An executor builds a job for others: it begins there at once if it waits for a place, for it needs none.
+    pub fn join(&mut self, key: &K, at: &N, now_ms: u64) -> Actions<K, N> {
+        let mut actions = Vec::new();
+        let is_ready = |number: &u32| self.jobs.get(*number).is_some_and(|job| job.state == State::Ready);
+        let is_there = |seat: &u32| self.seats.get(*seat).executor.is_some();
+        let waiting = self.jobs.find(key).filter(is_ready);
+        if let Some((number, seat)) = waiting.zip(self.seats.find(at).filter(is_there)) {
+            self.start(number, Choice { seat, why: Vec::new() }, now_ms, &mut actions);
         }
         self.settle(actions, now_ms)
     }

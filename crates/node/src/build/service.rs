@@ -279,7 +279,7 @@ impl BuildService {
     }
 
     /// Whether there is no other node to build on.
-    fn is_alone(&self) -> bool {
+    pub(super) fn is_alone(&self) -> bool {
         self.grid().is_none_or(|grid| grid.neighbours.is_alone())
     }
 
@@ -426,7 +426,8 @@ impl BuildService {
     }
 
     fn start_job(self: &Arc<Self>, state: &mut State, key: StorePath, at: NodeId) {
-        if at == HERE && state.guests.len() > 0 && state.busy_here() >= self.config.max_jobs {
+        let is_full = || state.guests.len() > 0 && state.busy_here() >= self.config.max_jobs;
+        if at == HERE && !self.joins_guest(state, &key) && is_full() {
             let text = "builds of other nodes have its places".to_owned();
             let refused = End::Refused { text, full_until_ms: Some(self.now_ms() + FULL_RETRY_MS) };
             let actions = state.schedule.ended(&key, &HERE, refused, self.now_ms());

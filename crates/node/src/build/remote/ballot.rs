@@ -23,7 +23,7 @@ use shoal_wire::nix::worker::ops::BuildMode;
 use shoal_wire::nix::worker::{BuildResult, BuildStatus};
 
 use super::conduct::{Conduct, Heard, is_full};
-use super::guests::By;
+use super::guests::{By, Interest};
 use super::members::speaks;
 use super::offer::TOO_LONG;
 use super::proof::Teller;
@@ -412,10 +412,14 @@ impl Conduct<'_> {
 
     /// Has this node run it as a guest of its own.
     fn hear_own(&self, offer: Offer) -> Heard {
-        let mut interest = match serve::take(self.service, self.grid, offer, By::Own) {
-            Ok(interest) => interest,
-            Err((reason, text)) => return Heard::Refused(reason, text, serve::retry_after_ms(reason)),
-        };
+        match serve::take(self.service, self.grid, offer, By::Own) {
+            Ok(interest) => self.hear_guest(interest),
+            Err((reason, text)) => Heard::Refused(reason, text, serve::retry_after_ms(reason)),
+        }
+    }
+
+    /// Hears what runs here to its end.
+    pub(super) fn hear_guest(&self, mut interest: Interest) -> Heard {
         loop {
             match interest.next(LOOK) {
                 Progress::Event(event) if !self.is_mute => self.pass_on(event),
@@ -434,7 +438,9 @@ impl Conduct<'_> {
         let job = self.work.id;
         let event = match event {
             BuildEvent::Started { .. } => {
-                self.comes_to(Stage::Build);
+                if !self.follows.get() {
+                    self.comes_to(Stage::Build);
+                }
                 return self.announce(None);
             }
             BuildEvent::Phase { phase, .. } => BuildEvent::Phase { job, phase },

@@ -164,6 +164,11 @@ impl Conduct<'_> {
             self.comes_to(Stage::Claim);
             let by = self.grid.neighbours.claim_build(drv_path);
             if by == self.grid.me() || Instant::now() >= give_up {
+                match self.join_guest(resolved) {
+                    Some(None) => continue,
+                    Some(ended) => return ended,
+                    None => {}
+                }
                 // What is known of claims may have been lost with a node.
                 let is_sure = asked.elapsed() < CLAIM_ANSWERED && !self.service.is_unsettled();
                 let adopted = if is_sure { None } else { self.adopt(resolved) };
@@ -184,7 +189,8 @@ impl Conduct<'_> {
                 }
                 Heard::Over => return Some(self.over()),
                 Heard::Lost(_) => {
-                    if let Some(ended) = self.adopt(resolved) {
+                    let joined = self.join_guest(resolved).flatten();
+                    if let Some(ended) = joined.or_else(|| self.adopt(resolved)) {
                         return Some(ended);
                     }
                     // Whoever knows of the claim may learn only later that its holder is dead.
@@ -222,6 +228,27 @@ impl Conduct<'_> {
 
     pub(super) fn comes_to(&self, stage: Stage) {
         self.work.story.stage(self.work.id, stage, self.service.now_ms());
+    }
+
+    /// What this node builds for others by now is followed, and not built beside. `None` where it builds no such thing;
+    /// else what came of it, if it is the end of this job too.
+    fn join_guest(&self, resolved: &Resolved) -> Option<Option<(Ended, End)>> {
+        // It is one vote at most.
+        let is_enough = || self.quorum(resolved) <= 1;
+        let interest = is_enough().then(|| self.service.join_guest_of(&self.work.task.drv_path))??;
+        let me = self.grid.me();
+        self.follow(me);
+        Some(match self.hear_guest(interest) {
+            Heard::Outcome(outcome) if is_final(&outcome) && is_enough() => {
+                Some(self.concluded(resolved, &outcome, me, Teller::Other))
+            }
+            Heard::Over => Some(self.over()),
+            Heard::Outcome(_) | Heard::Refused(..) | Heard::Lost(_) => {
+                // The claim is given back with it.
+                thread::sleep(CLAIM_PAUSE);
+                None
+            }
+        })
     }
 
     /// Looks for an executor that goes on with what a lost node had it build.

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - guests and this node's own builds together run at most `max_jobs` builders, as far as both begin one after the other;
 //! - a guest runs for as long as one asker has its handle, and each asker hears of it from its beginning;
-//! - a derivation that is built here already is joined, not built beside.
+//! - a derivation that is built here already is joined, not built beside, and clients of this node join it without a place.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use shoal_wire::nix::worker::ops::BuildMode;
 use super::serve::HELD;
 use crate::build::execute::{Ended, KillSwitch};
 use crate::build::feed::{BuildEvent, Feed, JobId, Next};
-use crate::build::graph::{Graph, Task};
+use crate::build::graph::{Graph, Task, What};
 use crate::build::past::Past;
 use crate::build::request::{BuildHandle, BuildOptions, Goal, Progress, Wanted};
-use crate::build::service::{BuildService, HERE, Place, State};
+use crate::build::service::{BuildService, HERE, Job, Place, State};
 use crate::build::story::Story;
 
 /// Ended builds whose outputs are held at once; of more the first are held no longer.
@@ -245,6 +245,32 @@ impl BuildService {
         let task = state.own_here(drv_path)?;
         drop(state);
         Some(self.join_own(task, None))
+    }
+
+    /// Joins the build of a derivation that runs here for others.
+    pub(super) fn join_guest_of(self: &Arc<Self>, drv_path: &StorePath) -> Option<Interest> {
+        let mut state = self.lock();
+        let id = state.guests.find(drv_path, BuildMode::Normal)?;
+        self.join_guest(&mut state, id, drv_path)
+    }
+
+    /// Whether a job of this node's clients is what runs here for others, which it can follow without a place of its own.
+    pub(in crate::build) fn joins_guest(&self, state: &State, drv_path: &StorePath) -> bool {
+        let is_same = |job: &Job| job.task.mode == BuildMode::Normal && !matches!(job.task.what, What::Adopted(_));
+        let runs = state.guests.find(drv_path, BuildMode::Normal).is_some();
+        runs && !self.is_alone() && state.jobs.get(drv_path).is_some_and(is_same)
+    }
+
+    /// Jobs that wait for a place although they run here for others begin.
+    pub(super) fn follow_guests(self: &Arc<Self>, state: &mut State) {
+        let waits = |drv_path: &&StorePath| state.jobs.get(*drv_path).is_some_and(|job| job.running.is_none());
+        let waiting: Vec<StorePath> = state.guests.claimable().filter(waits).cloned().collect();
+        for drv_path in waiting {
+            if self.joins_guest(state, &drv_path) {
+                let actions = state.schedule.join(&drv_path, &HERE, self.now_ms());
+                self.carry_out(state, actions, None);
+            }
+        }
     }
 
     fn join_own(self: &Arc<Self>, task: Task, quorum: Option<u32>) -> Interest {

@@ -208,6 +208,7 @@ impl BuildService {
         let mut state = self.lock();
         state.guests.let_go(Instant::now());
         if state.schedule.waiting() > 0 {
+            self.follow_guests(&mut state);
             let actions = state.schedule.tick(self.now_ms());
             self.carry_out(&mut state, actions, None);
         }
