@@ -103,9 +103,10 @@ impl Catalogue {
     }
 
     pub(super) fn claim_answered(&mut self, owner: &NodeId, id: u64, by: NodeId) {
+        // Also one that nobody waits for any more: who asks again asks this owner.
+        self.claims.silent.remove(owner);
         if self.claims.asked.get(&id).is_some_and(|(_, asked, _)| asked == owner) {
             self.claims.asked.remove(&id);
-            self.claims.silent.remove(owner);
             self.out.push(Action::Claimed { id, by });
         }
     }
@@ -214,6 +215,32 @@ mod tests {
         );
         let (_, later) = b.claim(KEY, ANSWER_MS + SILENT_MS);
         assert!(matches!(&later[..], [Action::Send { to, .. }] if *to == leader.me), "{later:?}");
+    }
+
+    #[test]
+    fn an_owner_that_answers_late_is_asked_again_at_once() {
+        let [mut leader, mut b, mut c] = three();
+        let (_, asked) = b.claim(KEY, 0);
+        let [Action::Send { message: late, .. }] = &asked[..] else { panic!("{asked:?}") };
+        assert_eq!(ask(&mut leader, &mut c, 1), c.me);
+        b.tick(ANSWER_MS);
+        let answers = leader.receive(b.me, late.clone(), ANSWER_MS + 1);
+        let [Action::Send { message, .. }] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!(b.receive(leader.me, message.clone(), ANSWER_MS + 1), [], "nobody waits for it any more");
+        assert_eq!(ask(&mut leader, &mut b, ANSWER_MS + 1), c.me);
+    }
+
+    #[test]
+    fn those_that_a_silent_owner_left_without_an_answer_agree_when_they_ask_again() {
+        let [_, mut b, mut c] = three();
+        for asker in [&mut b, &mut c] {
+            let (id, _) = asker.claim(KEY, 0);
+            assert!(asker.tick(ANSWER_MS).contains(&Action::Claimed { id, by: asker.me }));
+        }
+        let (mut second, mut other) = if b.leader(&KEY) == Some(b.me) { (b, c) } else { (c, b) };
+        let (id, actions) = second.claim(KEY, ANSWER_MS);
+        assert_eq!(actions, [Action::Claimed { id, by: second.me }]);
+        assert_eq!(ask(&mut second, &mut other, ANSWER_MS), second.me);
     }
 
     #[test]

@@ -156,6 +156,7 @@ impl Conduct<'_> {
     fn take_claim(&self, resolved: &Resolved) -> Option<(Ended, End)> {
         let drv_path = &self.work.task.drv_path;
         let mut give_up = Instant::now() + CLAIM_PATIENCE;
+        let mut has_asked_again = false;
         loop {
             if self.is_over() {
                 return Some(self.over());
@@ -164,16 +165,21 @@ impl Conduct<'_> {
             self.comes_to(Stage::Claim);
             let by = self.grid.neighbours.claim_build(drv_path);
             if by == self.grid.me() || Instant::now() >= give_up {
+                let is_answered = asked.elapsed() < CLAIM_ANSWERED;
                 match self.join_guest(resolved) {
                     Some(None) => continue,
                     Some(ended) => return ended,
                     None => {}
                 }
                 // What is known of claims may have been lost with a node.
-                let is_sure = asked.elapsed() < CLAIM_ANSWERED && !self.service.is_unsettled();
+                let is_sure = is_answered && !self.service.is_unsettled();
                 let adopted = if is_sure { None } else { self.adopt(resolved) };
                 if adopted.is_some() {
                     return adopted;
+                }
+                // Who was busy for a moment answers by now, and another may have been given the claim meanwhile.
+                if !is_answered && !std::mem::replace(&mut has_asked_again, true) && Instant::now() < give_up {
+                    continue;
                 }
                 break;
             }
