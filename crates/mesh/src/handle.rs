@@ -24,6 +24,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
@@ -297,8 +299,13 @@ impl Mesh {
         }
     }
 
-    pub async fn unclaim(&self, key: PathKey) {
-        self.tell(Command::Unclaim(key)).await;
+    /// Gives a claim back, before any that is asked for after this. Waits for nothing: where too much waits already it is
+    /// given back later, by a task of `runtime`.
+    pub fn unclaim(&self, key: PathKey, runtime: &Handle) {
+        if let Err(TrySendError::Full(command)) = self.0.commands.try_send(Command::Unclaim(key)) {
+            let own = self.clone();
+            runtime.spawn(async move { own.tell(command).await });
+        }
     }
 
     /// More nodes that may be there, and where.

@@ -225,7 +225,12 @@ async fn of_two_that_want_a_path_from_outside_one_brings_it() {
     let first = within(a.mesh.claim(key)).await;
     assert_eq!(first, a.mesh.me());
     assert_eq!(within(b.mesh.claim(key)).await, first);
-    a.mesh.unclaim(key).await;
+    for _ in 0..100 {
+        a.mesh.unclaim(key, &Handle::current());
+        assert_eq!(within(a.mesh.claim(key)).await, first);
+        assert_eq!(within(b.mesh.claim(key)).await, first, "what was given back before is not what it has now");
+    }
+    a.mesh.unclaim(key, &Handle::current());
     let mut by = first;
     until("it is free again", || {
         by = now(b.mesh.claim(key));

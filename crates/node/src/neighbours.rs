@@ -211,8 +211,7 @@ impl Neighbours {
 
     pub fn unclaim(&self, path: &StorePath) {
         let (Some(inner), Some(key)) = (self.others(), path_key(path.hash_part())) else { return };
-        let inner = inner.clone();
-        inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
+        inner.mesh.unclaim(key, &inner.runtime);
     }
 
     /// Whether this node is to write a path to the bucket.
@@ -228,9 +227,8 @@ impl Neighbours {
     }
 
     pub fn unclaim_cold(&self, path: &StorePath) {
-        let Some(inner) = self.others().cloned() else { return };
-        let key = cold_key(path);
-        inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
+        let Some(inner) = self.others() else { return };
+        inner.mesh.unclaim(cold_key(path), &inner.runtime);
     }
 
     /// Who sees to the build of a derivation: this node where nobody else does, or nobody says so in time.
@@ -248,8 +246,8 @@ impl Neighbours {
     }
 
     pub fn unclaim_build(&self, drv_path: &StorePath) {
-        let (Some(inner), key) = (self.others().cloned(), claim_key(drv_path)) else { return };
-        inner.runtime.clone().spawn(async move { inner.mesh.unclaim(key).await });
+        let Some(inner) = self.others() else { return };
+        inner.mesh.unclaim(claim_key(drv_path), &inner.runtime);
     }
 
     /// A node did not answer.
