@@ -202,7 +202,12 @@ impl Conduct<'_> {
                     // Whoever knows of the claim may learn only later that its holder is dead.
                     break;
                 }
-                Heard::Outcome(_) | Heard::Refused(..) => {}
+                // It may follow this node, where the build is another node's guest.
+                Heard::Outcome(_) | Heard::Refused(..) => {
+                    if let Some(Some(ended)) = self.join_guest(resolved) {
+                        return Some(ended);
+                    }
+                }
             }
             if since.elapsed() > CLAIM_PAUSE {
                 give_up = Instant::now() + CLAIM_PATIENCE;
