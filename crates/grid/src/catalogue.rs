@@ -31,7 +31,7 @@ use crate::ring::{Key, NodeId, Ring};
 use claims::Claims;
 use farewell::Farewells;
 use holdings::Holdings;
-use lookup::{ASKED_AT_ONCE, Lookup, Recent, Step};
+use lookup::{ASKED_AT_ONCE, Lookup, Questions, Recent, Step};
 use members::Members;
 use owned::{Answer, Conflict, Owned};
 use pledges::Pledge;
@@ -132,6 +132,7 @@ pub struct Catalogue {
     recordless: BTreeMap<NodeId, BTreeSet<Key>>,
     recent: Recent,
     lookups: BTreeMap<u64, (Key, Lookup)>,
+    questions: Questions,
     /// When the first of them has waited long enough for an owner.
     wake_ms: Option<u64>,
     /// Paths stored here that are not acknowledged yet.
@@ -169,6 +170,7 @@ impl Catalogue {
             recordless: BTreeMap::new(),
             recent: Recent::default(),
             lookups: BTreeMap::new(),
+            questions: Questions::default(),
             wake_ms: None,
             pledges: BTreeMap::new(),
             orders: Orders::default(),
@@ -303,11 +305,16 @@ impl Catalogue {
     }
 
     /// The same of what others hold, whether this node holds it or not: to show it, or because the copy here is damaged.
-    pub fn look_up_others(&mut self, key: Key, now_ms: u64) -> (u64, Vec<Action>) {
+    /// One id for each of `keys`.
+    pub fn look_up_others(&mut self, keys: &[Key], now_ms: u64) -> (Vec<u64>, Vec<Action>) {
         self.now_ms = now_ms;
-        self.ids += 1;
-        self.ask(self.ids, key);
-        (self.ids, self.finish())
+        let mut ids = Vec::with_capacity(keys.len());
+        for key in keys {
+            self.ids += 1;
+            ids.push(self.ids);
+            self.ask(self.ids, *key);
+        }
+        (ids, self.finish())
     }
 
     fn ask(&mut self, id: u64, key: Key) {
@@ -327,6 +334,8 @@ impl Catalogue {
                 owners.extend(live.filter(|node| !owners.contains(node)).collect::<Vec<_>>());
                 enough = owners.len();
             }
+            // What this node knows itself costs no message.
+            owners.sort_by_key(|owner| *owner != self.me);
             let lookup = Lookup::new(owners, |owner| suspected.contains(owner), enough, now_ms);
             self.lookups.insert(id, (key, lookup));
             self.advance(id);
@@ -361,6 +370,7 @@ impl Catalogue {
         self.drop_unconfirmed();
         self.announce();
         self.ask_for_records();
+        self.questions.forget_old(now_ms);
         self.advance_all();
         for key in self.pledges.keys().copied().collect::<Vec<_>>() {
             self.pursue(key);
@@ -483,7 +493,7 @@ impl Catalogue {
                                 }
                             }
                         } else {
-                            self.send(owner, HolderMessage::Lookup { id, keys: vec![key] });
+                            self.questions.add(owner, key, id);
                         }
                     }
                     continue;
@@ -507,14 +517,17 @@ impl Catalogue {
         }
     }
 
-    /// When [`Catalogue::hurry`] is worth while at the latest: a lookup waits for an owner.
+    /// When [`Catalogue::hurry`] is worth while at the latest: a lookup waits for an owner, or an owner is to be told more.
     pub fn next_ms(&self) -> Option<u64> {
-        self.wake_ms
+        [self.wake_ms, self.holdings.next_ms()].into_iter().flatten().min()
     }
 
-    /// Takes lookups on that wait for an owner that is late.
+    /// Takes lookups on that wait for an owner that is late, and tells owners what has come together for them.
     pub fn hurry(&mut self, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
+        if self.holdings.next_ms().is_some_and(|at| at <= now_ms) {
+            self.announce();
+        }
         self.advance_all();
         self.finish()
     }
@@ -532,7 +545,7 @@ impl Catalogue {
     }
 
     fn announce(&mut self) {
-        for (owner, message) in self.holdings.due(self.now_ms) {
+        for (owner, message) in self.holdings.due(&self.me, self.now_ms) {
             match message {
                 HolderMessage::Holds(batch) if owner == self.me => {
                     batch.iter().for_each(|holding| {
@@ -572,6 +585,9 @@ impl Catalogue {
     }
 
     fn finish(&mut self) -> Vec<Action> {
+        for (owner, id, keys) in self.questions.due(&mut self.ids, self.now_ms) {
+            self.send(owner, HolderMessage::Lookup { id, keys });
+        }
         std::mem::take(&mut self.out)
     }
 }

@@ -21,10 +21,10 @@ pub enum Outcome {
 }
 
 pub(crate) enum Command {
-    /// What other nodes have.
+    /// What other nodes have of at most [`KEYS_MAX`](shoal_wire::mesh::announcement::KEYS_MAX), and who waits for each.
     LookUp {
-        key: PathKey,
-        reply: oneshot::Sender<Outcome>,
+        keys: Vec<PathKey>,
+        replies: Vec<oneshot::Sender<Outcome>>,
     },
     /// Holders did not have it.
     Doubt(PathKey),

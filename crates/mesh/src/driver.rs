@@ -245,9 +245,9 @@ impl Driver {
     fn command(&mut self, command: Command) -> Next {
         let now = self.now();
         let actions = match command {
-            Command::LookUp { key, reply } => {
-                let (id, actions) = self.catalogue.look_up_others(key, now.ms);
-                self.waiting.for_lookup(id, reply);
+            Command::LookUp { keys, replies } => {
+                let (ids, actions) = self.catalogue.look_up_others(&keys, now.ms);
+                ids.into_iter().zip(replies).for_each(|(id, reply)| self.waiting.for_lookup(id, reply));
                 actions
             }
             Command::Doubt(key) => {

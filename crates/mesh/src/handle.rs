@@ -213,16 +213,17 @@ impl Mesh {
 
     /// Looks for paths at other nodes, all at once.
     pub async fn look_up(&self, keys: &[PathKey]) -> Vec<Located> {
-        let mut replies = Vec::with_capacity(keys.len());
-        for key in keys {
-            let (reply, told) = oneshot::channel();
-            replies.push((self.0.commands.send(Command::LookUp { key: *key, reply }).await.is_ok(), told));
+        let mut answers = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(KEYS_MAX) {
+            let (replies, told): (Vec<_>, Vec<_>) = keys.iter().map(|_| oneshot::channel()).unzip();
+            answers.extend(told);
+            // Where nobody takes it, nobody answers.
+            let _ = self.0.commands.send(Command::LookUp { keys: keys.to_vec(), replies }).await;
         }
         let mut located = Vec::with_capacity(keys.len());
-        for ((is_asked, told), key) in replies.into_iter().zip(keys) {
+        for (answer, key) in answers.into_iter().zip(keys) {
             // Lookups have a bound of their own.
-            let outcome = if is_asked { told.await.ok() } else { None };
-            located.push(match outcome {
+            located.push(match answer.await.ok() {
                 Some(Outcome::Found(answer)) => {
                     Located::Held(Whereabouts { record: self.believed(key, &answer.record), holders: answer.holders })
                 }

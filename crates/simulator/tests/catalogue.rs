@@ -2,7 +2,7 @@
 //! change of the ring moves what must move.
 
 use shoal_grid::announce::{OWNERS, owners};
-use shoal_grid::catalogue::holdings::Holdings;
+use shoal_grid::catalogue::holdings::{BATCH_GAP_MS, Holdings};
 use shoal_grid::catalogue::replication::{COPIES, REPAIR_DELAY_MS};
 use shoal_grid::catalogue::{Action, RING_SETTLE_MS};
 use shoal_grid::random::Random;
@@ -228,10 +228,10 @@ fn lookups_take_one_round_trip() {
 /// All batches that `holdings` sends, each answered at once.
 fn sent(holdings: &mut Holdings) -> (usize, usize) {
     let (mut pairs, mut bytes) = (0, 0);
-    loop {
-        let due = holdings.due(0);
+    for now_ms in (0..).step_by(BATCH_GAP_MS as usize) {
+        let due = holdings.due(&NodeId::default(), now_ms);
         if due.is_empty() {
-            return (pairs, bytes);
+            break;
         }
         for (owner, message) in due {
             if let HolderMessage::Holds(batch) = &message {
@@ -241,6 +241,7 @@ fn sent(holdings: &mut Holdings) -> (usize, usize) {
             holdings.answered(&owner, &[]);
         }
     }
+    (pairs, bytes)
 }
 
 /// Twenty nodes with 100,000 paths each, and one that comes: the least that can be said is the key of each path to each

@@ -20,12 +20,17 @@ use std::ops::Bound;
 pub const GREET_MS: u64 = 10_000;
 /// An owner that did not answer a batch is told again: far longer than a batch takes, shorter than a death.
 pub const ANNOUNCE_RETRY_MS: u64 = 5_000;
+/// From one batch to an owner to the next. The first goes at once; of many paths that come one after the other those of so
+/// long go together, as a message and its answer cost more than what they say.
+pub const BATCH_GAP_MS: u64 = 20;
 
 #[derive(Clone, Debug, Default)]
 struct Outbox {
     /// Paths of which it is to be told whether this node holds them.
     waiting: BTreeSet<Key>,
     on_its_way: Option<(u64, Vec<Key>)>,
+    /// Something of it was to be told at once, and is as soon as [`BATCH_GAP_MS`] are over.
+    is_held_back: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -38,7 +43,8 @@ pub struct Holdings {
     strangers: BTreeSet<NodeId>,
     /// Nobody remembers this node but those that it told something.
     is_unknown: bool,
-    told: BTreeSet<NodeId>,
+    /// When each was told something last.
+    told: BTreeMap<NodeId, u64>,
     /// The last stranger that was told, and when.
     greeted: (NodeId, u64),
     /// The life in which each owner was told.
@@ -115,7 +121,7 @@ impl Holdings {
         }
         for owner in after.members().filter(|owner| !before.contains(owner) && *owner != me) {
             self.strangers.insert(*owner);
-            if !self.is_unknown || self.told.contains(owner) {
+            if !self.is_unknown || self.told.contains_key(owner) {
                 self.outboxes.entry(*owner).or_default();
             }
         }
@@ -165,8 +171,14 @@ impl Holdings {
         }
     }
 
-    /// Messages to send now.
-    pub fn due(&mut self, now_ms: u64) -> Vec<(NodeId, HolderMessage)> {
+    /// When something more may be sent to an owner that was just told something.
+    pub fn next_ms(&self) -> Option<u64> {
+        let held_back = self.outboxes.iter().filter(|(_, outbox)| outbox.is_held_back && outbox.on_its_way.is_none());
+        held_back.filter_map(|(owner, _)| Some(self.told.get(owner)? + BATCH_GAP_MS)).min()
+    }
+
+    /// Messages to send now; what is for `me` costs none, and waits for nothing.
+    pub fn due(&mut self, me: &NodeId, now_ms: u64) -> Vec<(NodeId, HolderMessage)> {
         self.greet(now_ms);
         let mut due = Vec::new();
         for (owner, outbox) in &mut self.outboxes {
@@ -180,6 +192,11 @@ impl Holdings {
             if self.strangers.contains(owner) {
                 outbox.on_its_way = Some((now_ms, Vec::new()));
                 due.push((*owner, HolderMessage::Begins { life: self.life, holds_nothing: self.began_empty }));
+                continue;
+            }
+            let is_told = self.told.get(owner).is_some_and(|at| now_ms.saturating_sub(*at) < BATCH_GAP_MS);
+            outbox.is_held_back = is_told && owner != me && !outbox.waiting.is_empty();
+            if outbox.is_held_back {
                 continue;
             }
             let Some(first) = outbox.waiting.first() else { continue };
@@ -197,7 +214,7 @@ impl Holdings {
             outbox.on_its_way = Some((now_ms, keys));
             due.push((*owner, message));
         }
-        self.told.extend(due.iter().map(|(owner, _)| *owner));
+        self.told.extend(due.iter().map(|(owner, _)| (*owner, now_ms)));
         self.outboxes.retain(|_, outbox| outbox.on_its_way.is_some() || !outbox.waiting.is_empty());
         due
     }
@@ -225,8 +242,10 @@ impl Holdings {
 mod tests {
     use super::*;
 
+    const ME: NodeId = [50; 32];
+
     fn begun(holdings: &mut Holdings, now_ms: u64) -> Vec<NodeId> {
-        let due = holdings.due(now_ms).into_iter();
+        let due = holdings.due(&ME, now_ms).into_iter();
         let begins = due.filter(|(_, message)| matches!(message, HolderMessage::Begins { .. }));
         begins.map(|(node, _)| node).collect()
     }
@@ -259,17 +278,17 @@ mod tests {
         let (early, late) = ([7; 32], [8; 32]);
         let owner = owners(&ring, &early)[0];
         holdings.add(early, [0; 16], &ring);
-        assert!(holdings.due(0).iter().any(|(to, _)| *to == owner));
+        assert!(holdings.due(&ME, 0).iter().any(|(to, _)| *to == owner));
         holdings.answered(&owner, &[late]);
-        assert!(holdings.due(1).iter().all(|(to, _)| *to != owner), "the batch is still on its way");
-        assert!(holdings.due(ANNOUNCE_RETRY_MS).iter().any(|(to, _)| *to == owner), "and is told again");
+        assert!(holdings.due(&ME, 1).iter().all(|(to, _)| *to != owner), "the batch is still on its way");
+        assert!(holdings.due(&ME, ANNOUNCE_RETRY_MS).iter().any(|(to, _)| *to == owner), "and is told again");
         holdings.answered(&owner, &[early]);
-        assert!(holdings.due(2 * ANNOUNCE_RETRY_MS).iter().all(|(to, _)| *to != owner));
+        assert!(holdings.due(&ME, 2 * ANNOUNCE_RETRY_MS).iter().all(|(to, _)| *to != owner));
         holdings.remove(&early, &ring);
-        holdings.due(3 * ANNOUNCE_RETRY_MS);
+        holdings.due(&ME, 3 * ANNOUNCE_RETRY_MS);
         holdings.answered(&owner, &[early]);
         assert!(
-            holdings.due(4 * ANNOUNCE_RETRY_MS).iter().any(|(to, _)| *to == owner),
+            holdings.due(&ME, 4 * ANNOUNCE_RETRY_MS).iter().any(|(to, _)| *to == owner),
             "that it is gone is told again"
         );
     }
@@ -284,5 +303,29 @@ mod tests {
         newcomer.ring_changed(&[50; 32], &Ring::default(), &ring);
         newcomer.lived_before();
         assert_eq!(begun(&mut newcomer, 0).len(), 99, "somebody does remember it");
+    }
+
+    #[test]
+    fn the_first_of_many_is_told_at_once_and_the_others_together() {
+        let (ring, mut holdings) = ([[1; 32], ME].into_iter().collect::<Ring>(), Holdings::new(1, []));
+        let told = |holdings: &mut Holdings, now_ms| -> Vec<usize> {
+            let to_other = holdings.due(&ME, now_ms).into_iter().filter(|(to, _)| *to != ME);
+            let counts = to_other.filter_map(|(_, message)| match message {
+                HolderMessage::Holds(batch) => Some(batch.len()),
+                _ => None,
+            });
+            counts.collect()
+        };
+        let mut counts = Vec::new();
+        for now_ms in 0..=50 {
+            holdings.add([now_ms as u8; 32], [0; 16], &ring);
+            counts.extend(told(&mut holdings, 1000 + now_ms));
+            holdings.answered(&[1; 32], &[]);
+            holdings.answered(&ME, &[]);
+        }
+        assert_eq!(counts, [1, 20, 20]);
+        assert_eq!(holdings.next_ms(), Some(1060));
+        assert_eq!(told(&mut holdings, 1059), [0; 0]);
+        assert_eq!(told(&mut holdings, 1060), [10]);
     }
 }

@@ -6,6 +6,7 @@
 
 use super::owned::Answer;
 use crate::ring::{Key, NodeId};
+use shoal_wire::mesh::announcement::KEYS_MAX;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Owners asked at once.
@@ -101,6 +102,50 @@ impl Lookup {
         self.asked_ms = now_ms;
         self.silent.extend(next.iter().copied());
         Step::Ask(next)
+    }
+}
+
+/// Keys that are asked for, with the lookups that they are of.
+type Asked = Vec<(Key, u64)>;
+
+/// What owners are asked on behalf of lookups: those of one moment together, as a message costs more than what is in it.
+#[derive(Clone, Debug, Default)]
+pub struct Questions {
+    /// To be asked of each owner now.
+    coming: BTreeMap<NodeId, Asked>,
+    /// Asked of an owner, and since when.
+    open: BTreeMap<u64, (NodeId, u64, Asked)>,
+}
+
+impl Questions {
+    pub fn add(&mut self, owner: NodeId, key: Key, lookup: u64) {
+        self.coming.entry(owner).or_default().push((key, lookup));
+    }
+
+    /// What is to be asked of whom, with a number from `ids` for each message.
+    pub fn due(&mut self, ids: &mut u64, now_ms: u64) -> Vec<(NodeId, u64, Vec<Key>)> {
+        let mut due = Vec::new();
+        for (owner, asked) in std::mem::take(&mut self.coming) {
+            for batch in asked.chunks(KEYS_MAX) {
+                *ids += 1;
+                due.push((owner, *ids, batch.iter().map(|(key, _)| *key).collect()));
+                self.open.insert(*ids, (owner, now_ms, batch.to_vec()));
+            }
+        }
+        due
+    }
+
+    /// The keys and lookups of a question that `owner` answers.
+    pub fn answered(&mut self, owner: &NodeId, id: u64) -> Asked {
+        match self.open.get(&id) {
+            Some((asked, ..)) if asked == owner => self.open.remove(&id).map(|(_, _, keys)| keys).unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Forgets those of which every lookup has ended.
+    pub fn forget_old(&mut self, now_ms: u64) {
+        self.open.retain(|_, (_, since, _)| now_ms.saturating_sub(*since) < LOOKUP_MS);
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Action, Catalogue, FEW_RECORDS, WAITING_MAX};
 use crate::announce::BATCH_KEYS_MAX;
 use crate::ring::{Key, NodeId};
 use shoal_wire::mesh::announcement::{Found, HolderMessage, Holding, Wanted};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of records in one answer, which has room for as many keys as may be asked for beside them.
 const RECORDS_LEN_MAX: usize = 4 << 20;
@@ -100,16 +100,20 @@ impl Catalogue {
         self.announce();
     }
 
-    /// A lookup is of one key. An owner that says nothing of it cannot say.
+    /// An owner that says nothing of a key cannot say.
     fn lookup_answered(&mut self, owner: NodeId, id: u64, found: Vec<Found>) {
-        let Some((key, lookup)) = self.lookups.get_mut(&id) else { return };
-        match found.into_iter().find(|found| found.key == *key) {
-            Some(Found { holders, record, .. }) => {
-                lookup.answered(&owner, Answer { content: None, holders, record });
+        let found: BTreeMap<Key, Found> = found.into_iter().map(|found| (found.key, found)).collect();
+        for (key, lookup) in self.questions.answered(&owner, id) {
+            if let Some((_, asker)) = self.lookups.get_mut(&lookup) {
+                match found.get(&key).cloned() {
+                    Some(Found { holders, record, .. }) => {
+                        asker.answered(&owner, Answer { content: None, holders, record });
+                    }
+                    None => asker.passed(&owner),
+                }
             }
-            None => lookup.passed(&owner),
+            self.advance(lookup);
         }
-        self.advance(id);
     }
 
     /// A holder told this owner. Whether its record is lacking here.
@@ -207,8 +211,9 @@ impl Catalogue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::TICK_MS;
+    use crate::catalogue::holdings::BATCH_GAP_MS;
     use crate::catalogue::members::Members;
+    use crate::catalogue::{TICK_MS, UNTOLD_MS};
     use std::num::NonZeroU8;
 
     const ME: NodeId = [1; 32];
@@ -257,13 +262,14 @@ mod tests {
     #[test]
     fn owners_hear_at_once_of_what_is_new_and_by_and_by_of_another_copy() {
         let [new, copy] = [7, 8].map(|key| Holding { key: [key; 32], content: [0; 16] });
-        assert!(told(&pair().added(new, 1)));
+        assert!(told(&pair().added(new, BATCH_GAP_MS)));
         let mut keeper = pair();
-        keeper.receive(OTHER, HolderMessage::Copy(vec![Wanted { holding: copy, from: vec![OTHER] }]), 1);
-        assert!(!told(&keeper.added(copy, 1)));
-        assert!(!told(&keeper.fetched(copy, 1)));
+        keeper.receive(OTHER, HolderMessage::Copy(vec![Wanted { holding: copy, from: vec![OTHER] }]), BATCH_GAP_MS);
+        assert!(!told(&keeper.added(copy, BATCH_GAP_MS)));
+        assert!(!told(&keeper.fetched(copy, BATCH_GAP_MS)));
         assert!(told(&keeper.tick(TICK_MS)));
     }
+
     #[test]
     fn who_looks_again_hears_of_the_record_that_came_meanwhile() {
         let mut owner = pair();
@@ -280,5 +286,40 @@ mod tests {
         assert_eq!(found(&mut owner), [b""]);
         owner.learn_record(&holding[0].key, &holding[0].content, b"sealed");
         assert_eq!(found(&mut owner), [b"sealed"]);
+    }
+
+    #[test]
+    fn what_is_looked_for_together_is_asked_of_an_owner_together() {
+        let nodes: [NodeId; 5] = std::array::from_fn(|n| [n as u8 + 1; 32]);
+        let mut asker = Catalogue::new(ME, 1, 2, [], 0);
+        let storers = nodes.map(|node| (node, NonZeroU8::MIN)).to_vec();
+        asker.set_members(Members { storers, live: nodes.into(), suspected: BTreeSet::new() }, 0);
+        let keys: Vec<Key> = (0..200).map(|key| [key; 32]).collect();
+        let (ids, actions) = asker.look_up_others(&keys, UNTOLD_MS);
+        let mut asked: BTreeMap<NodeId, Vec<Key>> = BTreeMap::new();
+        let mut questions = Vec::new();
+        for action in actions {
+            let Action::Send { to, message: HolderMessage::Lookup { id, keys } } = action else { panic!("{action:?}") };
+            assert!(asked.insert(to, keys.clone()).is_none(), "one message to each owner");
+            questions.push((to, id, keys));
+        }
+        assert_eq!(asked.len(), 4);
+        let mut ended = BTreeMap::new();
+        for (owner, id, keys) in questions {
+            assert!(asker.receive(ME, HolderMessage::Answer { id, found: Vec::new() }, UNTOLD_MS).is_empty());
+            let found = |key: &Key| {
+                let holders = if key[0] == 7 { vec![nodes[4]] } else { Vec::new() };
+                Found { key: *key, holders, record: b"sealed".to_vec() }
+            };
+            let answer = HolderMessage::Answer { id, found: keys.iter().map(found).collect() };
+            for action in asker.receive(owner, answer, UNTOLD_MS) {
+                match action {
+                    Action::Found { id, key, .. } => assert!(ended.insert(id, key).is_none() && key[0] == 7),
+                    Action::Missing { id, key } => assert!(ended.insert(id, key).is_none() && key[0] != 7),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(ended, ids.into_iter().zip(keys).collect());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::parts::Report;
 use shoal_grid::announce::owners;
-use shoal_grid::catalogue::holdings::Holdings;
+use shoal_grid::catalogue::holdings::{BATCH_GAP_MS, Holdings};
 use shoal_grid::ring::{Key, NodeId, Ring};
 use shoal_wire::mesh::announcement::HolderMessage;
 use shoal_wire::mesh::format::encode;
@@ -19,10 +19,10 @@ fn key(number: u64) -> Key {
 /// Bytes of all that is said, and of the answers where the owner lacks all records.
 fn said(holdings: &mut Holdings) -> (usize, usize) {
     let (mut told, mut answers) = (0, 0);
-    loop {
-        let due = holdings.due(0);
+    for now_ms in (0..).step_by(BATCH_GAP_MS as usize) {
+        let due = holdings.due(&NodeId::default(), now_ms);
         if due.is_empty() {
-            return (told, answers);
+            break;
         }
         for (owner, message) in due {
             told += encode(&message).len();
@@ -34,6 +34,7 @@ fn said(holdings: &mut Holdings) -> (usize, usize) {
             holdings.answered(&owner, &[]);
         }
     }
+    (told, answers)
 }
 
 /// Twenty members with 100,000 paths each, and one that comes. The least is the key of each path to the newcomer where it
