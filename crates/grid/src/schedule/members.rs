@@ -85,9 +85,8 @@ impl<K: Clone + Ord + Hash, N: Clone + Ord> Schedule<K, N> {
         let is_ready = |number: &u32| self.jobs.get(*number).is_some_and(|job| job.state == State::Ready);
         let is_there = |seat: &u32| self.seats.get(*seat).executor.is_some();
         let waiting = self.jobs.find(key).filter(is_ready);
-        if let Some((number, seat)) = waiting.zip(self.seats.find(at).filter(is_there)) {
-            self.start(number, Choice { seat, why: Vec::new() }, now_ms, &mut actions);
-        }
+        let Some((number, seat)) = waiting.zip(self.seats.find(at).filter(is_there)) else { return actions };
+        self.start(number, Choice { seat, why: Vec::new() }, now_ms, &mut actions);
         self.settle(actions, now_ms)
     }
 

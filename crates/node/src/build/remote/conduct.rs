@@ -91,6 +91,16 @@ pub(in crate::build) fn conduct(service: &Arc<BuildService>, work: Work, at: Nod
     }
 }
 
+/// What came of following what this node builds for others.
+enum Joined {
+    /// It builds no such thing.
+    Nothing,
+    /// The end of it is that of the job too.
+    Ended(Box<(Ended, End)>),
+    /// Its end says nothing of the derivation: the claim is asked for anew.
+    InVain,
+}
+
 /// What becomes of a job.
 enum Turn {
     Ended(Box<(Ended, End)>),
@@ -167,9 +177,16 @@ impl Conduct<'_> {
             if by == self.grid.me() || Instant::now() >= give_up {
                 let is_answered = asked.elapsed() < CLAIM_ANSWERED;
                 match self.join_guest(resolved) {
-                    Some(None) => continue,
-                    Some(ended) => return ended,
-                    None => {}
+                    Joined::Ended(ended) => return Some(*ended),
+                    Joined::InVain => {
+                        give_up = Instant::now() + CLAIM_PATIENCE;
+                        continue;
+                    }
+                    Joined::Nothing => {}
+                }
+                // Who was busy for a moment answers by now, and another may have been given the claim meanwhile.
+                if !is_answered && !std::mem::replace(&mut has_asked_again, true) && Instant::now() < give_up {
+                    continue;
                 }
                 // What is known of claims may have been lost with a node.
                 let is_sure = is_answered && !self.service.is_unsettled();
@@ -177,35 +194,28 @@ impl Conduct<'_> {
                 if adopted.is_some() {
                     return adopted;
                 }
-                // Who was busy for a moment answers by now, and another may have been given the claim meanwhile.
-                if !is_answered && !std::mem::replace(&mut has_asked_again, true) && Instant::now() < give_up {
-                    continue;
-                }
                 break;
             }
             let since = Instant::now();
-            self.follow(by);
-            let heard = match self.grid.neighbours.is_quiet(&by) || !speaks(self.grid, &by) {
-                true => Heard::Lost("it cannot be asked".into()),
-                false => self.hear(by, &BuildAsk::Follow { drv_path: drv_path.clone(), quorum: self.quorum(resolved) }),
-            };
+            let heard = self.follow_claim(resolved, by);
             match heard {
                 Heard::Outcome(outcome) if is_final(&outcome) => {
                     return Some(self.concluded(resolved, &outcome, by, Teller::Other));
                 }
                 Heard::Over => return Some(self.over()),
-                Heard::Lost(_) => {
-                    let joined = self.join_guest(resolved).flatten();
-                    if let Some(ended) = joined.or_else(|| self.adopt(resolved)) {
-                        return Some(ended);
-                    }
-                    // Whoever knows of the claim may learn only later that its holder is dead.
-                    break;
-                }
+                Heard::Lost(_) => match self.join_guest(resolved) {
+                    Joined::Ended(ended) => return Some(*ended),
+                    Joined::InVain => {}
+                    Joined::Nothing => match self.adopt(resolved) {
+                        Some(ended) => return Some(ended),
+                        // Whoever knows of the claim may learn only later that its holder is dead.
+                        None => break,
+                    },
+                },
                 // It may follow this node, where the build is another node's guest.
                 Heard::Outcome(_) | Heard::Refused(..) => {
-                    if let Some(Some(ended)) = self.join_guest(resolved) {
-                        return Some(ended);
+                    if let Joined::Ended(ended) = self.join_guest(resolved) {
+                        return Some(*ended);
                     }
                 }
             }
@@ -221,6 +231,16 @@ impl Conduct<'_> {
         let place = if self.at == HERE { Place::Here } else { Place::At(self.at) };
         self.service.claimed(drv_path, self.work.id, place);
         self.found(resolved)
+    }
+
+    /// Hears of the build of the node that has the claim.
+    fn follow_claim(&self, resolved: &Resolved, by: NodeKey) -> Heard {
+        self.follow(by);
+        if self.grid.neighbours.is_quiet(&by) || !speaks(self.grid, &by) {
+            return Heard::Lost("it cannot be asked".into());
+        }
+        let drv_path = self.work.task.drv_path.clone();
+        self.hear(by, &BuildAsk::Follow { drv_path, quorum: self.quorum(resolved) })
     }
 
     /// Nodes that must agree on it, for all who want it here.
@@ -241,25 +261,25 @@ impl Conduct<'_> {
         self.work.story.stage(self.work.id, stage, self.service.now_ms());
     }
 
-    /// What this node builds for others by now is followed, and not built beside. `None` where it builds no such thing;
-    /// else what came of it, if it is the end of this job too.
-    fn join_guest(&self, resolved: &Resolved) -> Option<Option<(Ended, End)>> {
+    /// What this node builds for others by now is followed, and not built beside.
+    fn join_guest(&self, resolved: &Resolved) -> Joined {
         // It is one vote at most.
         let is_enough = || self.quorum(resolved) <= 1;
-        let interest = is_enough().then(|| self.service.join_guest_of(&self.work.task.drv_path))??;
+        let interest = is_enough().then(|| self.service.join_guest_of(&self.work.task.drv_path)).flatten();
+        let Some(interest) = interest else { return Joined::Nothing };
         let me = self.grid.me();
         self.follow(me);
-        Some(match self.hear_guest(interest) {
+        match self.hear_guest(interest) {
             Heard::Outcome(outcome) if is_final(&outcome) && is_enough() => {
-                Some(self.concluded(resolved, &outcome, me, Teller::Other))
+                Joined::Ended(Box::new(self.concluded(resolved, &outcome, me, Teller::Other)))
             }
-            Heard::Over => Some(self.over()),
+            Heard::Over => Joined::Ended(Box::new(self.over())),
             Heard::Outcome(_) | Heard::Refused(..) | Heard::Lost(_) => {
                 // The claim is given back with it.
                 thread::sleep(CLAIM_PAUSE);
-                None
+                Joined::InVain
             }
-        })
+        }
     }
 
     /// Looks for an executor that goes on with what a lost node had it build.
