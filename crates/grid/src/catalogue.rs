@@ -483,17 +483,11 @@ impl Catalogue {
             match lookup.step(self.now_ms) {
                 Step::Ask(owners) => {
                     for owner in owners {
-                        if owner == self.me {
-                            let answer = self.owned.answer(&key, |node| self.members.live.contains(node));
-                            let is_known = !answer.holders.is_empty() || !self.is_untold();
-                            if let Some((_, lookup)) = self.lookups.get_mut(&id) {
-                                match is_known {
-                                    true => lookup.answered(&owner, answer),
-                                    false => lookup.passed(&owner),
-                                }
-                            }
-                        } else {
+                        if owner != self.me {
                             self.questions.add(owner, key, id);
+                        } else if self.asks_itself(id, &key) {
+                            // Nobody else need be asked.
+                            break;
                         }
                     }
                     continue;
@@ -525,10 +519,13 @@ impl Catalogue {
     /// Takes lookups on that wait for an owner that is late, and tells owners what has come together for them.
     pub fn hurry(&mut self, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
-        if self.holdings.next_ms().is_some_and(|at| at <= now_ms) {
+        let is_due = |at: Option<u64>| at.is_some_and(|at| at <= now_ms);
+        if is_due(self.holdings.next_ms()) {
             self.announce();
         }
-        self.advance_all();
+        if is_due(self.wake_ms) {
+            self.advance_all();
+        }
         self.finish()
     }
 

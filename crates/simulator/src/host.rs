@@ -57,6 +57,8 @@ pub struct Host {
     /// Whether the node on it has a catalogue: a thousand of them cost minutes.
     pub has_catalogue: bool,
     pub paused_until_ms: u64,
+    /// When its catalogue is next looked at between ticks.
+    pub wake_ms: Option<u64>,
     /// When it last came to be as others should see it: started, stopped, resumed.
     pub settled_ms: u64,
     /// Counts starts, so that events of an earlier life are recognised.
@@ -75,6 +77,7 @@ impl Host {
             membership: None,
             catalogue: None,
             has_catalogue: false,
+            wake_ms: None,
             paused_until_ms: 0,
             settled_ms: 0,
             life: 0,

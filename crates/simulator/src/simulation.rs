@@ -229,6 +229,7 @@ impl Simulation {
         let now_ms = self.hosts[id].now(self.now_ms).ms;
         let (result, actions) = call(self.hosts[id].catalogue.as_mut()?, now_ms);
         self.act_catalogue(id, actions);
+        self.wake(id);
         Some(result)
     }
 
@@ -243,16 +244,17 @@ impl Simulation {
 
     /// Begins a lookup, whose end will be [`Seen::Catalogue`].
     pub fn look_up(&mut self, host: HostId, key: Key) -> Option<u64> {
-        let id = self.with_catalogue(host, |catalogue, now_ms| catalogue.look_up(key, now_ms));
-        self.wake(host);
-        id
+        self.with_catalogue(host, |catalogue, now_ms| catalogue.look_up(key, now_ms))
     }
 
     fn wake(&mut self, id: HostId) {
         let host = &mut self.hosts[id];
         let now_ms = host.now(self.now_ms).ms;
-        if let Some(next_ms) = host.catalogue.as_mut().and_then(|catalogue| catalogue.next_ms()) {
-            self.schedule(self.now_ms + next_ms.saturating_sub(now_ms).max(1), Event::Wake { host: id });
+        let Some(next_ms) = host.catalogue.as_ref().and_then(|catalogue| catalogue.next_ms()) else { return };
+        let at = self.now_ms + next_ms.saturating_sub(now_ms).max(1);
+        if host.wake_ms.is_none_or(|wake_ms| wake_ms <= self.now_ms || at < wake_ms) {
+            host.wake_ms = Some(at);
+            self.schedule(at, Event::Wake { host: id });
         }
     }
 
@@ -325,8 +327,7 @@ impl Simulation {
                 Event::Packet { from, to, frame } => self.deliver(from, to, &frame),
                 Event::Message { from, to, message } => self.deliver_message(from, to, &message),
                 Event::Wake { host } if self.hosts[host].runs(at) => {
-                    self.with_catalogue(host, |catalogue, now_ms| ((), catalogue.tick(now_ms)));
-                    self.wake(host);
+                    self.with_catalogue(host, |catalogue, now_ms| ((), catalogue.hurry(now_ms)));
                 }
                 Event::Wake { .. } => {}
                 Event::Fetched { host, life, holding, from } => self.fetched(host, life, holding, &from),

@@ -45,6 +45,8 @@ pub struct Holdings {
     is_unknown: bool,
     /// When each was told something last.
     told: BTreeMap<NodeId, u64>,
+    /// See [`Holdings::next_ms`].
+    next_ms: Option<u64>,
     /// The last stranger that was told, and when.
     greeted: (NodeId, u64),
     /// The life in which each owner was told.
@@ -171,10 +173,9 @@ impl Holdings {
         }
     }
 
-    /// When something more may be sent to an owner that was just told something.
+    /// When something more is sent to an owner that was just told something.
     pub fn next_ms(&self) -> Option<u64> {
-        let held_back = self.outboxes.iter().filter(|(_, outbox)| outbox.is_held_back && outbox.on_its_way.is_none());
-        held_back.filter_map(|(owner, _)| Some(self.told.get(owner)? + BATCH_GAP_MS)).min()
+        self.next_ms
     }
 
     /// Messages to send now; what is for `me` costs none, and waits for nothing.
@@ -195,7 +196,8 @@ impl Holdings {
                 continue;
             }
             let is_told = self.told.get(owner).is_some_and(|at| now_ms.saturating_sub(*at) < BATCH_GAP_MS);
-            outbox.is_held_back = is_told && owner != me && !outbox.waiting.is_empty();
+            let fills_no_batch = (1..BATCH_KEYS_MAX).contains(&outbox.waiting.len());
+            outbox.is_held_back = is_told && fills_no_batch && owner != me;
             if outbox.is_held_back {
                 continue;
             }
@@ -215,6 +217,8 @@ impl Holdings {
             due.push((*owner, message));
         }
         self.told.extend(due.iter().map(|(owner, _)| (*owner, now_ms)));
+        let held_back = self.outboxes.iter().filter(|(_, outbox)| outbox.is_held_back && outbox.on_its_way.is_none());
+        self.next_ms = held_back.filter_map(|(owner, _)| Some(self.told.get(owner)? + BATCH_GAP_MS)).min();
         self.outboxes.retain(|_, outbox| outbox.on_its_way.is_some() || !outbox.waiting.is_empty());
         due
     }
@@ -327,5 +331,20 @@ mod tests {
         assert_eq!(holdings.next_ms(), Some(1060));
         assert_eq!(told(&mut holdings, 1059), [0; 0]);
         assert_eq!(told(&mut holdings, 1060), [10]);
+    }
+    #[test]
+    fn as_much_as_a_message_takes_waits_for_nothing_but_the_answer() {
+        let (ring, mut holdings) = ([[1; 32]].into_iter().collect::<Ring>(), Holdings::new(1, []));
+        for number in 0..3 * BATCH_KEYS_MAX {
+            let mut key = Key::default();
+            key[..8].copy_from_slice(&number.to_le_bytes());
+            holdings.add(key, [0; 16], &ring);
+        }
+        for _ in 0..3 {
+            assert_eq!(holdings.due(&ME, 0).len(), 1);
+            assert!(holdings.due(&ME, 0).is_empty());
+            holdings.answered(&[1; 32], &[]);
+        }
+        assert!(holdings.due(&ME, 0).is_empty() && holdings.is_settled());
     }
 }

@@ -100,6 +100,22 @@ impl Catalogue {
         self.announce();
     }
 
+    /// This node's own answer as an owner to a lookup of what others hold. Whether it knows of somebody: of a path that it
+    /// holds itself, others may know more.
+    pub(super) fn asks_itself(&mut self, id: u64, key: &Key) -> bool {
+        let answer = self.owned.answer(key, |node| self.members.live.contains(node));
+        let is_known = answer.holders.iter().any(|holder| *holder != self.me);
+        let is_miss = answer.holders.is_empty() && !self.is_untold();
+        let me = self.me;
+        if let Some((_, lookup)) = self.lookups.get_mut(&id) {
+            match is_known || is_miss {
+                true => lookup.answered(&me, answer),
+                false => lookup.passed(&me),
+            }
+        }
+        is_known
+    }
+
     /// An owner that says nothing of a key cannot say.
     fn lookup_answered(&mut self, owner: NodeId, id: u64, found: Vec<Found>) {
         let found: BTreeMap<Key, Found> = found.into_iter().map(|found| (found.key, found)).collect();
