@@ -132,9 +132,9 @@ pub struct Catalogue {
     recordless: BTreeMap<NodeId, BTreeSet<Key>>,
     recent: Recent,
     lookups: BTreeMap<u64, (Key, Lookup)>,
-    questions: Questions,
     /// When the first of them has waited long enough for an owner.
     wake_ms: Option<u64>,
+    questions: Questions,
     /// Paths stored here that are not acknowledged yet.
     pledges: BTreeMap<Key, Pledge>,
     orders: Orders,
@@ -170,8 +170,8 @@ impl Catalogue {
             recordless: BTreeMap::new(),
             recent: Recent::default(),
             lookups: BTreeMap::new(),
-            questions: Questions::default(),
             wake_ms: None,
+            questions: Questions::default(),
             pledges: BTreeMap::new(),
             orders: Orders::default(),
             repairing: BTreeSet::new(),

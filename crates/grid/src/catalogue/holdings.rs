@@ -20,8 +20,8 @@ use std::ops::Bound;
 pub const GREET_MS: u64 = 10_000;
 /// An owner that did not answer a batch is told again: far longer than a batch takes, shorter than a death.
 pub const ANNOUNCE_RETRY_MS: u64 = 5_000;
-/// From one batch to an owner to the next. The first goes at once; of many paths that come one after the other those of so
-/// long go together, as a message and its answer cost more than what they say.
+/// From one batch to an owner to the next, unless that is full. The first goes at once; of many paths that come one after the
+/// other those of so long go together, as a message and its answer cost more than what they say.
 pub const BATCH_GAP_MS: u64 = 20;
 
 #[derive(Clone, Debug, Default)]

@@ -287,15 +287,27 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_right_after_a_word_to_an_owner_is_told_before_the_next_tick() {
+        let mut holder = pair();
+        let holdings = holdings(7..9);
+        assert!(told(&holder.added(holdings[0], BATCH_GAP_MS)));
+        assert!(!told(&holder.added(holdings[1], BATCH_GAP_MS + 1)));
+        holder.receive(OTHER, HolderMessage::Lacks { life: 1, keys: Vec::new() }, BATCH_GAP_MS + 2);
+        assert_eq!(holder.next_ms(), Some(2 * BATCH_GAP_MS));
+        assert!(told(&holder.hurry(2 * BATCH_GAP_MS)));
+        assert_eq!(holder.next_ms(), None);
+    }
+
+    #[test]
     fn who_looks_again_hears_of_the_record_that_came_meanwhile() {
         let mut owner = pair();
         let holding = holdings(1..2);
         owner.receive(OTHER, HolderMessage::Holds(holding.clone()), 1);
         let found = |owner: &mut Catalogue| {
             let (_, actions) = owner.look_up(holding[0].key, 1);
-            let records = actions.into_iter().filter_map(|action| match action {
-                Action::Found { answer, .. } => Some(answer.record),
-                _ => None,
+            let records = actions.into_iter().map(|action| match action {
+                Action::Found { answer, .. } => answer.record,
+                other => panic!("nobody else need be asked: {other:?}"),
             });
             records.collect::<Vec<_>>()
         };
