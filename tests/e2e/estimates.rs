@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use shoal_tests::command::{Running, wait_for};
 use shoal_tests::{Machine, Mesh, Nix, Node, Remote, shapes};
 
@@ -11,14 +12,28 @@ fn start(machine: &Machine, node: &Node, salt: &str, attribute: &str) -> Running
     shapes::build_command(machine, node, Remote::SshNg, salt, &[attribute]).start()
 }
 
+/// Ends a client as Ctrl-C does. Of one that is killed with its ssh, a node may think that its link broke, and builds on.
+fn interrupt(mut client: Running) {
+    client.signal(Signal::INT);
+    client.wait(PATIENCE);
+}
+
+/// Jobs that wait for a slot, and the seconds that they are thought to take.
+fn waiting(node: &Node) -> Option<(u64, u64)> {
+    let status = node.shoal("status --json").ok().json();
+    let ready = status.pointer("/builds/demand/0/ready")?;
+    Some((ready["jobs"].as_u64()?, ready["slot_seconds"].as_u64()?))
+}
+
 /// Seconds that one waiting derivation is thought to take. It is not built.
 fn expected(machine: &Machine, node: &Node, salt: &str, attribute: &str) -> u64 {
-    let _client = start(machine, node, salt, attribute);
-    wait_for("a derivation that waits for a slot", PATIENCE, || {
-        let status = node.shoal("status --json").ok().json();
-        let ready = status.pointer("/builds/demand/0/ready")?;
-        (ready["jobs"] == 1).then(|| ready["slot_seconds"].as_u64()).flatten()
-    })
+    let client = start(machine, node, salt, attribute);
+    let seconds = wait_for("a derivation that waits for a slot", PATIENCE, || {
+        waiting(node).and_then(|(jobs, seconds)| (jobs == 1).then_some(seconds))
+    });
+    interrupt(client);
+    wait_for("nothing that waits", PATIENCE, || waiting(node).is_none_or(|(jobs, _)| jobs == 0).then_some(()));
+    seconds
 }
 
 /// Both nodes are busy, so that what the second one thinks of a derivation shows in what it says it waits for.
@@ -40,7 +55,7 @@ fn a_node_knows_what_builds_took_at_another_also_after_it_starts_again_alone() {
         (expected(&machine, &mesh[1], &salt.to_string(), "slow.1") >= 5).then_some(())
     });
     mesh[0].kill();
-    drop(busy);
+    interrupt(busy);
     wait_for("the end of it", PATIENCE, || mesh[1].builders().is_empty().then_some(()));
     mesh[1].stop();
     mesh[1].start_again();

@@ -1,6 +1,8 @@
 //! A flipped bit or a lost file is an error that says where, and never wrong bytes.
 
-use crate::support::{Rng, TestStore, Tree, add, directory, export, file, info, ingest, path, small_options};
+use crate::support::{
+    Rng, TestStore, Tree, add, add_in_haste, directory, export, file, info, ingest, path, small_options,
+};
 use redb::ReadableTable;
 use shoal_store::{CommitError, Damage, Defect, Error, GcAction, GcRequest, Object, Options, Store};
 use shoal_wire::nix::signature::SecretKey;
@@ -224,18 +226,20 @@ fn collections_and_damage() {
 /// What cannot be read is not tried again whenever the node is idle, and keeps no segment.
 #[test]
 fn damage_does_not_keep_a_segment_in_haste() {
-    let t = TestStore::with(Options { level: 19, ..small_options() });
+    let t = TestStore::new();
     let mut rng = Rng::seeded("damage_in_haste");
     for n in 0..3 {
-        add(&t.store, &path(&n.to_string()), &file(rng.text((3 << 20) + n)).nar(), &[]);
+        add_in_haste(&t.store, &path(&n.to_string()), &file(rng.text((3 << 20) + n)).nar());
     }
     let first = t.store.stats().expect("stats");
-    assert!(first.hasty_bytes > 0, "{first:?}");
+    assert_eq!(first.hasty_bytes, first.live_bytes, "{first:?}");
     let lost = segments(&t).len();
     flip(&t, 0, 100_000, 5);
     assert!(t.store.recompress(u64::MAX, &|| true).expect("recompress").segments > 0);
     assert_eq!(t.store.stats().expect("stats").damaged, 1);
-    assert_eq!(t.store.recompress(u64::MAX, &|| true).expect("again").segments, 0);
+    // What was open the first time, the second copies; a segment with damage would be chosen for ever.
+    let settled = (0..3).any(|_| t.store.recompress(u64::MAX, &|| true).expect("again").segments == 0);
+    assert!(settled, "{:?}", t.store.stats());
     assert!(!segments(&t)[0].ends_with("00000000.seg"), "{lost} segments");
     assert_eq!(t.store.damaged_paths().expect("damaged").len(), 1);
 }

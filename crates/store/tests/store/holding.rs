@@ -7,20 +7,9 @@ use shoal_store::{
 use shoal_wire::mesh::manifest::ChunkRef;
 use std::io::Read;
 
-/// The chunks of a NAR with their frames, as a client makes them; fed in pieces of `len` bytes.
+/// Fed in pieces of `len` bytes.
 fn cut(nar: &[u8], len: usize) -> Vec<(ChunkRef, Vec<u8>)> {
-    let mut encoder = Encoder::new(1).unwrap();
-    let mut chunks = Vec::new();
-    let mut cutter = NarCutter::default();
-    let mut emit = |bytes: &[u8]| {
-        let mut frame = Vec::new();
-        encoder.encode(bytes, Effort::Level, &mut frame).unwrap();
-        chunks.push((ChunkRef { hash: *blake3::hash(bytes).as_bytes(), len: bytes.len() as u32 }, frame));
-        Ok::<_, IngestError>(())
-    };
-    nar.chunks(len).for_each(|piece| cutter.feed(piece, &mut emit).unwrap());
-    assert_eq!(cutter.finish(&mut emit).unwrap(), nar.len() as u64);
-    chunks
+    cut_nar(nar, len, Effort::Level)
 }
 
 fn refs(chunks: &[(ChunkRef, Vec<u8>)]) -> Vec<ChunkRef> {
