@@ -8,11 +8,12 @@ use shoal_tests::{Machine, Mesh, Nix, Node, Remote, shapes};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// By the socket, which never breaks as a link may: what a client wanted ends with it.
 fn start(machine: &Machine, node: &Node, salt: &str, attribute: &str) -> Running {
-    shapes::build_command(machine, node, Remote::SshNg, salt, &[attribute]).start()
+    shapes::build_command(machine, node, Remote::Unix, salt, &[attribute]).start()
 }
 
-/// Ends a client as Ctrl-C does. Of one that is killed with its ssh, a node may think that its link broke, and builds on.
+/// Ends a client as Ctrl-C does.
 fn interrupt(mut client: Running) {
     client.signal(Signal::INT);
     client.wait(PATIENCE);
