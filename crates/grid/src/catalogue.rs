@@ -22,17 +22,20 @@ pub mod holdings;
 pub mod lookup;
 pub mod members;
 mod messages;
+mod mute;
 pub mod owned;
 mod pledges;
 pub mod replication;
+mod seek;
 
 use crate::announce::OWNERS;
 use crate::ring::{Key, NodeId, Ring};
 use claims::Claims;
 use farewell::Farewells;
 use holdings::Holdings;
-use lookup::{ASKED_AT_ONCE, Lookup, Questions, Recent, Step};
+use lookup::{Lookup, Questions, Recent};
 use members::Members;
+use mute::{COPY_PROBE_MS, Mutes};
 use owned::{Answer, Conflict, Owned};
 use pledges::Pledge;
 use replication::{Orders, REPAIR_DELAY_MS, REPAIRS_MAX, targets};
@@ -88,9 +91,12 @@ pub enum Action {
         id: u64,
         key: Key,
     },
+    /// Too few owners say anything.
     Unreachable {
         id: u64,
         key: Key,
+        /// Owners that say nothing, or could not be asked.
+        silent: Vec<NodeId>,
     },
     Acknowledged {
         key: Key,
@@ -146,6 +152,7 @@ pub struct Catalogue {
     fetches: BTreeMap<Key, (u64, BTreeSet<NodeId>)>,
     farewells: Farewells,
     claims: Claims,
+    mutes: Mutes,
     ids: u64,
     now_ms: u64,
     out: Vec<Action>,
@@ -179,6 +186,7 @@ impl Catalogue {
             fetches: BTreeMap::new(),
             farewells: Farewells::default(),
             claims: Claims::default(),
+            mutes: Mutes::default(),
             ids: 0,
             now_ms,
             out: Vec::new(),
@@ -290,58 +298,6 @@ impl Catalogue {
         self.finish()
     }
 
-    /// Looks for a path. One of [`Action::Found`], [`Action::Missing`], [`Action::Unreachable`] with the id follows.
-    pub fn look_up(&mut self, key: Key, now_ms: u64) -> (u64, Vec<Action>) {
-        self.now_ms = now_ms;
-        self.ids += 1;
-        let id = self.ids;
-        if let Some(content) = self.holdings.get(&key) {
-            let answer = Answer { content: Some(content), holders: vec![self.me], record: Vec::new() };
-            self.out.push(Action::Found { id, key, answer });
-        } else {
-            self.ask(id, key);
-        }
-        (id, self.finish())
-    }
-
-    /// The same of what others hold, whether this node holds it or not: to show it, or because the copy here is damaged.
-    /// One id for each of `keys`.
-    pub fn look_up_others(&mut self, keys: &[Key], now_ms: u64) -> (Vec<u64>, Vec<Action>) {
-        self.now_ms = now_ms;
-        let mut ids = Vec::with_capacity(keys.len());
-        for key in keys {
-            self.ids += 1;
-            ids.push(self.ids);
-            self.ask(self.ids, *key);
-        }
-        (ids, self.finish())
-    }
-
-    fn ask(&mut self, id: u64, key: Key) {
-        let now_ms = self.now_ms;
-        let live = &self.members.live;
-        let is_of_use = |answer: &&Answer| answer.holders.iter().all(|node| live.contains(node));
-        if let Some(answer) = self.recent.get(&key, now_ms).filter(is_of_use) {
-            self.out.push(Action::Found { id, key, answer: answer.clone() });
-        } else if self.lookups.len() >= WAITING_MAX {
-            self.out.push(Action::Unreachable { id, key });
-        } else {
-            let suspected = &self.members.suspected;
-            let (mut owners, mut enough) = (self.live_owners(&key), ASKED_AT_ONCE);
-            if let Some((next, _)) = &self.next_ring {
-                // Some nodes tell the owners of before still, and some those of then.
-                let live = next.successors(&key).filter(|node| self.members.live.contains(node)).take(OWNERS);
-                owners.extend(live.filter(|node| !owners.contains(node)).collect::<Vec<_>>());
-                enough = owners.len();
-            }
-            // What this node knows itself costs no message.
-            owners.sort_by_key(|owner| *owner != self.me);
-            let lookup = Lookup::new(owners, |owner| suspected.contains(owner), enough, now_ms);
-            self.lookups.insert(id, (key, lookup));
-            self.advance(id);
-        }
-    }
-
     /// What was found does not hold: the holders did not have it. The next lookup asks the owners again.
     pub fn doubt(&mut self, key: &Key) {
         self.recent.forget(key);
@@ -371,6 +327,12 @@ impl Catalogue {
         self.announce();
         self.ask_for_records();
         self.questions.forget_old(now_ms);
+        self.mutes.tick(now_ms);
+        let mut slow = self.orders.slow(COPY_PROBE_MS, now_ms);
+        slow.remove(&self.me);
+        for (node, key) in self.mutes.to_probe(slow, now_ms) {
+            self.probe(node, key);
+        }
         self.advance_all();
         for key in self.pledges.keys().copied().collect::<Vec<_>>() {
             self.pursue(key);
@@ -459,8 +421,7 @@ impl Catalogue {
 
     /// `storers` without those that have just failed to get a copy, or may be dead, unless nobody else is left.
     fn able(&self, key: &Key, storers: &[NodeId], holders: &[NodeId]) -> Vec<NodeId> {
-        let fails =
-            |node: &NodeId| self.members.suspected.contains(node) || self.orders.has_failed(key, node, self.now_ms);
+        let fails = |node: &NodeId| self.is_doubtful(node) || self.orders.has_failed(key, node, self.now_ms);
         let able: Vec<NodeId> = storers.iter().filter(|node| !fails(node)).copied().collect();
         match able.iter().any(|node| !holders.contains(node)) {
             true => able,
@@ -472,42 +433,6 @@ impl Catalogue {
         match to == self.me {
             true => self.copy(self.me, wanted),
             false => self.send(to, HolderMessage::Copy(vec![wanted])),
-        }
-    }
-
-    /// Takes a lookup one step on, until it waits or ends.
-    fn advance(&mut self, id: u64) {
-        loop {
-            let Some((key, lookup)) = self.lookups.get_mut(&id) else { return };
-            let key = *key;
-            match lookup.step(self.now_ms) {
-                Step::Ask(owners) => {
-                    for owner in owners {
-                        if owner != self.me {
-                            self.questions.add(owner, key, id);
-                        } else if self.asks_itself(id, &key) {
-                            // Nobody else need be asked.
-                            break;
-                        }
-                    }
-                    continue;
-                }
-                Step::Wait(until) => {
-                    self.wake_ms = Some(self.wake_ms.map_or(until, |wake_ms| wake_ms.min(until)));
-                    return;
-                }
-                Step::Found(answer) => {
-                    // One without its record is complete a moment later.
-                    if !answer.record.is_empty() {
-                        self.recent.insert(key, answer.clone(), self.now_ms);
-                    }
-                    self.out.push(Action::Found { id, key, answer });
-                }
-                Step::Missing => self.out.push(Action::Missing { id, key }),
-                Step::Unreachable => self.out.push(Action::Unreachable { id, key }),
-            }
-            self.lookups.remove(&id);
-            return;
         }
     }
 
@@ -527,13 +452,6 @@ impl Catalogue {
             self.advance_all();
         }
         self.finish()
-    }
-
-    fn advance_all(&mut self) {
-        self.wake_ms = None;
-        for id in self.lookups.keys().copied().collect::<Vec<_>>() {
-            self.advance(id);
-        }
     }
 
     /// Whether this node does not know yet, as an owner, what others hold.
@@ -577,7 +495,19 @@ impl Catalogue {
         self.ring.successors(key).filter(|node| self.members.live.contains(node)).take(OWNERS).collect()
     }
 
+    /// Whether a member may be dead, as far as this node knows.
+    fn is_doubtful(&self, node: &NodeId) -> bool {
+        self.members.suspected.contains(node) || self.mutes.is_mute(node, self.now_ms)
+    }
+
+    /// Asks for a sign of life. What is answered is of no interest.
+    fn probe(&mut self, node: NodeId, key: Key) {
+        self.ids += 1;
+        self.send(node, HolderMessage::Lookup { id: self.ids, keys: vec![key] });
+    }
+
     fn send(&mut self, to: NodeId, message: HolderMessage) {
+        self.mutes.told(to, &message, self.now_ms);
         self.out.push(Action::Send { to, message });
     }
 

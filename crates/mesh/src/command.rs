@@ -16,8 +16,8 @@ pub enum Outcome {
     Found(Answer),
     /// The owners know of nobody who has it.
     Missing,
-    /// No owner answered.
-    Unreachable,
+    /// Too few owners answered. Those that did not.
+    Unreachable(Vec<NodeKey>),
 }
 
 pub(crate) enum Command {

@@ -390,7 +390,7 @@ fn outcome(action: &shoal_grid::catalogue::Action) -> Option<(u64, Outcome)> {
     Some(match action {
         Action::Found { id, answer, .. } => (*id, Outcome::Found(answer.clone())),
         Action::Missing { id, .. } => (*id, Outcome::Missing),
-        Action::Unreachable { id, .. } => (*id, Outcome::Unreachable),
+        Action::Unreachable { id, silent, .. } => (*id, Outcome::Unreachable(silent.clone())),
         _ => return None,
     })
 }

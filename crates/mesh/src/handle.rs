@@ -97,8 +97,8 @@ pub struct Whereabouts {
 pub enum Located {
     Held(Whereabouts),
     Missing,
-    /// Nothing could be learned in time.
-    Unknown,
+    /// Nothing could be learned in time. Owners that said nothing.
+    Unknown(Vec<NodeKey>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -228,7 +228,8 @@ impl Mesh {
                     Located::Held(Whereabouts { record: self.believed(key, &answer.record), holders: answer.holders })
                 }
                 Some(Outcome::Missing) => Located::Missing,
-                Some(Outcome::Unreachable) | None => Located::Unknown,
+                Some(Outcome::Unreachable(silent)) => Located::Unknown(silent),
+                None => Located::Unknown(Vec::new()),
             });
         }
         located

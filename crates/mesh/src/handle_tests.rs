@@ -132,10 +132,10 @@ async fn what_one_node_has_another_finds_with_its_record() {
     let Located::Held(whereabouts) = found else { panic!("{found:?}") };
     assert_eq!(whereabouts.holders, [a.mesh.me()]);
     let missing = PathInfo::new(crate::chunk_lab::path("nowhere"), [1; 32], 1);
-    let mut outcome = Located::Unknown;
+    let mut outcome = Located::Unknown(Vec::new());
     until("the owners can say that nobody has it", || {
         outcome = now(b.finds(&missing));
-        !matches!(outcome, Located::Unknown)
+        !matches!(outcome, Located::Unknown(_))
     })
     .await;
     assert!(matches!(outcome, Located::Missing), "{outcome:?}");

@@ -225,6 +225,55 @@ fn lookups_take_one_round_trip() {
     assert!(ends.iter().all(|end| matches!(end, Action::Found { .. })));
 }
 
+/// Who does not answer is done without long before members agree that it is dead: whoever of two others was to have the
+/// copy, an upload is acknowledged without it.
+#[test]
+fn an_upload_waits_a_second_for_who_has_just_died() {
+    let mut longest_ms = 0;
+    for victim in [1, 2] {
+        let mut stored = Stored::new(3, 7);
+        stored.simulation.run_for(10_000);
+        (stored.simulation.network.delay_ms_min, stored.simulation.network.delay_ms_max) = (5, 5);
+        stored.simulation.crash(victim);
+        let mut times = Vec::new();
+        for n in 0..5 {
+            let begun_ms = stored.simulation.now_ms();
+            stored.simulation.seen.clear();
+            assert!(stored.store(0, holding(n, 0)));
+            stored.simulation.run_for(1_800);
+            let acknowledged = stored.simulation.seen.iter().find_map(|(at, host, seen)| match seen {
+                Seen::Catalogue(Action::Acknowledged { .. }) if *host == 0 => Some(at - begun_ms),
+                _ => None,
+            });
+            times.push(acknowledged.expect("it is acknowledged before the death is known"));
+        }
+        println!("{times:?} ms with {victim} dead");
+        longest_ms = longest_ms.max(times[0]);
+        assert!(times[1..].iter().all(|time| *time < 400), "who was silent is not waited for again: {times:?}");
+    }
+    assert!(longest_ms > 500, "the copy was to go to one of them");
+}
+
+/// All met again a moment ago and cannot say what nobody has; one of them is dead, and no reason to wait each time.
+#[test]
+fn lookups_that_nobody_can_answer_wait_once_for_who_has_just_died() {
+    let mut stored = Stored::new(3, 8);
+    stored.simulation.run_for(10_000);
+    stored.simulation.crash(1);
+    stored.simulation.run_for(30_000);
+    stored.simulation.start(1, &[0]);
+    stored.simulation.run_for(1_500);
+    stored.simulation.crash(2);
+    let (times, ends) = time_lookups(&mut stored.simulation, std::iter::once(key(1)));
+    println!("the first after {} ms", times[0]);
+    assert!(times[0] <= 1_300, "{times:?}");
+    let dead = stored.simulation.hosts[2].node;
+    assert!(matches!(&ends[0], Action::Unreachable { silent, .. } if *silent == [dead]), "{ends:?}");
+    let (times, ends) = time_lookups(&mut stored.simulation, std::iter::once(key(2)));
+    assert!(times[0] <= 60, "{times:?}");
+    assert!(matches!(&ends[0], Action::Unreachable { .. }), "{ends:?}");
+}
+
 /// All batches that `holdings` sends, each answered at once.
 fn sent(holdings: &mut Holdings) -> (usize, usize) {
     let (mut pairs, mut bytes) = (0, 0);

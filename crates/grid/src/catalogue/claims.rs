@@ -11,11 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A claim that is not renewed ends: its claimant hangs. Claimants renew it each third of that.
 pub const CLAIM_MS: u64 = 30_000;
-/// An owner that does not answer holds nobody up.
+/// An owner that does not answer holds nobody up, and is mute from then on: without that every claim at an owner that has
+/// just died would wait.
 pub const ANSWER_MS: u64 = 1_000;
-/// Who did not answer is not asked again for so long: by then it is suspected, or answers again. Without this every claim
-/// at an owner that has just died would wait.
-pub const SILENT_MS: u64 = 5_000;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Claims {
@@ -23,8 +21,6 @@ pub(super) struct Claims {
     given: BTreeMap<Key, (NodeId, u64)>,
     /// Asked for by this node, and since when.
     asked: BTreeMap<u64, (Key, NodeId, u64)>,
-    /// Owners that did not answer, and until when others are asked in their place.
-    silent: BTreeMap<NodeId, u64>,
 }
 
 impl Catalogue {
@@ -49,7 +45,7 @@ impl Catalogue {
     /// This node does not bring it in after all.
     pub fn unclaim(&mut self, key: Key, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
-        // It may have been given before the owner was silent, or since.
+        // It may have been given before the owner was mute, or since.
         for owner in self.leader(&key).into_iter().chain(self.first_live(&key)).collect::<BTreeSet<_>>() {
             match owner == self.me {
                 true => self.end_claim(&owner, &key),
@@ -59,13 +55,11 @@ impl Catalogue {
         self.finish()
     }
 
-    /// Who is asked for a claim: the first live owner that is neither suspected nor silent, if there is one. By the newest
+    /// Who is asked for a claim: the first live owner that is neither suspected nor mute, if there is one. By the newest
     /// ring: while it settles, two nodes that see the same members ask the same one.
     fn leader(&self, key: &Key) -> Option<NodeId> {
-        let is_silent = |node: &NodeId| self.claims.silent.get(node).is_some_and(|until| *until > self.now_ms);
-        let is_sound = |node: &NodeId| !self.members.suspected.contains(node) && !is_silent(node);
         let mut live = self.newest_ring().successors(key).filter(|node| self.members.live.contains(node));
-        live.find(is_sound).or_else(|| self.first_live(key))
+        live.find(|node| !self.is_doubtful(node)).or_else(|| self.first_live(key))
     }
 
     fn first_live(&self, key: &Key) -> Option<NodeId> {
@@ -103,8 +97,6 @@ impl Catalogue {
     }
 
     pub(super) fn claim_answered(&mut self, owner: &NodeId, id: u64, by: NodeId) {
-        // Also one that nobody waits for any more: who asks again asks this owner.
-        self.claims.silent.remove(owner);
         if self.claims.asked.get(&id).is_some_and(|(_, asked, _)| asked == owner) {
             self.claims.asked.remove(&id);
             self.out.push(Action::Claimed { id, by });
@@ -116,10 +108,9 @@ impl Catalogue {
         let now_ms = self.now_ms;
         self.claims.given.retain(|_, (_, until)| *until > now_ms);
         let is_late = |since: u64| now_ms.saturating_sub(since) >= ANSWER_MS;
-        self.claims.silent.retain(|_, until| *until > now_ms);
         let late = self.claims.asked.extract_if(.., |_, (_, _, since)| is_late(*since));
         for (id, (_, owner, _)) in late {
-            self.claims.silent.insert(owner, now_ms + SILENT_MS);
+            self.mutes.mark(owner, now_ms);
             self.out.push(Action::Claimed { id, by: self.me });
         }
     }
@@ -128,6 +119,7 @@ impl Catalogue {
 #[cfg(test)]
 mod tests {
     use super::super::members::Members;
+    use super::super::mute::MUTE_MS;
     use super::*;
     use std::num::NonZeroU8;
 
@@ -144,6 +136,11 @@ mod tests {
         let mut all = nodes.map(|node| Catalogue::new(node, 1, 2, [], 0));
         for catalogue in &mut all {
             catalogue.set_members(members.clone(), 0);
+            // They have met.
+            let me = catalogue.me;
+            for other in nodes.into_iter().filter(|node| *node != me) {
+                catalogue.receive(other, HolderMessage::Lacks { life: 1, keys: Vec::new() }, 0);
+            }
         }
         let leader = all[0].live_owners(&KEY)[0];
         all.sort_by_key(|catalogue| catalogue.me != leader);
@@ -213,7 +210,7 @@ mod tests {
             !second.iter().any(|action| matches!(action, Action::Send { to, .. } if *to == leader.me)),
             "{second:?}"
         );
-        let (_, later) = b.claim(KEY, ANSWER_MS + SILENT_MS);
+        let (_, later) = b.claim(KEY, ANSWER_MS + MUTE_MS);
         assert!(matches!(&later[..], [Action::Send { to, .. }] if *to == leader.me), "{later:?}");
     }
 

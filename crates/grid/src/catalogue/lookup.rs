@@ -2,7 +2,8 @@
 //!
 //! Two owners are asked at once, those against whom nothing is suspected first. One that has it ends the search; two that
 //! do not have it are a miss, so that an owner which is one since a moment ago makes none. An owner that is silent for
-//! [`HEDGE_MS`] is not waited for: the next one is asked beside it.
+//! [`HEDGE_MS`] is not waited for: the next one is asked beside it. Where all but doubtful ones, who are suspected or mute,
+//! have said what they know, those are waited for no longer either.
 
 use super::owned::Answer;
 use crate::ring::{Key, NodeId};
@@ -29,8 +30,8 @@ pub enum Step {
     Found(Answer),
     /// Nobody has it.
     Missing,
-    /// No owner answered. Nothing is known, which is not the same as a miss.
-    Unreachable,
+    /// Too few owners answered: nothing is known, which is not the same as a miss. Those that said nothing.
+    Unreachable(Vec<NodeId>),
 }
 
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub struct Lookup {
     to_ask: VecDeque<NodeId>,
     silent: BTreeSet<NodeId>,
     misses: usize,
+    /// Somebody said something.
+    is_heard: bool,
     /// So many misses are a miss.
     enough: usize,
     begun_ms: u64,
@@ -47,15 +50,16 @@ pub struct Lookup {
 
 impl Lookup {
     /// `owners` in the order of the ring. After `enough` misses, or one of each, nobody has it.
-    pub fn new(owners: Vec<NodeId>, is_suspected: impl Fn(&NodeId) -> bool, enough: usize, now_ms: u64) -> Self {
-        let (suspected, mut sound): (Vec<NodeId>, Vec<NodeId>) =
-            owners.into_iter().partition(|owner| is_suspected(owner));
-        sound.extend(suspected);
+    pub fn new(owners: Vec<NodeId>, is_doubtful: impl Fn(&NodeId) -> bool, enough: usize, now_ms: u64) -> Self {
+        let (doubtful, mut sound): (Vec<NodeId>, Vec<NodeId>) =
+            owners.into_iter().partition(|owner| is_doubtful(owner));
+        sound.extend(doubtful);
         let enough = enough.min(sound.len()).max(1);
         Lookup {
             to_ask: sound.into(),
             silent: BTreeSet::new(),
             misses: 0,
+            is_heard: false,
             enough,
             begun_ms: now_ms,
             asked_ms: now_ms,
@@ -65,6 +69,7 @@ impl Lookup {
 
     pub fn answered(&mut self, owner: &NodeId, answer: Answer) {
         if self.silent.remove(owner) {
+            self.is_heard = true;
             match answer.holders.is_empty() {
                 true => self.misses += 1,
                 false => self.found = self.found.take().or(Some(answer)),
@@ -74,10 +79,11 @@ impl Lookup {
 
     /// The owner cannot say.
     pub fn passed(&mut self, owner: &NodeId) {
-        self.silent.remove(owner);
+        self.is_heard |= self.silent.remove(owner);
     }
 
-    pub fn step(&mut self, now_ms: u64) -> Step {
+    /// `is_doubtful`: by what is known now.
+    pub fn step(&mut self, now_ms: u64, is_doubtful: impl Fn(&NodeId) -> bool) -> Step {
         if let Some(answer) = self.found.take() {
             return Step::Found(answer);
         }
@@ -86,17 +92,19 @@ impl Lookup {
         if self.misses >= self.enough {
             return Step::Missing;
         }
-        if is_over {
-            return Step::Unreachable;
-        }
         let is_late = now_ms.saturating_sub(self.asked_ms) >= HEDGE_MS;
+        let mut open = self.silent.iter().chain(&self.to_ask);
+        let is_vain = self.is_heard && open.all(is_doubtful);
+        if is_over || is_vain && is_late {
+            return Step::Unreachable(self.silent.iter().chain(&self.to_ask).copied().collect());
+        }
         let wanted = match self.silent.len() + self.misses {
             asked if asked < self.enough => self.enough - asked,
             _ => usize::from(is_late),
         };
         let next: Vec<NodeId> = self.to_ask.drain(..wanted.min(self.to_ask.len())).collect();
         if next.is_empty() {
-            let hedge_ms = if self.to_ask.is_empty() { LOOKUP_MS } else { HEDGE_MS };
+            let hedge_ms = if self.to_ask.is_empty() && !is_vain { LOOKUP_MS } else { HEDGE_MS };
             return Step::Wait((self.asked_ms + hedge_ms).min(self.begun_ms + LOOKUP_MS));
         }
         self.asked_ms = now_ms;

@@ -28,6 +28,7 @@ impl Catalogue {
     /// A message of a member. [`HolderMessage::Records`] are not for this: their signatures are verified first.
     pub fn receive(&mut self, from: NodeId, message: HolderMessage, now_ms: u64) -> Vec<Action> {
         self.now_ms = now_ms;
+        self.mutes.heard(&from);
         match message {
             HolderMessage::Begins { life, holds_nothing } => self.begins(from, life, holds_nothing),
             HolderMessage::Holds(holdings) => {

@@ -103,6 +103,12 @@ impl Orders {
         self.placed.contains_key(&(*key, *to))
     }
 
+    /// Members that were asked for a copy so long ago and do not have it yet, each with one such.
+    pub fn slow(&self, after_ms: u64, now_ms: u64) -> BTreeMap<NodeId, Key> {
+        let slow = self.placed.iter().filter(|(_, since)| now_ms.saturating_sub(**since) >= after_ms);
+        slow.map(|((key, to), _)| (*to, *key)).collect()
+    }
+
     pub fn len(&self) -> usize {
         self.placed.len()
     }

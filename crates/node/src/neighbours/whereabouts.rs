@@ -69,6 +69,8 @@ impl Inner {
         let mut search = Search { inner: self, keys, deadline, found: vec![None; keys.len()], unsure: BTreeSet::new() };
         // Holders whose owners had not been told what they answer for, and paths of which no owner can say anything.
         let (mut at_holders, mut unknown) = (Questions::new(), BTreeSet::new());
+        // Who let this node wait once is not waited for again.
+        let mut silent = BTreeSet::new();
         for (index, located) in self.mesh.look_up(keys).await.into_iter().enumerate() {
             match located {
                 Located::Held(mut whereabouts) => {
@@ -86,7 +88,10 @@ impl Inner {
                     }
                 }
                 Located::Missing => {}
-                Located::Unknown => drop(unknown.insert(index)),
+                Located::Unknown(owners) => {
+                    unknown.insert(index);
+                    silent.extend(owners);
+                }
             }
         }
         if !at_holders.is_empty() {
@@ -101,7 +106,8 @@ impl Inner {
             let all: Vec<usize> = unknown.into_iter().collect();
             let roster = self.mesh.roster();
             let others: Vec<NodeKey> = roster.live().map(|peer| peer.record.node).filter(|node| *node != me).collect();
-            let asked = others.iter().filter(|node| !self.is_quiet(node)).take(ASKED_MAX);
+            let is_left_out = |node: &NodeKey| self.is_quiet(node) || silent.contains(node);
+            let asked = others.iter().filter(|node| !is_left_out(node)).take(ASKED_MAX);
             let questions: Questions = asked.map(|node| (*node, all.clone())).collect();
             // What those say who were left alone before does not count any more, but what those do not who are now.
             search.unsure.clear();

@@ -4,7 +4,7 @@ use crate::support::{
     Rng, TestStore, Tree, add, add_in_haste, directory, export, file, info, ingest, path, small_options,
 };
 use redb::ReadableTable;
-use shoal_store::{CommitError, Damage, Defect, Error, GcAction, GcRequest, Object, Options, Store};
+use shoal_store::{CommitError, Damage, Defect, Error, GcAction, GcRequest, Object, Store};
 use shoal_wire::nix::signature::SecretKey;
 use std::fs::{self, OpenOptions};
 use std::io::Read;

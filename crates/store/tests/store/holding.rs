@@ -1,9 +1,7 @@
 //! Chunks that come one by one: cut as an ingest cuts them, checked, and held until their paths are made.
 
 use crate::support::*;
-use shoal_store::{
-    ChunkError, ChunkHold, Effort, Encoder, GcAction, GcRequest, IngestError, NarCutter, Options, Store,
-};
+use shoal_store::{ChunkError, ChunkHold, Effort, GcAction, GcRequest, IngestError, NarCutter, Options, Store};
 use shoal_wire::mesh::manifest::ChunkRef;
 use std::io::Read;
 
