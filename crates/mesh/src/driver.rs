@@ -211,7 +211,7 @@ impl Driver {
     fn tick_catalogue(&mut self) -> Next {
         let now_ms = self.now().ms;
         for (node, key) in std::mem::take(&mut self.undelivered) {
-            let actions = self.catalogue.receive(node, HolderMessage::Declined(vec![key]), now_ms);
+            let actions = self.catalogue.undelivered(node, &key, now_ms);
             self.carry_out_all(actions);
         }
         let actions = self.catalogue.tick(now_ms);
@@ -225,21 +225,28 @@ impl Driver {
                 let actions = self.membership.receive(from, &frame, self.now());
                 self.carry_out(actions);
             }
-            Incoming::Message { from, message } => match *message {
-                HolderMessage::Records(records) => self.verify(from, records),
-                HolderMessage::Keep { holding, enclosed } => self.keep_for(from, holding, enclosed),
-                message => {
-                    if let HolderMessage::Begins { life, .. } = message
-                        && self.lives.insert(from, life).is_some_and(|before| before < life)
-                    {
-                        self.links.outlived(from);
-                    }
-                    let actions = self.catalogue.receive(from, message, self.now().ms);
-                    self.carry_out_all(actions);
-                }
-            },
+            Incoming::Message { from, message } => {
+                self.catalogue.heard(&from);
+                self.hear_message(from, *message);
+            }
         }
         Next::Go
+    }
+
+    fn hear_message(&mut self, from: NodeKey, message: HolderMessage) {
+        match message {
+            HolderMessage::Records(records) => self.verify(from, records),
+            HolderMessage::Keep { holding, enclosed } => self.keep_for(from, holding, enclosed),
+            message => {
+                if let HolderMessage::Begins { life, .. } = message
+                    && self.lives.insert(from, life).is_some_and(|before| before < life)
+                {
+                    self.links.outlived(from);
+                }
+                let actions = self.catalogue.receive(from, message, self.now().ms);
+                self.carry_out_all(actions);
+            }
+        }
     }
 
     fn command(&mut self, command: Command) -> Next {

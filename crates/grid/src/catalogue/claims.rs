@@ -136,11 +136,6 @@ mod tests {
         let mut all = nodes.map(|node| Catalogue::new(node, 1, 2, [], 0));
         for catalogue in &mut all {
             catalogue.set_members(members.clone(), 0);
-            // They have met.
-            let me = catalogue.me;
-            for other in nodes.into_iter().filter(|node| *node != me) {
-                catalogue.receive(other, HolderMessage::Lacks { life: 1, keys: Vec::new() }, 0);
-            }
         }
         let leader = all[0].live_owners(&KEY)[0];
         all.sort_by_key(|catalogue| catalogue.me != leader);

@@ -39,7 +39,7 @@ pub struct Lookup {
     to_ask: VecDeque<NodeId>,
     silent: BTreeSet<NodeId>,
     misses: usize,
-    /// Somebody said something.
+    /// Another node said something.
     is_heard: bool,
     /// So many misses are a miss.
     enough: usize,
@@ -69,7 +69,6 @@ impl Lookup {
 
     pub fn answered(&mut self, owner: &NodeId, answer: Answer) {
         if self.silent.remove(owner) {
-            self.is_heard = true;
             match answer.holders.is_empty() {
                 true => self.misses += 1,
                 false => self.found = self.found.take().or(Some(answer)),
@@ -79,7 +78,12 @@ impl Lookup {
 
     /// The owner cannot say.
     pub fn passed(&mut self, owner: &NodeId) {
-        self.is_heard |= self.silent.remove(owner);
+        self.silent.remove(owner);
+    }
+
+    /// Another node answered, whatever it said.
+    pub fn heard(&mut self) {
+        self.is_heard = true;
     }
 
     /// `is_doubtful`: by what is known now.
@@ -93,10 +97,9 @@ impl Lookup {
             return Step::Missing;
         }
         let is_late = now_ms.saturating_sub(self.asked_ms) >= HEDGE_MS;
-        let mut open = self.silent.iter().chain(&self.to_ask);
-        let is_vain = self.is_heard && open.all(is_doubtful);
+        let is_vain = self.is_heard && self.to_ask.is_empty() && self.silent.iter().all(is_doubtful);
         if is_over || is_vain && is_late {
-            return Step::Unreachable(self.silent.iter().chain(&self.to_ask).copied().collect());
+            return Step::Unreachable(self.silent.iter().copied().collect());
         }
         let wanted = match self.silent.len() + self.misses {
             asked if asked < self.enough => self.enough - asked,

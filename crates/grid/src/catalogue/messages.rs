@@ -89,6 +89,23 @@ impl Catalogue {
         self.finish()
     }
 
+    /// A member said something, be it for the catalogue or not.
+    pub fn heard(&mut self, from: &NodeId) {
+        self.mutes.heard(from);
+    }
+
+    /// A message could not be sent. What it asked for is not waited for.
+    pub fn unsent(&mut self, to: &NodeId) {
+        self.mutes.untold(to, self.now_ms);
+    }
+
+    /// An order of a copy could not be sent: it is as if the node had declined.
+    pub fn undelivered(&mut self, to: NodeId, key: &Key, now_ms: u64) -> Vec<Action> {
+        self.now_ms = now_ms;
+        self.declined_by(to, key);
+        self.finish()
+    }
+
     fn begins(&mut self, node: NodeId, life: u64, holds_nothing: bool) {
         match holds_nothing {
             true => self.forget(&node),
@@ -122,6 +139,7 @@ impl Catalogue {
         let found: BTreeMap<Key, Found> = found.into_iter().map(|found| (found.key, found)).collect();
         for (key, lookup) in self.questions.answered(&owner, id) {
             if let Some((_, asker)) = self.lookups.get_mut(&lookup) {
+                asker.heard();
                 match found.get(&key).cloned() {
                     Some(Found { holders, record, .. }) => {
                         asker.answered(&owner, Answer { content: None, holders, record });
@@ -230,6 +248,7 @@ mod tests {
     use super::*;
     use crate::catalogue::holdings::BATCH_GAP_MS;
     use crate::catalogue::members::Members;
+    use crate::catalogue::replication::REPAIR_DELAY_MS;
     use crate::catalogue::{TICK_MS, UNTOLD_MS};
     use std::num::NonZeroU8;
 
@@ -297,6 +316,18 @@ mod tests {
         assert_eq!(holder.next_ms(), Some(2 * BATCH_GAP_MS));
         assert!(told(&holder.hurry(2 * BATCH_GAP_MS)));
         assert_eq!(holder.next_ms(), None);
+    }
+
+    #[test]
+    fn a_copy_that_lacks_is_made_though_the_only_holder_is_mute_just_then() {
+        let mut owner = pair();
+        let leads = |key: &u8| owner.live_owners(&[*key; 32])[0] == ME;
+        let key = (0..u8::MAX).find(leads).unwrap();
+        owner.receive(OTHER, HolderMessage::Holds(holdings(key..key + 1)), 1);
+        let fetched = |actions: Vec<Action>| actions.iter().any(|action| matches!(action, Action::Fetch { .. }));
+        assert!(!fetched(owner.tick(REPAIR_DELAY_MS)));
+        owner.mutes.mark(OTHER, REPAIR_DELAY_MS);
+        assert!(fetched(owner.tick(REPAIR_DELAY_MS + TICK_MS)));
     }
 
     #[test]

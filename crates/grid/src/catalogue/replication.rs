@@ -16,11 +16,11 @@ pub const REPAIRS_MAX: usize = 8;
 /// A copy that was asked for and is not there by then is asked for elsewhere.
 pub const COPY_TIMEOUT_MS: u64 = 60_000;
 
-/// Members that are to get a copy: `copies` in all, of which `holders` have one. `storers` are the live members that take
-/// copies, in the order in which they are to.
-pub fn targets(storers: &[NodeId], holders: &[NodeId], copies: usize) -> Vec<NodeId> {
-    let missing = copies.min(storers.len()).saturating_sub(holders.len());
-    storers.iter().filter(|node| !holders.contains(node)).take(missing).copied().collect()
+/// Members that are to get a copy: `copies` in all, of which `holders` have one. `able` are those that may be asked, in the
+/// order in which they are to.
+pub fn targets(able: &[NodeId], holders: &[NodeId], copies: usize) -> Vec<NodeId> {
+    let missing = copies.saturating_sub(holders.len());
+    able.iter().filter(|node| !holders.contains(node)).take(missing).copied().collect()
 }
 
 /// Whether so many copies are durable enough to say so.
@@ -103,9 +103,10 @@ impl Orders {
         self.placed.contains_key(&(*key, *to))
     }
 
-    /// Members that were asked for a copy so long ago and do not have it yet, each with one such.
+    /// Members that were asked for a copy so long ago and do not have it yet, each with one such. What is late has failed.
     pub fn slow(&self, after_ms: u64, now_ms: u64) -> BTreeMap<NodeId, Key> {
-        let slow = self.placed.iter().filter(|(_, since)| now_ms.saturating_sub(**since) >= after_ms);
+        let is_slow = |since: u64| (after_ms..COPY_TIMEOUT_MS).contains(&now_ms.saturating_sub(since));
+        let slow = self.placed.iter().filter(|(_, since)| is_slow(**since));
         slow.map(|((key, to), _)| (*to, *key)).collect()
     }
 

@@ -124,6 +124,9 @@ impl Driver {
             match action {
                 catalogue::Action::Send { to, message } => {
                     let is_sent = self.links.send_message(to, &message);
+                    if !is_sent {
+                        self.catalogue.unsent(&to);
+                    }
                     // Everything else is told again.
                     match message {
                         HolderMessage::Copy(wanted) if !is_sent => {

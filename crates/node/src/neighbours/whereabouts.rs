@@ -69,7 +69,7 @@ impl Inner {
         let mut search = Search { inner: self, keys, deadline, found: vec![None; keys.len()], unsure: BTreeSet::new() };
         // Holders whose owners had not been told what they answer for, and paths of which no owner can say anything.
         let (mut at_holders, mut unknown) = (Questions::new(), BTreeSet::new());
-        // Who let this node wait once is not waited for again.
+        // Owners that did not answer in time.
         let mut silent = BTreeSet::new();
         for (index, located) in self.mesh.look_up(keys).await.into_iter().enumerate() {
             match located {
@@ -95,7 +95,7 @@ impl Inner {
             }
         }
         if !at_holders.is_empty() {
-            search.ask(at_holders).await;
+            search.ask(at_holders, &silent).await;
             for index in unknown.iter().filter(|index| search.found[**index].is_none()) {
                 self.mesh.doubt(keys[*index]).await;
             }
@@ -106,15 +106,14 @@ impl Inner {
             let all: Vec<usize> = unknown.into_iter().collect();
             let roster = self.mesh.roster();
             let others: Vec<NodeKey> = roster.live().map(|peer| peer.record.node).filter(|node| *node != me).collect();
-            let is_left_out = |node: &NodeKey| self.is_quiet(node) || silent.contains(node);
-            let asked = others.iter().filter(|node| !is_left_out(node)).take(ASKED_MAX);
+            let asked = others.iter().filter(|node| !self.is_quiet(node)).take(ASKED_MAX);
             let questions: Questions = asked.map(|node| (*node, all.clone())).collect();
             // What those say who were left alone before does not count any more, but what those do not who are now.
             search.unsure.clear();
             if questions.len() < others.len() {
                 search.unsure.extend(&all);
             }
-            search.ask(questions).await;
+            search.ask(questions, &silent).await;
         }
         let Search { found, unsure, .. } = search;
         let sought = |(index, held): (usize, Option<Held>)| match held {
@@ -163,14 +162,15 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Asks several nodes at once, until each path is found or all have said what they have.
-    async fn ask(&mut self, questions: Questions) {
+    /// Asks several nodes at once, until each path is found or all have said what they have. For those in `silent`, and whom
+    /// others suspect, it does not wait as long.
+    async fn ask(&mut self, questions: Questions, silent: &BTreeSet<NodeKey>) {
         let mut open: BTreeSet<usize> = questions.values().flatten().copied().collect();
         let roster = self.inner.mesh.roster();
         let mut asked = JoinSet::new();
         for (node, wanted) in questions {
-            // Who does not answer others is not waited for as long.
-            let is_sound = roster.get(&node).is_some_and(|peer| peer.standing == Standing::Alive);
+            let is_alive = roster.get(&node).is_some_and(|peer| peer.standing == Standing::Alive);
+            let is_sound = is_alive && !silent.contains(&node);
             let patience = if is_sound { SAY_PATIENCE } else { PATIENCE };
             let until = self.deadline.min(Instant::now() + patience);
             let inner = self.inner.clone();
@@ -180,7 +180,7 @@ impl Search<'_> {
                 (node, wanted, records)
             });
         }
-        let mut silent = Vec::new();
+        let mut unheard = Vec::new();
         while let Some(answer) = asked.join_next().await {
             let Ok((node, wanted, records)) = answer else {
                 // One that panicked said nothing.
@@ -190,7 +190,7 @@ impl Search<'_> {
             let Some(records) = records else {
                 self.inner.was_quiet(node);
                 self.unsure.extend(wanted);
-                silent.push(node);
+                unheard.push(node);
                 continue;
             };
             for (index, record) in wanted.into_iter().zip(records) {
@@ -205,9 +205,9 @@ impl Search<'_> {
                 return;
             }
         }
-        if !silent.is_empty() {
+        if !unheard.is_empty() {
             let name = |node: &NodeKey| roster.get(node).map_or("", |peer| peer.record.name.as_str()).to_string();
-            let nodes = silent.iter().map(name).collect::<Vec<_>>().join(", ");
+            let nodes = unheard.iter().map(name).collect::<Vec<_>>().join(", ");
             tracing::info!(
                 paths = open.len(),
                 nodes,
