@@ -184,6 +184,13 @@ impl Links {
         }
     }
 
+    /// Members agree that the node is dead. When it is back nobody answers on the connections of its life before.
+    pub fn died(&self, node: NodeKey) {
+        for connection in self.inner.table().connections(&node) {
+            connection.close(Close::Replaced.code(), b"the node is dead");
+        }
+    }
+
     /// Closes the node's connections, and refuses it from now on.
     pub fn bar(&self, node: NodeKey) {
         let refusal = Refusal::barred();

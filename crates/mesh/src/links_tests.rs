@@ -184,6 +184,17 @@ async fn who_was_cut_off_comes_back_when_it_has_rested() {
 }
 
 #[tokio::test]
+async fn of_a_node_that_is_dead_no_connection_is_left_and_it_is_dialled_anew_when_it_is_back() {
+    let (a, b) = (Node::new(1).await, Node::new(2).await);
+    a.knows(&b);
+    let before = within(a.links.chunks(b.key())).await.unwrap();
+    a.links.died(b.key());
+    assert!(before.close_reason().is_some(), "nobody would answer on it");
+    let after = within(a.links.chunks(b.key())).await.unwrap();
+    assert!(after.close_reason().is_none());
+}
+
+#[tokio::test]
 async fn garbage_on_any_protocol_is_refused_with_a_reason() {
     let member = Node::new(1).await;
     let stranger = stranger(2).await;

@@ -77,7 +77,10 @@ impl Driver {
             }
             Change::Suspected(_) => "a node does not answer",
             Change::Cleared(_) => "a node answers again",
-            Change::Died(_) => "a node is dead",
+            Change::Died(node) => {
+                self.links.died(node);
+                "a node is dead"
+            }
             Change::Expired(node) => {
                 self.links.cut(node, "its certificate has expired");
                 "a node's certificate has expired"

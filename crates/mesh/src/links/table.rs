@@ -436,7 +436,12 @@ impl Table {
     pub fn cut(&mut self, node: &NodeKey, reason: &str, now: Instant) -> Vec<Connection> {
         let Some(peer) = self.peers.get_mut(node) else { return Vec::new() };
         peer.rests = Some((now + REST_AFTER_CUT, reason.to_owned()));
-        peer.lanes().iter().filter_map(|lane| Some(lane.link.as_ref()?.connection.clone())).collect()
+        self.connections(node)
+    }
+
+    pub fn connections(&self, node: &NodeKey) -> Vec<Connection> {
+        let lanes = self.peers.get(node).into_iter().flat_map(|peer| peer.lanes());
+        lanes.filter_map(|lane| Some(lane.link.as_ref()?.connection.clone())).collect()
     }
 
     /// The peer's connections that were opened before the one for messages.
