@@ -96,18 +96,18 @@ impl Lookup {
         if self.misses >= self.enough {
             return Step::Missing;
         }
-        let is_late = now_ms.saturating_sub(self.asked_ms) >= HEDGE_MS;
         let is_vain = self.is_heard && self.to_ask.is_empty() && self.silent.iter().all(is_doubtful);
-        if is_over || is_vain && is_late {
+        if is_over || is_vain {
             return Step::Unreachable(self.silent.iter().copied().collect());
         }
+        let is_late = now_ms.saturating_sub(self.asked_ms) >= HEDGE_MS;
         let wanted = match self.silent.len() + self.misses {
             asked if asked < self.enough => self.enough - asked,
             _ => usize::from(is_late),
         };
         let next: Vec<NodeId> = self.to_ask.drain(..wanted.min(self.to_ask.len())).collect();
         if next.is_empty() {
-            let hedge_ms = if self.to_ask.is_empty() && !is_vain { LOOKUP_MS } else { HEDGE_MS };
+            let hedge_ms = if self.to_ask.is_empty() { LOOKUP_MS } else { HEDGE_MS };
             return Step::Wait((self.asked_ms + hedge_ms).min(self.begun_ms + LOOKUP_MS));
         }
         self.asked_ms = now_ms;
