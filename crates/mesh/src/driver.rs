@@ -238,9 +238,8 @@ impl Driver {
             HolderMessage::Records(records) => self.verify(from, records),
             HolderMessage::Keep { holding, enclosed } => self.keep_for(from, holding, enclosed),
             message => {
-                // Who was started after this node has not told it of the life before.
                 if let HolderMessage::Begins { life, .. } = message
-                    && self.lives.insert(from, life).is_none_or(|before| before < life)
+                    && self.lives.insert(from, life).is_some_and(|before| before < life)
                 {
                     self.links.outlived(from);
                 }

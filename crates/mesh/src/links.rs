@@ -184,10 +184,16 @@ impl Links {
         }
     }
 
-    /// Members agree that the node is dead. When it is back nobody answers on the connections of its life before.
+    /// The node may be dead. See [`Links::died`].
+    pub fn suspected(&self, node: NodeKey) {
+        self.inner.table().suspected(&node);
+    }
+
+    /// Members agree that the node is dead. When it is back nobody answers on the connections of its life before; those that
+    /// were opened since it was suspected are not among them.
     pub fn died(&self, node: NodeKey) {
-        for connection in self.inner.table().connections(&node) {
-            connection.close(Close::Replaced.code(), b"the node is dead");
+        for connection in self.inner.table().of_the_dead(&node) {
+            connection.close(Close::Done.code(), b"the node is dead");
         }
     }
 

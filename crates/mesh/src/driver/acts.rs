@@ -75,7 +75,10 @@ impl Driver {
                     _ => return,
                 }
             }
-            Change::Suspected(_) => "a node does not answer",
+            Change::Suspected(node) => {
+                self.links.suspected(node);
+                "a node does not answer"
+            }
             Change::Cleared(_) => "a node answers again",
             Change::Died(node) => {
                 self.links.died(node);

@@ -97,6 +97,8 @@ pub(super) struct Peer {
     pub sync: Lane,
     pub chunks: Lane,
     pub builds: Lane,
+    /// The newest connection of all when the peer was suspected: what it opened since is of another life.
+    suspected: Option<u64>,
     failures: u32,
     not_before: Option<(Instant, DialError)>,
     /// It was cut off, and rests until then.
@@ -123,6 +125,7 @@ impl Peer {
             sync: Lane::default(),
             chunks: Lane::default(),
             builds: Lane::default(),
+            suspected: None,
             failures: 0,
             not_before: None,
             rests: None,
@@ -436,12 +439,22 @@ impl Table {
     pub fn cut(&mut self, node: &NodeKey, reason: &str, now: Instant) -> Vec<Connection> {
         let Some(peer) = self.peers.get_mut(node) else { return Vec::new() };
         peer.rests = Some((now + REST_AFTER_CUT, reason.to_owned()));
-        self.connections(node)
+        peer.lanes().iter().filter_map(|lane| Some(lane.link.as_ref()?.connection.clone())).collect()
     }
 
-    pub fn connections(&self, node: &NodeKey) -> Vec<Connection> {
-        let lanes = self.peers.get(node).into_iter().flat_map(|peer| peer.lanes());
-        lanes.filter_map(|lane| Some(lane.link.as_ref()?.connection.clone())).collect()
+    pub fn suspected(&mut self, node: &NodeKey) {
+        let serial = self.serial;
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.suspected = Some(serial);
+        }
+    }
+
+    /// The connections of a peer that died when it was suspected last.
+    pub fn of_the_dead(&mut self, node: &NodeKey) -> Vec<Connection> {
+        let Some(peer) = self.peers.get_mut(node) else { return Vec::new() };
+        let until = peer.suspected.take().unwrap_or(self.serial);
+        let links = peer.lanes().into_iter().filter_map(|lane| lane.link.as_ref());
+        links.filter(|link| link.serial <= until).map(|link| link.connection.clone()).collect()
     }
 
     /// The peer's connections that were opened before the one for messages.
