@@ -190,7 +190,7 @@ impl Links {
     }
 
     /// Members agree that the node is dead. When it is back nobody answers on the connections of its life before; those that
-    /// were opened since it was suspected are not among them.
+    /// were opened since it was suspected are not among them. Until it is heard of again nobody waits for a new one.
     pub fn died(&self, node: NodeKey) {
         for connection in self.inner.table().of_the_dead(&node) {
             connection.close(Close::Done.code(), b"the node is dead");
@@ -282,6 +282,10 @@ impl Inner {
             let mut table = self.table();
             if let Some(link) = table.peers.get_mut(&node).and_then(|peer| peer.open(protocol)) {
                 return Ok(link.connection.clone());
+            }
+            // Messages may find it alive.
+            if let Some(death) = table.death_of(&node).filter(|_| protocol != Protocol::Sync) {
+                return Err(death);
             }
             let is_dialling = table.peers.get_mut(&node).is_some_and(|peer| peer.lane(protocol).dialling.is_some());
             if !is_dialling {

@@ -184,12 +184,15 @@ async fn who_was_cut_off_comes_back_when_it_has_rested() {
 }
 
 #[tokio::test]
-async fn of_a_node_that_is_dead_no_connection_is_left_and_it_is_dialled_anew_when_it_is_back() {
+async fn of_a_node_that_is_dead_no_connection_is_left_and_none_is_opened_until_it_is_back() {
     let (a, b) = (Node::new(1).await, Node::new(2).await);
     a.knows(&b);
     let before = within(a.links.chunks(b.key())).await.unwrap();
     a.links.died(b.key());
     assert!(before.close_reason().is_some(), "nobody would answer on it");
+    let refused = within(a.links.chunks(b.key())).await.unwrap_err();
+    assert_eq!(refused, DialError::Silent("members agree that it is dead".to_owned()));
+    a.knows(&b);
     a.links.suspected(b.key());
     let after = within(a.links.chunks(b.key())).await.unwrap();
     a.links.died(b.key());

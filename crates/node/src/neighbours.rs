@@ -340,8 +340,13 @@ impl Inner {
         leave_alone(&self.quiet, node, QUIET);
     }
 
-    fn is_quiet(&self, node: &NodeKey) -> bool {
+    /// Whether a node did not answer this one a moment ago.
+    fn has_been_quiet(&self, node: &NodeKey) -> bool {
         is_left_alone(&self.quiet, node)
+    }
+
+    fn is_quiet(&self, node: &NodeKey) -> bool {
+        self.has_been_quiet(node)
             || is_left_alone(&self.distrusted, node)
             || self.mesh.roster().get(node).is_none_or(|peer| peer.standing != Standing::Alive)
     }

@@ -69,6 +69,10 @@ impl Link {
     }
 }
 
+fn dead() -> DialError {
+    DialError::Silent("members agree that it is dead".to_owned())
+}
+
 pub(super) type Waiter = oneshot::Sender<Result<Connection, DialError>>;
 
 /// A connection that is being opened.
@@ -99,6 +103,8 @@ pub(super) struct Peer {
     pub builds: Lane,
     /// The newest connection of all when the peer was suspected: what it opened since is of another life.
     suspected: Option<u64>,
+    /// Members agree that it is dead, and it has not been heard of since.
+    is_dead: bool,
     failures: u32,
     not_before: Option<(Instant, DialError)>,
     /// It was cut off, and rests until then.
@@ -126,6 +132,7 @@ impl Peer {
             chunks: Lane::default(),
             builds: Lane::default(),
             suspected: None,
+            is_dead: false,
             failures: 0,
             not_before: None,
             rests: None,
@@ -263,6 +270,7 @@ impl Table {
             (peer.failures, peer.not_before) = (0, None);
         }
         peer.addresses = addresses;
+        peer.is_dead = false;
     }
 
     pub fn suggest(&mut self, node: NodeKey, addresses: &[SocketAddr], now: Instant) {
@@ -357,7 +365,7 @@ impl Table {
         }
         let serial = self.serial + 1;
         let Some(peer) = self.peer(node, now) else { return Err(super::Refusal::busy()) };
-        (peer.failures, peer.not_before) = (0, None);
+        (peer.failures, peer.not_before, peer.is_dead) = (0, None, false);
         peer.seen = seen.or(peer.seen);
         let ready = peer.ready.clone();
         let lane = peer.lane(protocol);
@@ -442,6 +450,12 @@ impl Table {
         peer.lanes().iter().filter_map(|lane| Some(lane.link.as_ref()?.connection.clone())).collect()
     }
 
+    /// Why a peer need not be dialled: a dial takes seconds to find that nobody answers, and a build may wait for it.
+    pub fn death_of(&self, node: &NodeKey) -> Option<DialError> {
+        let is_dead = self.peers.get(node).is_some_and(|peer| peer.is_dead);
+        is_dead.then(dead)
+    }
+
     pub fn suspected(&mut self, node: &NodeKey) {
         let serial = self.serial;
         if let Some(peer) = self.peers.get_mut(node) {
@@ -449,10 +463,20 @@ impl Table {
         }
     }
 
-    /// The connections of a peer that died when it was suspected last.
+    /// The connections of a peer that died when it was suspected last. From now on it is dialled for nothing but to learn
+    /// whether it lives.
     pub fn of_the_dead(&mut self, node: &NodeKey) -> Vec<Connection> {
         let Some(peer) = self.peers.get_mut(node) else { return Vec::new() };
         let until = peer.suspected.take().unwrap_or(self.serial);
+        peer.is_dead = peer.lanes().iter().all(|lane| lane.link.as_ref().is_none_or(|link| link.serial <= until));
+        if peer.is_dead {
+            for protocol in [Protocol::Chunks, Protocol::Builds] {
+                let dialling = peer.lane(protocol).dialling.as_mut();
+                let waiters = dialling.map(|dialling| std::mem::take(&mut dialling.waiters)).unwrap_or_default();
+                // Who does not wait any more needs none.
+                waiters.into_iter().for_each(|waiter| drop(waiter.send(Err(dead()))));
+            }
+        }
         let links = peer.lanes().into_iter().filter_map(|lane| lane.link.as_ref());
         links.filter(|link| link.serial <= until).map(|link| link.connection.clone()).collect()
     }

@@ -79,10 +79,9 @@ impl Inner {
                         _ if whereabouts.holders.is_empty() => {}
                         Some(record) => search.found[index] = Some(Held { record, holders: whereabouts.holders }),
                         None => {
-                            whereabouts
-                                .holders
-                                .iter()
-                                .for_each(|node| at_holders.entry(*node).or_default().push(index));
+                            // Who let this node wait a moment ago would do so for each path again.
+                            let asked = whereabouts.holders.iter().filter(|node| !self.has_been_quiet(node));
+                            asked.for_each(|node| at_holders.entry(*node).or_default().push(index));
                             unknown.insert(index);
                         }
                     }
